@@ -1,0 +1,29 @@
+"""What can go wrong with a collection or an index, each said in one sentence."""
+
+
+class IndexerError(Exception):
+    """Something about a collection or an index stops the work; the message says what, and what to do."""
+
+
+class UsageError(IndexerError):
+    """The caller asked for something that cannot be: a bad option, a bad metadata column."""
+
+
+class IndexMissing(IndexerError):
+    """There is no index where one was expected."""
+
+
+class IndexLocked(IndexerError):
+    """Another run is writing to this index; the message names the holder."""
+
+
+class ModelMismatch(IndexerError):
+    """A descriptor or an index was made by another model than the one at hand."""
+
+
+class FormatTooNew(IndexerError):
+    """The index was written by a newer version; the message names the version that reads it."""
+
+
+class NotFound(IndexerError):
+    """The index has no photo or place of that id, or a photo's file is gone."""
