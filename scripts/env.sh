@@ -1,0 +1,93 @@
+# Shared by scripts/loci, scripts/test and scripts/check, which set `root`: makes or updates $root/.venv.
+# Set PYTHON to choose the interpreter, TORCH_INDEX_URL to take PyTorch from another index (docs/deployment.md).
+
+venv=$root/.venv
+
+say() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+}
+
+die() {
+    say "$*"
+    exit 1
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# What the environment was made from: the requirements, and the place its absolute paths point to.
+wanted_stamp() {
+    {
+        printf '%s\n' "$root"
+        cat "$root/pyproject.toml" "$root/requirements.txt"
+    } | cksum
+}
+
+is_ready() {
+    [ "$(cat "$venv/.installed-$1" 2>/dev/null)" = "$(wanted_stamp)" ] && [ -x "$venv/bin/python" ]
+}
+
+# One set-up at a time. The lock goes with descriptor 9, so it cannot be left behind by a killed run.
+lock_setup() {
+    exec 9<"$root/pyproject.toml"
+    "$1" - <<'PYTHON' || say "cannot lock $root; going on without"
+import fcntl, sys
+
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("waiting for another run that is setting up .venv", file=sys.stderr)
+    fcntl.flock(9, fcntl.LOCK_EX)
+PYTHON
+}
+
+make_venv() {
+    if "$venv/bin/python" - "$venv" >/dev/null 2>&1 <<'PYTHON'; then
+import os, sys
+import pip
+
+sys.exit(sys.version_info < (3, 11) or not os.path.samefile(sys.prefix, sys.argv[1]))
+PYTHON
+        return
+    fi
+    "$1" -m venv --clear "$venv" >&2 ||
+        die "could not make $venv with $1; on Debian and Ubuntu install python3-venv, then run this again"
+}
+
+install_project() {
+    local extras=$1
+    # The stamps go first and come back last: whatever happens in between, the next run starts this over.
+    rm -f "$venv"/.installed-*
+    (
+        cd "$root" &&
+            "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+                ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
+                --constraint requirements.txt --editable ".$extras" </dev/null >&2
+    ) || die "the installation into $venv failed (see above); run this again to go on"
+}
+
+# ensure_env run|dev: `dev` adds what the tests and checks need, and serves `run` too.
+ensure_env() {
+    local kind=$1 extras='' python
+    is_ready "$kind" && return
+    python=$(find_python) ||
+        die "Python 3.11 or newer is needed and was not found; install it, or set PYTHON to where it is"
+    lock_setup "$python"
+    if ! is_ready "$kind"; then
+        say "setting up $venv (the first time takes a few minutes: PyTorch is large)"
+        if [ "$kind" = dev ] || [ -e "$venv/.installed-dev" ]; then extras='[dev,heic]'; fi
+        make_venv "$python"
+        install_project "$extras"
+        wanted_stamp >"$venv/.installed-run"
+        if [ -n "$extras" ]; then wanted_stamp >"$venv/.installed-dev"; fi
+    fi
+    exec 9<&-
+}
