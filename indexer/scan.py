@@ -1,0 +1,180 @@
+"""Finding the photos below folders, without opening any."""
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from indexer.errors import IndexerError
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".avif", ".tif", ".tiff"})
+_HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+# Copies of POSTed photos inside an index are not a collection of their own.
+_INDEX_MARK = "catalogue.sqlite"
+
+
+@dataclass(frozen=True)
+class ScannedFile:
+    """One photo's file, as the folder lists it."""
+
+    root: Path
+    """The folder it was found below (absolute); for a file given by itself, the folder it lies in."""
+    relative: str
+    """Its path below `root`, with `/` between parts."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of the last change, nanoseconds since 1970."""
+
+    @property
+    def path(self) -> Path:
+        """Where to read it."""
+        return self.root / self.relative
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a scan found."""
+
+    roots: list[Path]
+    """The folders scanned whole, absolute: only below these does a photo that is missing count as vanished.
+    The folder of a file given by itself is not among them."""
+    files: list[ScannedFile]
+    """Sorted by root and relative path, no file twice."""
+    problems: list[tuple[Path, str]]
+    """What could not be looked into, and why."""
+
+
+def photo_suffixes() -> frozenset[str]:
+    """Endings of the files taken for photos, lower case; HEIC only where a reader for it is installed."""
+    return _SUFFIXES | _HEIF_SUFFIXES if find_spec("pillow_heif") else _SUFFIXES
+
+
+def scan(sources: Sequence[Path]) -> ScanResult:
+    """List the photos in folders, with everything below them, and files given by themselves.
+
+    Hidden files and folders and other indexes are passed over. Links are followed, and what they lead to is
+    listed once, under its own path where it has one here, so that loops end. A source below another is part
+    of it. Raises IndexerError for a source that does not exist.
+    """
+    folders, singles = _sort_out(sources)
+    walk = _Walk(photo_suffixes())
+    for folder in folders:
+        walk.add_root(folder)
+    walk.follow_links()
+    for single in singles:
+        walk.add_file(single.parent, single.name, single)
+    files = sorted(walk.files, key=lambda file: (str(file.root), file.relative))
+    return ScanResult(folders, files, sorted(walk.problems))
+
+
+def _sort_out(sources: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    folders: list[Path] = []
+    singles: list[Path] = []
+    for source in sources:
+        # Not resolve(): the user knows a folder by the name given, not by where a link leads.
+        path = Path(os.path.abspath(source))  # noqa: PTH100
+        if path.is_dir():
+            folders.append(path)
+        elif path.exists():
+            singles.append(path)
+        else:
+            raise IndexerError(f"{source} does not exist; name a folder of photos, or photos")
+    return _outermost(folders), sorted(set(singles))
+
+
+def _outermost(folders: Iterable[Path]) -> list[Path]:
+    kept: list[Path] = []
+    for folder in sorted(set(folders)):
+        if not any(folder.is_relative_to(other) for other in kept):
+            kept.append(folder)
+    return kept
+
+
+class _Walk:
+    """The state of one scan; links wait until all that lies in place is known."""
+
+    def __init__(self, suffixes: frozenset[str]) -> None:
+        self.files: list[ScannedFile] = []
+        self.problems: list[tuple[Path, str]] = []
+        self._suffixes = suffixes
+        self._seen: set[tuple[int, int]] = set()
+        self._links: list[tuple[Path, str]] = []
+
+    def add_root(self, root: Path) -> None:
+        """List a folder's photos, leaving links for `follow_links`."""
+        if self._first_visit(root):
+            self._add_tree(root, "")
+
+    def follow_links(self) -> None:
+        """List what links lead to, including links found on the way, unless it is listed already."""
+        while self._links:
+            root, relative = self._links.pop(0)
+            path = root / relative
+            if path.is_dir():
+                if self._first_visit(path):
+                    self._add_tree(root, relative)
+            elif path.suffix.lower() in self._suffixes:
+                self.add_file(root, relative, path)
+
+    def add_file(self, root: Path, relative: str, path: Path) -> None:
+        """List one file, unless it is listed already; a file that is not there becomes a problem."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            reason = "link to nothing" if path.is_symlink() else str(error.strerror)
+            self.problems.append((path, reason))
+            return
+        identity = (found.st_dev, found.st_ino)
+        if not stat.S_ISREG(found.st_mode) or (identity in self._seen and found.st_nlink == 1):
+            return
+        self._seen.add(identity)
+        self.files.append(ScannedFile(root, relative, found.st_size, found.st_mtime_ns))
+
+    def _first_visit(self, folder: Path) -> bool:
+        try:
+            found = folder.stat()
+        except OSError as error:
+            self.problems.append((folder, str(error.strerror)))
+            return False
+        identity = (found.st_dev, found.st_ino)
+        first = identity not in self._seen
+        self._seen.add(identity)
+        return first
+
+    def _add_tree(self, root: Path, start: str) -> None:
+        waiting = [start]
+        while waiting:
+            folder = waiting.pop()
+            entries = self._entries(root / folder)
+            if any(entry.name == _INDEX_MARK for entry in entries):
+                continue
+            for entry in entries:
+                relative = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_symlink():
+                    self._links.append((root, relative))
+                elif entry.is_dir():
+                    if self._first_visit(root / relative):
+                        waiting.append(relative)
+                elif Path(entry.name).suffix.lower() in self._suffixes:
+                    self.add_file(root, relative, root / relative)
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+        except OSError as error:
+            self.problems.append((folder, f"cannot be listed: {error.strerror}"))
+            return []
+        return sorted((e for e in entries if self._is_nameable(folder, e)), key=lambda entry: entry.name)
+
+    def _is_nameable(self, folder: Path, entry: os.DirEntry[str]) -> bool:
+        # Such a name can go neither into the catalogue nor into JSON.
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            self.problems.append((folder / entry.name, "its name is not valid UTF-8"))
+            return False
+        return True
