@@ -1,0 +1,75 @@
+"""k-means initialisation of the clusters: sampled local descriptors → centres and sharpness α."""
+
+from __future__ import annotations
+
+import math
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.errors import ModelError
+
+SAMPLE_PHOTOS = 500
+SAMPLE_PER_PHOTO = 100
+ITERATIONS = 100
+
+Floats = NDArray[np.float32]
+
+
+def sample_local(conv_map: NDArray[np.floating], rng: np.random.Generator) -> Floats:
+    """Up to 100 local descriptors of one map, drawn without replacement, L2-normalised.
+
+    Args:
+        conv_map: D H W.
+
+    Returns:
+        float32, n D.
+    """
+    local = conv_map.reshape(conv_map.shape[0], -1).T  # N D
+    drawn = rng.permutation(len(local))[:SAMPLE_PER_PHOTO]
+    picked = local[np.sort(drawn)].astype(np.float32)
+    return np.asarray(picked / np.maximum(np.linalg.norm(picked, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def kmeans(points: Floats, clusters: int, *, seed: int = 0) -> Floats:
+    """Centres of `points` (n D) by Lloyd's k-means, 100 iterations, K D.
+
+    Raises:
+        ModelError: fewer points than clusters.
+    """
+    if len(points) < clusters:
+        raise ModelError(
+            f"{clusters} clusters need at least as many local descriptors, got {len(points)}: "
+            "use larger photos, more photos or fewer clusters"
+        )
+    solver = faiss.Kmeans(
+        points.shape[1],
+        clusters,
+        niter=ITERATIONS,
+        seed=seed + 1234,
+        min_points_per_centroid=1,
+        max_points_per_centroid=2**31 - 1,
+    )
+    solver.train(np.ascontiguousarray(points, np.float32))
+    return np.asarray(solver.centroids, np.float32)
+
+
+def sharpness(points: Tensor, centres: Tensor, *, version: int = 1) -> float:
+    """α such that the nearest cluster outweighs the second by 100 on average (NetVLAD's rule).
+
+    Version 1: −ln 0.01 / mean(largest − second ĉ·x). Version 2: −ln 0.01 / mean(d₂² − d₁²).
+    """
+    if len(centres) < 2:
+        return 1.0  # one cluster takes everything, whatever α
+    if version == 1:
+        nearest = (points @ F.normalize(centres, dim=1).T).topk(2, dim=1).values
+    else:
+        nearest = -torch.cdist(points, centres).square().topk(2, dim=1, largest=False).values
+    gap = float((nearest[:, 0] - nearest[:, 1]).mean())
+    if not gap > 1e-9:
+        raise ModelError("the clusters coincide: the photos are all alike or blank")
+    return -math.log(0.01) / gap

@@ -1,0 +1,203 @@
+"""Runs the network: device and precision, batches of equal shape, decoding overlapped, memory survived."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.errors import ImageError, ModelError
+from model.modelfile import PlaceModel
+
+T = TypeVar("T")
+Image = NDArray[np.uint8]
+
+STAGES = ("maps", "pooled", "descriptors")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Embedded(Generic[T]):
+    """One item of a stream with what became of each of its images, or with the reason it has none."""
+
+    item: T
+    outputs: tuple[NDArray[np.float32], ...] = ()
+    error: str | None = None
+
+
+class Embedder:
+    """Owns a model on a device. One thread at a time may use it.
+
+    Args:
+        device: "auto" (CUDA where there is one, else CPU) or a PyTorch device name.
+        precision: of the backbone: "auto" (bf16 where the processor or GPU computes in it, fp16 on
+            older GPUs, else fp32), "fp32", "bf16" or "fp16". Pooling and reduction are always fp32.
+        batch_size: images of equal shape that go through together; None chooses by device.
+
+    Raises:
+        ModelError: an unknown or absent device, an unknown precision.
+    """
+
+    def __init__(
+        self,
+        model: PlaceModel,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        self.device = _device(device)
+        self.dtype = _dtype(precision, self.device)
+        self.batch_size = batch_size or (32 if self.device.type == "cuda" else 4)
+        if self.batch_size < 1:
+            raise ModelError(f"the batch size must be at least 1, got {batch_size}")
+        self.set_model(model)
+
+    def set_model(self, model: PlaceModel) -> None:
+        """Run another model from now on, with the same device and precision."""
+        self.model = copy.deepcopy(model).to(self.device).eval()
+        self.model.backbone.to(self.dtype).to(memory_format=torch.channels_last)
+
+    def describe(self) -> dict[str, str]:
+        """Device and precision in words."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        return {"device": name, "precision": str(self.dtype).removeprefix("torch.")}
+
+    def embed(self, images: Sequence[Image], stage: str = "descriptors") -> list[NDArray[np.float32]]:
+        """Outputs of `stage` for images (uint8, H W 3), in their order, images of one shape together."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(image.shape, []).append(index)
+        outputs: dict[int, NDArray[np.float32]] = {}
+        for indices in groups.values():
+            for at in range(0, len(indices), self.batch_size):
+                batch = indices[at : at + self.batch_size]
+                outputs.update(zip(batch, self._run([images[i] for i in batch], stage), strict=True))
+        return [outputs[i] for i in range(len(images))]
+
+    def stream(
+        self, items: Iterable[T], read: Callable[[T], Sequence[Image]], stage: str = "descriptors"
+    ) -> Iterator[list[Embedded[T]]]:
+        """Embed items a batch at a time, reading ahead in threads while the network runs.
+
+        `read` gives an item's images (several for a panorama) or raises `ImageError`. Batches come
+        in the order of their first items; a batch holds images of one shape where there are enough.
+        """
+        threads = min(4, os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+            for batch in self._batches(_read_ahead(pool, items, read, 2 * self.batch_size + threads)):
+                yield self._embed_batch(batch, stage)
+
+    def _batches(
+        self, read: Iterator[tuple[T, Future[Sequence[Image]]]]
+    ) -> Iterator[list[tuple[T, Sequence[Image] | ImageError]]]:
+        """Group by shape; a shape that waits longer than four batches goes as it is."""
+        waiting: dict[object, list[tuple[T, Sequence[Image] | ImageError]]] = {}
+        for item, future in read:
+            try:
+                images: Sequence[Image] | ImageError = future.result()
+            except ImageError as error:
+                images = error
+            key = None if isinstance(images, ImageError) else tuple(i.shape for i in images)
+            group = waiting.setdefault(key, [])
+            group.append((item, images))
+            if len(group) * len(key or (1,)) >= self.batch_size:
+                yield waiting.pop(key)
+            elif sum(map(len, waiting.values())) > 4 * self.batch_size:
+                yield waiting.pop(next(iter(waiting)))
+        yield from waiting.values()
+
+    def _embed_batch(
+        self, batch: list[tuple[T, Sequence[Image] | ImageError]], stage: str
+    ) -> list[Embedded[T]]:
+        images = [image for _, found in batch if not isinstance(found, ImageError) for image in found]
+        outputs = iter(self.embed(images, stage))
+        return [
+            Embedded(item, error=str(found))
+            if isinstance(found, ImageError)
+            else Embedded(item, tuple(next(outputs) for _ in found))
+            for item, found in batch
+        ]
+
+    def _run(self, images: list[Image], stage: str) -> list[NDArray[np.float32]]:
+        """One batch of one shape; out of memory, each half by itself."""
+        try:
+            return list(self._forward(images, stage))
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if len(images) == 1:
+                raise ModelError(
+                    f"not enough memory on {self.device} for one image of {images[0].shape[1]}×"
+                    f"{images[0].shape[0]}: use a smaller --image-size"
+                ) from error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(images) // 2
+        self.batch_size = max(half, 1)
+        return self._run(images[:half], stage) + self._run(images[half:], stage)
+
+    @torch.inference_mode()
+    def _forward(self, images: list[Image], stage: str) -> NDArray[np.float32]:
+        stacked = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)  # B 3 H W
+        output: Tensor = self.model.maps(stacked)
+        if stage != "maps":
+            output = self.model.pool(output)
+        if stage == "descriptors":
+            output = self.model.reduce(output)
+        return output.float().cpu().numpy()
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, items: Iterable[T], read: Callable[[T], Sequence[Image]], depth: int
+) -> Iterator[tuple[T, Future[Sequence[Image]]]]:
+    pending: deque[tuple[T, Future[Sequence[Image]]]] = deque()
+    try:
+        for item in items:
+            pending.append((item, pool.submit(read, item)))
+            if len(pending) > depth:
+                yield pending.popleft()
+        while pending:
+            yield pending.popleft()
+    finally:
+        for _, future in pending:
+            future.cancel()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision not in PRECISIONS:
+        raise ModelError(f"unknown precision {precision!r}: one of {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if _cpu_computes_bf16() else torch.float32
+
+
+def _cpu_computes_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

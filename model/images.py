@@ -1,0 +1,175 @@
+"""Photos → upright 8-bit RGB arrays: the one pre-processing that training, indexing and serving share."""
+
+from __future__ import annotations
+
+import functools
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from model.errors import ImageError, TooManyPixels
+
+DEFAULT_IMAGE_SIZE = 640
+MAX_PIXELS = 400_000_000
+MIN_SIDE = 16  # VGG16's four poolings leave nothing of a smaller side
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "HEIF", "GIF", "BMP")
+
+Source = Path | str | bytes | BinaryIO
+
+
+def use_own_pixel_limit() -> None:
+    """Switch Pillow's process-wide pixel limit off, for programs that read photos only through here.
+
+    Pillow warns above 89 and refuses above 179 million pixels whatever the caller allows;
+    `open_photo` refuses by its own `max_pixels` before anything is decoded.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def open_photo(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a photo lazily: header read, pixels not decoded, pixel count checked.
+
+    Raises:
+        ImageError: it is missing, empty, not an image of a known format, or below 16 px.
+        TooManyPixels: its header announces more than `max_pixels` pixels.
+    """
+    _register_heif()
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        image = Image.open(stream, formats=[name for name in FORMATS if _known(name)])
+    except Image.DecompressionBombError:
+        raise TooManyPixels(f"more than {_millions(max_pixels)} million pixels") from None
+    except UnidentifiedImageError:
+        raise ImageError(_unidentified(source)) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(_reason(error)) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise TooManyPixels(f"{width}×{height} is more than {_millions(max_pixels)} million pixels")
+    if min(width, height) < MIN_SIDE:
+        image.close()
+        raise ImageError(f"{width}×{height} is too small, {MIN_SIDE} px a side at least")
+    return image
+
+
+def read_photo(
+    source: Source, image_size: int = DEFAULT_IMAGE_SIZE, *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Decode a photo into what the network sees.
+
+    Upright by its EXIF orientation; grey, palette, CMYK and 16-bit photos become 8-bit RGB;
+    transparency is laid on white; an animation is its first frame. The longest side is brought
+    to `image_size` pixels, never enlarged.
+
+    Returns:
+        uint8, H W 3, RGB.
+
+    Raises:
+        ImageError: see `open_photo`; also a photo that is truncated or damaged inside.
+    """
+    with open_photo(source, max_pixels=max_pixels) as image:
+        try:
+            return _pixels(image, image_size)
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError) as error:
+            raise ImageError(_reason(error)) from error
+
+
+def target_size(width: int, height: int, image_size: int) -> tuple[int, int]:
+    """Width and height in pixels after the longest side is brought to `image_size`, never enlarged."""
+    scale = min(1.0, image_size / max(width, height))
+    return max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
+
+
+def _pixels(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    size = target_size(*image.size, image_size)
+    image.draft("RGB", size)  # JPEG only: decodes at ½, ¼ or ⅛ where that is still large enough
+    upright = _orientation(image)
+    rgb = _to_rgb(image)
+    if rgb.size != size:
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    if upright is not None:
+        rgb = rgb.transpose(upright)
+    return np.array(rgb, dtype=np.uint8)  # a copy: Pillow's own buffer is read-only
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        return turns.get(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF raises whatever its parser met; the pixels are still good
+        return None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bit(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """16-bit and float greys: 0–65535 and 0–1 are scaled to 0–255, 0–255 is left as it is."""
+    values: NDArray[np.floating] = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    top = float(values.max(initial=0.0))
+    if image.mode.startswith("I;16") or top > 255:
+        values = values / 257
+    elif image.mode == "F" and top <= 1:
+        values = values * 255
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+@functools.cache
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
+
+
+@functools.cache
+def _known(name: str) -> bool:
+    Image.init()
+    return name in Image.OPEN
+
+
+def _unidentified(source: Source) -> str:
+    size = len(source) if isinstance(source, bytes) else None
+    if isinstance(source, Path | str):
+        size = Path(source).stat().st_size
+    return "empty file" if size == 0 else "not an image that can be read"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a photo"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    text = str(error).strip() or type(error).__name__
+    return "truncated image" if "truncated" in text.lower() else f"damaged image ({text})"
+
+
+def _millions(pixels: int) -> str:
+    return f"{pixels / 1e6:g}"

@@ -1,0 +1,202 @@
+"""The network as one value: backbone, pooling, reduction and their pre-processing; one file on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.backbone import CHANNELS, imagenet_backbone, vgg16_conv5
+from model.errors import ModelError
+from model.images import DEFAULT_IMAGE_SIZE
+from model.poolings import NetVLAD
+from model.reduction import Reduction
+
+FORMAT = 1
+IMAGENET_MEAN = (123.68, 116.779, 103.939)  # RGB 0–255; Oxford's weights take no scaling
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What rebuilds a `PlaceModel`, and what its weights expect of an image."""
+
+    weights: str = "imagenet"
+    pooling: str = "netvlad"
+    version: int = 1  # of NetVLAD: 1 without, 2 with assignment bias
+    clusters: int = 64
+    dim: int | None = None  # None: unreduced, clusters · 512
+    power: float | None = None  # of the whitening, 0 … 1
+    image_size: int = DEFAULT_IMAGE_SIZE  # longest side in pixels, never enlarged
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    provenance: dict[str, Any] = field(default_factory=dict)  # how it was fitted; not in the fingerprint
+
+    @property
+    def output_dim(self) -> int:
+        return self.dim or self.clusters * CHANNELS
+
+
+class PlaceModel(nn.Module):
+    """VGG16 → NetVLAD → reduction.
+
+    Input: uint8 images, B 3 H W, RGB. Output: B d, fp32, unit length.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, config: ModelConfig, backbone: nn.Sequential, pooling: NetVLAD, reduction: Reduction | None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.pooling = pooling
+        self.reduction = reduction
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def unfitted(cls, config: ModelConfig) -> PlaceModel:
+        """ImageNet's convolutions with clusters and reduction still to be fitted."""
+        if config.weights != "imagenet":
+            raise ModelError(f"unknown weights {config.weights!r}: this version has 'imagenet'")
+        if config.pooling != "netvlad":
+            raise ModelError(f"unknown pooling {config.pooling!r}: this version has 'netvlad'")
+        pooling = NetVLAD(config.clusters, CHANNELS, version=config.version)
+        return cls(config, imagenet_backbone(), pooling, None)
+
+    def fitted(
+        self, pooling: NetVLAD | None = None, reduction: Reduction | None = None, **config: Any
+    ) -> PlaceModel:
+        """A model with the same backbone and other parts; `config` holds the fields that change."""
+        changed = dataclasses.replace(self.config, **config)
+        return PlaceModel(changed, self.backbone, pooling or self.pooling, reduction or self.reduction)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Conv maps, B 512 H/16 W/16, in the backbone's precision."""
+        weight = next(self.backbone.parameters())
+        x = (images.to(weight.device) - self.mean) / self.std
+        x = x.to(weight.dtype, memory_format=torch.channels_last)
+        maps: Tensor = self.backbone(x)
+        return maps
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Unreduced descriptors, B K·512, fp32."""
+        pooled: Tensor = self.pooling(maps)
+        return pooled
+
+    def reduce(self, pooled: Tensor) -> Tensor:
+        """Descriptors as they are stored, B d, fp32."""
+        return pooled if self.reduction is None else self.reduction(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.reduce(self.pool(self.maps(images)))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over weights, clusters, reduction and pre-processing, not over precision."""
+        digest = hashlib.sha256(json.dumps(_identity(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(_state(self).items()):
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def save_model(model: PlaceModel, path: Path) -> str:
+    """Write `model` to `path` by a temporary name, synced; returns its fingerprint."""
+    fingerprint = model.fingerprint
+    header = {
+        "format": str(FORMAT),
+        "config": json.dumps(dataclasses.asdict(model.config)),
+        "fingerprint": fingerprint,
+    }
+    partial = path.with_suffix(".partial")
+    save_file(_state(model), partial, metadata=header)
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(path)
+    return fingerprint
+
+
+def load_model(path: Path) -> PlaceModel:
+    """Read a model written by `save_model`; strict: every tensor must be there and fit.
+
+    Raises:
+        ModelError: no such file, not a model file, damaged, or of a newer format.
+    """
+    header = read_header(path)
+    config = _config(json.loads(header["config"]), path)
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"model file {path} is damaged: {error}") from error
+    with torch.device("meta"):
+        pooling = NetVLAD(config.clusters, CHANNELS, version=config.version)
+        reduction = Reduction(config.clusters * CHANNELS, config.dim) if config.dim else None
+        backbone = vgg16_conv5()
+    model = PlaceModel(config, backbone, pooling, reduction)
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"model file {path} does not hold the network its header describes: {error}"
+        ) from error
+    return model.eval()
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The header of a model file: `format`, `config` (JSON) and `fingerprint`.
+
+    Raises:
+        ModelError: see `load_model`.
+    """
+    if not path.is_file():
+        raise ModelError(f"no model file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"model file {path} is damaged: {error}") from error
+    if not {"format", "config", "fingerprint"} <= header.keys():
+        raise ModelError(f"{path} is a safetensors file, but not a loci model")
+    if int(header["format"]) > FORMAT:
+        raise ModelError(
+            f"model file {path} has format {header['format']}: a newer loci reads it, this one {FORMAT}"
+        )
+    return dict(header)
+
+
+def _config(fields: dict[str, Any], path: Path) -> ModelConfig:
+    try:
+        config = ModelConfig(**fields)
+    except TypeError as error:
+        raise ModelError(
+            f"model file {path} has a configuration this version cannot read: {error}"
+        ) from error
+    r, g, b = config.mean
+    x, y, z = config.std
+    return dataclasses.replace(config, mean=(r, g, b), std=(x, y, z))
+
+
+def _identity(config: ModelConfig) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    del fields["provenance"]
+    return fields
+
+
+def _state(model: PlaceModel) -> dict[str, Tensor]:
+    """The backbone in fp16, as ImageNet's is shipped; what was fitted in fp32."""
+    return {
+        name: (tensor.half() if name.startswith("backbone.") else tensor.float()).cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
