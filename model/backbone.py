@@ -36,7 +36,7 @@ def vgg16_conv5() -> nn.Sequential:
 
 
 def imagenet_state() -> dict[str, Tensor]:
-    """The shipped ImageNet convolutions (Oxford's release, CC BY 4.0): a state dict of `vgg16_conv5`, fp16."""
+    """The shipped ImageNet convolutions (Oxford's, CC BY 4.0): a state dict of `vgg16_conv5`, fp16."""
     data = resources.files("model").joinpath("data/vgg16-imagenet-fp16.safetensors").read_bytes()
     return {name.removeprefix("features."): tensor for name, tensor in load(data).items()}
 
