@@ -1,0 +1,149 @@
+"""What is shipped, and how the four packages may use each other."""
+
+import ast
+import csv
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+# Imports go one way: each package may use those before it.
+PACKAGES = ("model", "indexer", "service", "loci")
+WEIGHTS_SHA256 = "de170da2201c0e4a8c0949d79fb8db271b04aae266f8fb4448c663c74c38cb9c"
+GPS_IFD = 0x8825
+# Work that no module may do when it is imported.
+WORK = {
+    "print",
+    "logging.basicConfig",
+    "random.seed",
+    "np.random.seed",
+    "torch.manual_seed",
+    "warnings.simplefilter",
+}
+
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def imported_packages(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def calls_at_import(tree: ast.Module) -> set[str]:
+    """Names of what a module calls on its own level, for nothing but its effect."""
+    alone = [node.value for node in tree.body if isinstance(node, ast.Expr)]
+    return {ast.unparse(value.func) for value in alone if isinstance(value, ast.Call)}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_package_has_sources(package: str) -> None:
+    assert any(path.is_relative_to(ROOT / package) for path in SOURCES)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_go_one_way(path: Path) -> None:
+    rank = PACKAGES.index(path.relative_to(ROOT).parts[0])
+    later = set(PACKAGES[rank + 1 :])
+    assert not later & set(imported_packages(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_asserts_and_no_work_at_import(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert not WORK & calls_at_import(tree)
+
+
+def test_weights_are_shipped_and_whole() -> None:
+    weights = resources.files("model") / "data" / "vgg16-imagenet-fp16.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == WEIGHTS_SHA256
+
+
+def test_data_patterns_cover_every_data_file() -> None:
+    patterns = pyproject()["tool"]["setuptools"]["package-data"]
+    for package in PACKAGES:
+        folder = ROOT / package
+        shipped = {path for pattern in patterns[package] for path in folder.glob(pattern) if path.is_file()}
+        data = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+        assert data == shipped
+
+
+def requirements() -> Iterator[Requirement]:
+    project = pyproject()["project"]
+    extras = [text for extra in project["optional-dependencies"].values() for text in extra]
+    yield from map(Requirement, [*project["dependencies"], *extras])
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    found = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines if not line.startswith("#")]
+    assert all(found), "requirements.txt has a line that is neither a pin nor a comment"
+    return {canonicalize_name(match[1]): match[2] for match in found if match}
+
+
+@pytest.mark.parametrize("requirement", list(requirements()), ids=lambda requirement: requirement.name)
+def test_every_dependency_is_pinned_to_a_version_it_allows(requirement: Requirement) -> None:
+    pinned = pins()[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(pinned)
+
+
+def test_pins_keep_the_platform_wheels_open() -> None:
+    assert not [name for name in pins() if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def demo_photos(folder: str) -> list[Path]:
+    return sorted((ROOT / "loci" / "demo" / folder).glob("*.jpg"))
+
+
+def test_demo_photos_are_small_and_positioned() -> None:
+    photos, queries = demo_photos("photos"), demo_photos("queries")
+    assert (len(photos), len(queries)) == (60, 15)
+    assert not {path.name for path in photos} & {path.name for path in queries}
+    assert sum(path.stat().st_size for path in photos + queries) < 3_200_000
+    for path in photos + queries:
+        with Image.open(path) as image:
+            gps = image.getexif().get_ifd(GPS_IFD)
+            assert max(image.size) <= 640
+        assert (gps[1], gps[3]) == ("N", "W")
+        assert gps[2][:2] == (30, 10)
+        assert gps[4][:2] == (98, 5)
+
+
+def test_demo_truth_names_photos_that_are_there() -> None:
+    with (ROOT / "loci" / "demo" / "truth.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["query"] for row in rows] == [path.name for path in demo_photos("queries")]
+    known = {path.name for path in demo_photos("photos")}
+    for row in rows:
+        positives = row["positives"].split(" ")
+        assert len(positives) >= 6
+        assert set(positives) <= known
+
+
+def test_dockerfile_copies_what_its_context_has() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in " ".join(copied).split():
+        assert f"!{name}" in allowed
+        assert (ROOT / name).exists()
+
+
+@pytest.mark.parametrize("name", ["scripts/loci", "scripts/test", "scripts/check", ".ci/run"])
+def test_scripts_can_be_run(name: str) -> None:
+    assert (ROOT / name).stat().st_mode & 0o111
