@@ -1,0 +1,119 @@
+"""Everything behind the routes: the live index, the photo workers, the dispatcher and the metrics."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from indexer.answers import Answer
+from model.errors import ImageError
+from model.images import read_photo
+from service.dispatcher import Dispatcher
+from service.interfaces import Descriptor, Image, ServedIndex
+from service.live import LiveIndex
+from service.metrics import Metrics
+from service.settings import Settings
+from service.workers import Workers
+
+T = TypeVar("T")
+
+
+def _open(settings: Settings) -> ServedIndex:
+    from indexer.index import Index
+
+    return Index.open(settings.index, device=settings.device, precision=settings.precision)
+
+
+class Engine:
+    """Answers queries; one an app, and `running` only once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        index: ServedIndex | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.dispatcher = Dispatcher(
+            max_batch=settings.max_batch,
+            queue_size=settings.queue_size,
+            stall_seconds=settings.stall_seconds,
+            on_batch=lambda images: self.metrics.batch(images),
+            on_death=on_failure,
+        )
+        self.workers = Workers(settings.decode_threads, settings.queue_size)
+        self.metrics = Metrics(
+            queued=lambda: self.dispatcher.queued,
+            decoding=lambda: self.workers.inside,
+            ready=lambda: self.trouble() is None,
+        )
+        self.live = LiveIndex(
+            partial(_open, settings),
+            settings.refresh_seconds,
+            index=index,
+            on_change=self.metrics.index,
+            on_failure=on_failure,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the index in the background and answer queries until left; then finish what was admitted."""
+        self.dispatcher.start()
+        watch = asyncio.create_task(self.live.watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+            await asyncio.to_thread(self.dispatcher.stop, self.settings.shutdown_seconds)
+            await asyncio.to_thread(self.workers.stop)
+
+    def trouble(self) -> str | None:
+        """Say why queries cannot be answered now, or None when they can."""
+        return self.live.trouble() or self.dispatcher.trouble()
+
+    async def answer(self, index: ServedIndex, photo: bytes, k: int) -> Answer:
+        """Take a photo the straight way: decode → embed → answer, all by the one snapshot `index`."""
+        image, decode_ms = await self._timed("decode", self._decode(index, photo))
+        descriptor, embed_ms = await self._timed("embed", self.dispatcher.embed(image, index.embedder))
+        timings = {"decode": decode_ms, "embed": embed_ms}
+        search = asyncio.to_thread(index.answer, descriptor, k, timings)
+        answer, _ = await self._timed("search", search)
+        return answer
+
+    async def embed(self, index: ServedIndex, photos: Sequence[bytes]) -> list[Descriptor]:
+        """Give the photos' descriptors in their order; one failing photo fails the call, by its number."""
+        descriptors: list[Descriptor] = []
+        step = min(self.settings.max_batch, self.settings.queue_size)
+        for start in range(0, len(photos), step):
+            group = enumerate(photos[start : start + step], start + 1)
+            descriptors += await asyncio.gather(
+                *(self._embed_one(index, photo, number, len(photos)) for number, photo in group)
+            )
+        return descriptors
+
+    async def _embed_one(self, index: ServedIndex, photo: bytes, number: int, total: int) -> Descriptor:
+        try:
+            image, _ = await self._timed("decode", self._decode(index, photo))
+            descriptor, _ = await self._timed("embed", self.dispatcher.embed(image, index.embedder))
+        except ImageError as error:
+            if total == 1:
+                raise
+            raise type(error)(f"image {number} of {total}: {error}") from error
+        return descriptor
+
+    async def _decode(self, index: ServedIndex, photo: bytes) -> Image:
+        return await self.workers.run(
+            partial(read_photo, photo, index.image_size, max_pixels=self.settings.max_pixels)
+        )
+
+    async def _timed(self, stage: str, work: Awaitable[T]) -> tuple[T, float]:
+        """Await `work`; give its result and the milliseconds that it took."""
+        started = time.perf_counter()
+        result = await work
+        seconds = time.perf_counter() - started
+        self.metrics.stage(stage, seconds)
+        return result, 1000 * seconds

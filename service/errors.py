@@ -1,0 +1,140 @@
+"""What this package raises, and the one place that turns failures into problem+json (RFC 9457)."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from indexer.errors import ModelMismatch, NotFound
+from model.errors import ImageError, TooManyPixels
+from service.schemas import ProblemDetail
+
+PROBLEM_JSON = "application/problem+json"
+
+
+class ServiceError(Exception):
+    """The service cannot start or go on; the message says why, and what to do, in one sentence."""
+
+
+class Problem(ServiceError):
+    """A request that is refused; each subclass is one status and kind of problem."""
+
+    status = 500
+    kind = "internal"
+    title = "Internal error"
+    retry_after: int | None = None
+    """Seconds after which the same request may work."""
+
+    def __init__(self, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
+
+
+class MalformedBody(Problem):
+    """The body does not follow its own content type."""
+
+    status, kind, title = 400, "malformed-body", "Malformed body"
+
+
+class TooLarge(Problem):
+    """The body has more bytes than the service takes."""
+
+    status, kind, title = 413, "too-large", "Upload too large"
+
+
+class UnsupportedMedia(Problem):
+    """The content type is not an image's."""
+
+    status, kind, title = 415, "unsupported-media-type", "Not an image type"
+
+
+class InvalidRequest(Problem):
+    """A parameter or the image is missing or out of range."""
+
+    status, kind, title = 422, "invalid-request", "Invalid request"
+
+
+class NotReady(Problem):
+    """The index is not loaded, or the dispatcher is not at work."""
+
+    status, kind, title = 503, "not-ready", "Not ready"
+    retry_after = 5
+
+
+class Overloaded(Problem):
+    """More requests wait than the service queues."""
+
+    status, kind, title = 503, "overloaded", "Overloaded"
+    retry_after = 1
+
+
+def install(app: FastAPI) -> None:
+    """Answer the foreseen failures of `app` with problem+json; `RequestLog` does so for the others."""
+    for failure in (Problem, ImageError, NotFound, ModelMismatch, HTTPException, RequestValidationError):
+        app.add_exception_handler(failure, respond)
+    app.add_exception_handler(ClientDisconnect, respond)
+
+
+def describe(error: Exception) -> ProblemDetail:
+    """Translate a failure into what the caller is told."""
+    match error:
+        case Problem():
+            return _problem(error.status, error.kind, error.title, str(error), error.field)
+        case TooManyPixels():
+            return _problem(413, "too-many-pixels", "Image too large", str(error), "image")
+        case ImageError():
+            return _problem(400, "undecodable-image", "Image cannot be decoded", str(error), "image")
+        case NotFound():
+            return _problem(404, "not-found", "Not found", str(error))
+        case ModelMismatch():
+            return _problem(409, "model-mismatch", "Made by another model", str(error))
+        case RequestValidationError():
+            return _invalid(error.errors())
+        case HTTPException():
+            return _plain(error.status_code, error.detail)
+        case ClientDisconnect():
+            return _problem(400, "disconnected", "Client disconnected", "the body did not arrive whole")
+    return _problem(500, "internal", "Internal error", "the service failed on this request; its log says why")
+
+
+async def respond(_request: Request, error: Exception) -> JSONResponse:
+    """Tell the caller of a failure."""
+    problem = describe(error)
+    return JSONResponse(
+        problem.model_dump(exclude_none=True),
+        status_code=problem.status,
+        headers=_headers(error),
+        media_type=PROBLEM_JSON,
+    )
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):
+        headers |= dict(error.headers or {})  # Allow, on a 405
+    if isinstance(error, Problem) and error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return headers
+
+
+def _problem(status: int, kind: str, title: str, detail: str, field: str | None = None) -> ProblemDetail:
+    return ProblemDetail(
+        type=f"urn:loci:problem:{kind}", title=title, status=status, detail=detail, field=field
+    )
+
+
+def _plain(status: int, detail: str) -> ProblemDetail:
+    """Describe what the status alone says, as RFC 9457's about:blank."""
+    title = HTTPStatus(status).phrase
+    return ProblemDetail(type="about:blank", title=title, status=status, detail=detail or title)
+
+
+def _invalid(errors: Sequence[Mapping[str, Any]]) -> ProblemDetail:
+    fields = [str(error["loc"][-1]) for error in errors]
+    detail = "; ".join(f"{field}: {error['msg']}" for field, error in zip(fields, errors, strict=True))
+    return _problem(422, InvalidRequest.kind, InvalidRequest.title, detail, fields[0] if fields else None)

@@ -1,0 +1,54 @@
+"""Photo files → what a browser is given of them."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from indexer.errors import NotFound
+from model.errors import ImageError
+from model.images import open_photo, read_photo
+
+MEDIA_TYPES = {
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",  # a JPEG with further pictures behind it, as phones write them
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "AVIF": "image/avif",
+    "TIFF": "image/tiff",
+    "HEIF": "image/heif",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+}
+UNKNOWN = "application/octet-stream"
+QUALITY = 82
+
+
+def media_type(file: Path) -> str:
+    """Tell a photo's media type from its first bytes; its name may lie."""
+    try:
+        with open_photo(file) as image:
+            return MEDIA_TYPES.get(image.format or "", UNKNOWN)
+    except ImageError:
+        return UNKNOWN
+
+
+def etag(file: Path, *variant: object) -> str:
+    """Name this state of a file, and what is made of it; raises OSError when it is gone."""
+    stat = file.stat()
+    return '"' + "-".join([f"{stat.st_mtime_ns:x}", f"{stat.st_size:x}", *map(str, variant)]) + '"'
+
+
+def thumbnail(file: Path, size: int) -> bytes:
+    """Shrink a photo to `size` pixels on its longest side: an upright JPEG that carries no metadata.
+
+    Raises:
+        NotFound: the file can no longer be read; that is not the caller's fault.
+    """
+    try:
+        pixels = read_photo(file, size)
+    except ImageError as error:
+        raise NotFound(f"the photo's file can no longer be read: {error}") from error
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=QUALITY, optimize=True)
+    return out.getvalue()

@@ -1,0 +1,82 @@
+"""The index that is being served: opened in the background, exchanged when a new snapshot appears."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from service.errors import NotReady
+from service.interfaces import ServedIndex
+
+logger = logging.getLogger(__name__)
+
+Opener = Callable[[], ServedIndex]
+Listener = Callable[[ServedIndex], None]
+
+
+class LiveIndex:
+    """Holds the newest snapshot that could be opened.
+
+    A request asks for `current` once and keeps what it got, so that one snapshot answers it.
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        refresh_seconds: float,
+        *,
+        index: ServedIndex | None = None,
+        on_change: Listener,
+        on_failure: Callable[[Exception], None] | None = None,
+    ) -> None:
+        self._opener = opener
+        self._refresh_seconds = refresh_seconds
+        self._index = index
+        self._on_change = on_change
+        self._on_failure = on_failure
+        self._trouble = "the index is being loaded"
+
+    @property
+    def current(self) -> ServedIndex:
+        """The snapshot to answer from.
+
+        Raises:
+            NotReady: none is loaded yet; the sentence says why.
+        """
+        if self._index is None:
+            raise NotReady(self._trouble)
+        return self._index
+
+    def trouble(self) -> str | None:
+        """Say why there is no index, or None when there is one."""
+        return self._trouble if self._index is None else None
+
+    async def watch(self) -> None:
+        """Open the index, then look for a newer snapshot again and again; ends only by cancellation."""
+        if self._index is not None:
+            await asyncio.to_thread(self._on_change, self._index)
+        while True:
+            await (self._open() if self._index is None else self._refresh(self._index))
+            await asyncio.sleep(self._refresh_seconds)
+
+    async def _open(self) -> None:
+        try:
+            index = await asyncio.to_thread(self._opener)
+            await self._take(index)
+        except Exception as error:
+            self._trouble = str(error) or type(error).__name__
+            logger.error("the index cannot be opened: %s", self._trouble)
+            if self._on_failure is not None:
+                self._on_failure(error)
+
+    async def _refresh(self, index: ServedIndex) -> None:
+        try:
+            newest = await asyncio.to_thread(index.latest)
+            if newest is not index:
+                await self._take(newest)
+        except Exception:
+            logger.exception("no newer snapshot could be opened, %s goes on serving", index.snapshot)
+
+    async def _take(self, index: ServedIndex) -> None:
+        await asyncio.to_thread(self._on_change, index)
+        self._index = index
+        logger.info("serving snapshot %s of model %s", index.snapshot, index.model_fingerprint)

@@ -1,0 +1,70 @@
+"""What FastAPI cannot work out by itself: image bodies and problem+json in the OpenAPI description."""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from service.errors import PROBLEM_JSON
+from service.schemas import ProblemDetail
+from service.uploads import FIELD
+
+Responses = dict[int | str, dict[str, Any]]
+
+MEANING = {
+    400: "The image cannot be decoded, or the body is malformed.",
+    404: "There is no such thing in the index, or its file is gone.",
+    409: "The descriptor was made by another model.",
+    413: "Too many bytes or too many pixels.",
+    415: "Not an image type.",
+    422: "A parameter or the image is missing or out of range.",
+    500: "The service failed on this request.",
+    503: "Not ready, or too many requests are waiting; Retry-After says when to come back.",
+}
+
+
+def problems(*statuses: int) -> Responses:
+    """Describe the problem+json answers of a route."""
+    return {
+        status: {
+            "description": MEANING.get(status, HTTPStatus(status).phrase),
+            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/ProblemDetail"}}},
+        }
+        for status in statuses
+    }
+
+
+def binary(*media_types: str) -> dict[str, Any]:
+    """Describe a response that is a file."""
+    schema = {"type": "string", "format": "binary"}
+    return {"content": {media_type: {"schema": schema} for media_type in media_types}}
+
+
+def image_body(*, several: bool) -> dict[str, Any]:
+    """Describe a request body that holds one image, or several."""
+    image = {"type": "string", "format": "binary", "description": "A photo, in any common format."}
+    part = {"type": "array", "items": image, "minItems": 1} if several else image
+    form = {"type": "object", "required": [FIELD], "properties": {FIELD: part}}
+    content = {
+        "multipart/form-data": {"schema": form},
+        "image/*": {"schema": image},
+        "application/octet-stream": {"schema": image},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def install(app: FastAPI) -> None:
+    """Add the problem schema to the description of `app`."""
+    generate: Callable[[], dict[str, Any]] = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = generate()
+        _, schemas = models_json_schema(
+            [(ProblemDetail, "serialization")], ref_template="#/components/schemas/{model}"
+        )
+        description.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,38 @@
+"""Whether the process lives, whether it can answer, and what it has counted."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.deps import EngineDep
+from service.errors import NotReady
+from service.openapi import problems
+from service.schemas import Health, Readiness
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def healthz() -> Health:
+    """Answer, which a dead process would not."""
+    return Health()
+
+
+@router.get("/readyz", summary="Can queries be answered?", responses=problems(503))
+async def readyz(engine: EngineDep) -> Readiness:
+    """Tell whether an index is loaded and the dispatcher's heart beats; a 503 says what is missing."""
+    trouble = engine.trouble()
+    if trouble is not None:
+        raise NotReady(trouble)
+    index = engine.live.current
+    return Readiness(model=index.model_fingerprint, snapshot=index.snapshot)
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(engine: EngineDep) -> Response:
+    """Give counts, queue length, batch sizes and stage times in Prometheus' text format."""
+    return Response(engine.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

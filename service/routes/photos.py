@@ -1,0 +1,81 @@
+"""The photos of the index."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
+
+from indexer.answers import Photo
+from indexer.errors import NotFound
+from service.deps import EngineDep, Id, IndexDep
+from service.files import etag, media_type, thumbnail
+from service.openapi import Responses, binary, problems
+from service.schemas import PhotoInfo
+
+router = APIRouter(tags=["photos"], responses=problems(404, 422, 500, 503))
+
+NOT_MODIFIED: Responses = {304: {"description": "The copy that If-None-Match names is still right."}}
+
+
+def describe_photo(photo: Photo) -> PhotoInfo:
+    """Put what the index knows about a photo into the documented JSON."""
+    return PhotoInfo(**dataclasses.asdict(photo))
+
+
+@router.get("/v1/photos/{id}", summary="Describe a photo")
+def show_photo(index: IndexDep, id: Id) -> PhotoInfo:
+    """Give what the index knows about a photo."""
+    return describe_photo(index.photo(id))
+
+
+@router.get(
+    "/v1/photos/{id}/image",
+    summary="Fetch a photo",
+    response_class=FileResponse,
+    responses={200: binary("image/*"), **NOT_MODIFIED},
+)
+def fetch_image(request: Request, index: IndexDep, id: Id) -> Response:
+    """Give the photo's own file, unchanged."""
+    file = index.photo_file(id)
+    headers = _validators(file)
+    if _is_current(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return FileResponse(
+        file,
+        media_type=media_type(file),
+        headers=headers,
+        filename=file.name,
+        content_disposition_type="inline",
+    )
+
+
+@router.get(
+    "/v1/photos/{id}/thumbnail",
+    summary="Fetch a small copy of a photo",
+    response_class=Response,
+    responses={200: binary("image/jpeg"), **NOT_MODIFIED},
+)
+async def fetch_thumbnail(request: Request, engine: EngineDep, index: IndexDep, id: Id) -> Response:
+    """Give a small upright JPEG without the photo's metadata."""
+    file = await engine.workers.run(partial(index.photo_file, id))
+    size = engine.settings.thumbnail_size
+    headers = _validators(file, size)
+    if _is_current(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    jpeg = await engine.workers.run(partial(thumbnail, file, size))
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+
+def _validators(file: Path, *variant: object) -> dict[str, str]:
+    try:
+        tag = etag(file, *variant)
+    except OSError as error:
+        raise NotFound("the photo's file is gone") from error
+    return {"ETag": tag, "Cache-Control": "private, no-cache"}  # kept, but asked about before each use
+
+
+def _is_current(request: Request, tag: str) -> bool:
+    known = [item.strip().removeprefix("W/") for item in request.headers.get("if-none-match", "").split(",")]
+    return tag in known or "*" in known

@@ -1,0 +1,39 @@
+"""Photos in, answers or descriptors out."""
+
+from fastapi import APIRouter
+
+from service.deps import EngineDep, ImageDep, ImagesDep, IndexDep, K
+from service.openapi import image_body, problems
+from service.schemas import Embeddings, QueryAnswer
+
+router = APIRouter(tags=["query"], responses=problems(400, 413, 415, 422, 500, 503))
+
+
+@router.post(
+    "/v1/query",
+    summary="Find where a photo was taken",
+    openapi_extra=image_body(several=False),
+    responses=problems(409),
+)
+async def query(engine: EngineDep, index: IndexDep, image: ImageDep, k: K = 5) -> QueryAnswer:
+    """Give the nearest places, the position and the confidence for one photo.
+
+    Send the photo as multipart part `image`, or as the body itself with a content type `image/*`.
+    """
+    answer = await engine.answer(index, image, k)
+    return QueryAnswer.model_validate(answer.to_json())
+
+
+@router.post(
+    "/v1/embed",
+    summary="Turn images into descriptors",
+    openapi_extra=image_body(several=True),
+)
+async def embed(engine: EngineDep, index: IndexDep, images: ImagesDep) -> Embeddings:
+    """Give one descriptor an image, in the order in which the `image` parts were sent."""
+    descriptors = await engine.embed(index, images)
+    return Embeddings(
+        model=index.model_fingerprint,
+        dim=len(descriptors[0]),
+        descriptors=[descriptor.tolist() for descriptor in descriptors],
+    )

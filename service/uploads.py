@@ -1,0 +1,126 @@
+"""Request bodies → the images in them; limits hold while the body is read, and nothing touches the disk."""
+
+from collections.abc import AsyncIterator
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.errors import MalformedBody, TooLarge, UnsupportedMedia
+
+FIELD = "image"
+
+
+async def read_images(request: Request, limit: int) -> list[bytes]:
+    """Read the `image` parts of a multipart body, or a raw body as the one image.
+
+    Content-Length is only believed when it announces too much. An image without a content type is
+    taken for one; decoding decides.
+
+    Raises:
+        TooLarge: the body has more than `limit` bytes.
+        UnsupportedMedia: the body or an `image` part says that it is no image.
+        MalformedBody: the body is not the multipart that it claims to be.
+    """
+    media, options = parse_options_header(request.headers.get("content-type"))
+    if media == b"multipart/form-data":
+        return await _read_parts(request, options.get(b"boundary", b""), limit)
+    _check_type(media.decode("latin-1"), "the body")
+    body = b"".join([chunk async for chunk in _limited(request, limit)])
+    return [body] if body else []
+
+
+async def _limited(request: Request, limit: int) -> AsyncIterator[bytes]:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            raise _too_large(limit)
+        yield chunk
+
+
+async def _read_parts(request: Request, boundary: bytes, limit: int) -> list[bytes]:
+    if not boundary:
+        raise MalformedBody("the multipart content type names no boundary")
+    parts = _ImageParts()
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": parts.begin,
+                "on_header_field": parts.header_name,
+                "on_header_value": parts.header_value,
+                "on_header_end": parts.end_header,
+                "on_headers_finished": parts.end_headers,
+                "on_part_data": parts.data,
+                "on_part_end": parts.end,
+                "on_end": parts.end_body,
+            },
+        )
+        async for chunk in _limited(request, limit):
+            parser.write(chunk)
+    except FormParserError as error:
+        raise MalformedBody(f"not a multipart body: {error}") from error
+    if not parts.complete:
+        raise MalformedBody("the multipart body ends too early")
+    return parts.images
+
+
+class _ImageParts:
+    """Collects the parts named `image` and passes over all others."""
+
+    def __init__(self) -> None:
+        self.images: list[bytes] = []
+        self.complete = False
+        self._headers: dict[bytes, bytes] = {}
+        self._name = self._value = b""
+        self._content: bytearray | None = None
+
+    def begin(self) -> None:
+        self._headers = {}
+        self._content = None
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def end_header(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def end_headers(self) -> None:
+        _, disposition = parse_options_header(self._headers.get(b"content-disposition"))
+        if disposition.get(b"name") != FIELD.encode():
+            return
+        media, _ = parse_options_header(self._headers.get(b"content-type"))
+        _check_type(media.decode("latin-1"), f"the part {FIELD!r}")
+        self._content = bytearray()
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        if self._content is not None:
+            self._content += data[start:end]
+
+    def end(self) -> None:
+        if self._content is not None:
+            self.images.append(bytes(self._content))
+
+    def end_body(self) -> None:
+        self.complete = True
+
+
+def _check_type(media: str, what: str) -> None:
+    if media and not media.startswith("image/") and media != "application/octet-stream":
+        raise UnsupportedMedia(
+            f"{what} is of type {media[:100]}; send image/* or application/octet-stream,"
+            f" as the body itself or as multipart/form-data with a part {FIELD!r}",
+            field=FIELD,
+        )
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is larger than the {limit / 1e6:g} MB that this service takes", field=FIELD)
