@@ -1,0 +1,55 @@
+# One image for the index job and the service. docs/deployment.md says how to build and run it.
+ARG BASE=python:3.11-slim-bookworm
+
+# What is to be installed, in a stage of its own: the next one, by far the largest, is then made again only when
+# this list or a pin changes, and not with every other line of pyproject.toml.
+FROM ${BASE} AS wanted
+# gpu or cpu: which build of FAISS. The GPU build also runs without a GPU, but brings 1.2 GB of CUDA libraries.
+ARG FAISS=gpu
+COPY pyproject.toml .
+RUN python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["heic"], sep="\n")' > /wanted.txt \
+    && if [ "$FAISS" = cpu ]; then sed -i -e '/^faiss-gpu/d' -e '/^faiss-cpu/s/;.*//' /wanted.txt; fi
+
+FROM ${BASE} AS builder
+# Another index of PyTorch wheels, for the build without CUDA; pip's own PIP_EXTRA_INDEX_URL does the same.
+ARG TORCH_INDEX_URL=
+WORKDIR /build
+RUN python3 -m venv /opt/loci
+COPY --from=wanted /wanted.txt ./
+COPY requirements.txt ./
+RUN /opt/loci/bin/pip install --no-cache-dir --disable-pip-version-check \
+        ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --constraint requirements.txt --requirement wanted.txt
+COPY pyproject.toml ./
+COPY README.md LICENSE NOTICE ./
+COPY model model
+COPY indexer indexer
+COPY service service
+COPY loci loci
+RUN /opt/loci/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps .
+
+FROM ${BASE}
+# A fixed uid, so that a volume keeps its owner from one image to the next.
+RUN groupadd --gid 10001 loci \
+    && useradd --uid 10001 --gid loci --no-create-home --home-dir /tmp --shell /usr/sbin/nologin loci \
+    && mkdir /data /photos \
+    && chown loci:loci /data
+COPY --from=builder /opt/loci /opt/loci
+# Everything that is written outside /data goes to /tmp: with a tmpfs there, the root can be read-only.
+ENV PATH=/opt/loci/bin:$PATH \
+    HOME=/tmp \
+    USER=loci \
+    TMPDIR=/tmp \
+    XDG_CACHE_HOME=/tmp/.cache \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    LOCI_HOST=0.0.0.0 \
+    LOCI_PORT=8000 \
+    LOCI_INDEX=/data/index
+USER loci
+WORKDIR /data
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['LOCI_PORT']), timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["loci"]
+CMD ["serve"]
