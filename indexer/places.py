@@ -79,15 +79,15 @@ def assign_places(
 
     `existing` are the places so far, with their members. A photo that has a place keeps it (except with
     `frames:N`, where a new frame shifts those after it); an id lasts while one of its place's photos is
-    left, and where the medoid is gone another member takes over (members out of its reach leave). Raises UsageError for a mode or radius that is none, and for
-    `gps` where no photo has a position.
+    left, and where the medoid is gone another member takes over (members out of its reach leave). Raises
+    UsageError for a mode or radius that is none.
     """
     mode = parse_mode(mode) if isinstance(mode, str) else mode
     if not radius_m > 0:
         raise UsageError(f"the place radius must be more than 0 m, not {radius_m:g}")
     ordered = sorted(photos, key=lambda photo: photo.id)
     if mode.kind in ("auto", "gps"):
-        return _by_position(ordered, mode, radius_m, existing)
+        return _by_position(ordered, radius_m, existing)
     if mode.kind == "frames":
         return _finish(by_frames(ordered, mode.frames), existing)
     return _finish(by_folder(ordered) if mode.kind == "folder" else by_name(ordered, named=False), existing)
@@ -105,14 +105,10 @@ def place_id(medoid: str, taken: Collection[str] = ()) -> str:
 
 
 def _by_position(
-    photos: Sequence[PlacePhoto], mode: PlaceMode, radius_m: float, existing: Sequence[AssignedPlace]
+    photos: Sequence[PlacePhoto], radius_m: float, existing: Sequence[AssignedPlace]
 ) -> list[AssignedPlace]:
     placed = [photo for photo in photos if photo.lat is not None and photo.lon is not None]
     unplaced = [photo for photo in photos if photo.lat is None or photo.lon is None]
-    if mode.kind == "gps" and photos and not placed:
-        raise UsageError(
-            "no photo has a position, so places cannot go by gps; give --metadata or other --places"
-        )
     near = _Nearby(placed, radius_m, existing).places() if placed else []
     taken = {place.id for place in near}
     rest = [place for place in existing if place.id not in taken]
