@@ -57,30 +57,47 @@ class Embedder:
     ) -> None:
         self.device = _device(device)
         self.dtype = _dtype(precision, self.device)
-        self.batch_size = batch_size or (32 if self.device.type == "cuda" else 4)
-        if self.batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ModelError(f"the batch size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size or (32 if self.device.type == "cuda" else 4)
         self.set_model(model)
 
     def set_model(self, model: PlaceModel) -> None:
         """Run another model from now on, with the same device and precision."""
-        self.model = copy.deepcopy(model).to(self.device).eval()
-        self.model.backbone.to(self.dtype).to(memory_format=torch.channels_last)
+        self.model = model  # as given: a copy in bf16 would be saved as other weights
+        self._running = copy.deepcopy(model).to(self.device).eval()
+        self._running.backbone.to(self.dtype).to(memory_format=torch.channels_last)
+
+    def with_model(self, model: PlaceModel) -> Embedder:
+        """Another embedder for another model, on the same device in the same precision."""
+        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        return Embedder(model, device=str(self.device), precision=precision, batch_size=self.batch_size)
 
     def describe(self) -> dict[str, str]:
         """Device and precision in words."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         return {"device": name, "precision": str(self.dtype).removeprefix("torch.")}
 
-    def embed(self, images: Sequence[Image], stage: str = "descriptors") -> list[NDArray[np.float32]]:
-        """Outputs of `stage` for images (uint8, H W 3), in their order, images of one shape together."""
+    def embed(self, images: Sequence[Image]) -> NDArray[np.float32]:
+        """Descriptors (B d, unit length) of images (uint8, H W 3), in their order."""
+        if not images:
+            return np.empty((0, self.model.config.output_dim), np.float32)
+        return np.stack(self.outputs(images, "descriptors"))
+
+    def outputs(self, images: Sequence[Image], stage: str) -> list[NDArray[np.float32]]:
+        """What a stage makes of each image, in their order; images of one shape go through together.
+
+        Stages: "maps" (512 H/16 W/16), "pooled" (K·512), "descriptors" (d).
+        """
+        if stage not in STAGES:
+            raise ModelError(f"unknown stage {stage!r}: one of {', '.join(STAGES)}")
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(image.shape, []).append(index)
         outputs: dict[int, NDArray[np.float32]] = {}
         for indices in groups.values():
-            for at in range(0, len(indices), self.batch_size):
-                batch = indices[at : at + self.batch_size]
+            while indices:  # the batch size shrinks where memory runs out
+                batch, indices = indices[: self.batch_size], indices[self.batch_size :]
                 outputs.update(zip(batch, self._run([images[i] for i in batch], stage), strict=True))
         return [outputs[i] for i in range(len(images))]
 
@@ -89,13 +106,17 @@ class Embedder:
     ) -> Iterator[list[Embedded[T]]]:
         """Embed items a batch at a time, reading ahead in threads while the network runs.
 
-        `read` gives an item's images (several for a panorama) or raises `ImageError`. Batches come
-        in the order of their first items; a batch holds images of one shape where there are enough.
+        `read` gives an item's images (several for a panorama) or raises `ImageError`; what else it
+        raises is raised here. Batches come as they fill: a batch holds images of one shape where
+        there are enough.
         """
         threads = min(4, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        try:
             for batch in self._batches(_read_ahead(pool, items, read, 2 * self.batch_size + threads)):
                 yield self._embed_batch(batch, stage)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error, nothing more is read
 
     def _batches(
         self, read: Iterator[tuple[T, Future[Sequence[Image]]]]
@@ -120,7 +141,7 @@ class Embedder:
         self, batch: list[tuple[T, Sequence[Image] | ImageError]], stage: str
     ) -> list[Embedded[T]]:
         images = [image for _, found in batch if not isinstance(found, ImageError) for image in found]
-        outputs = iter(self.embed(images, stage))
+        outputs = iter(self.outputs(images, stage))
         return [
             Embedded(item, error=str(found))
             if isinstance(found, ImageError)
@@ -132,7 +153,7 @@ class Embedder:
         """One batch of one shape; out of memory, each half by itself."""
         try:
             return list(self._forward(images, stage))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
             if len(images) == 1:
@@ -149,11 +170,11 @@ class Embedder:
     @torch.inference_mode()
     def _forward(self, images: list[Image], stage: str) -> NDArray[np.float32]:
         stacked = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)  # B 3 H W
-        output: Tensor = self.model.maps(stacked)
+        output: Tensor = self._running.maps(stacked)
         if stage != "maps":
-            output = self.model.pool(output)
+            output = self._running.pool(output)
         if stage == "descriptors":
-            output = self.model.reduce(output)
+            output = self._running.reduce(output)
         return output.float().cpu().numpy()
 
 
@@ -161,16 +182,12 @@ def _read_ahead(
     pool: ThreadPoolExecutor, items: Iterable[T], read: Callable[[T], Sequence[Image]], depth: int
 ) -> Iterator[tuple[T, Future[Sequence[Image]]]]:
     pending: deque[tuple[T, Future[Sequence[Image]]]] = deque()
-    try:
-        for item in items:
-            pending.append((item, pool.submit(read, item)))
-            if len(pending) > depth:
-                yield pending.popleft()
-        while pending:
+    for item in items:
+        pending.append((item, pool.submit(read, item)))
+        if len(pending) > depth:
             yield pending.popleft()
-    finally:
-        for _, future in pending:
-            future.cancel()
+    while pending:
+        yield pending.popleft()
 
 
 def _device(name: str) -> torch.device:
@@ -199,5 +216,6 @@ def _cpu_computes_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error)

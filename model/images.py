@@ -43,18 +43,19 @@ def open_photo(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image = Image.open(stream, formats=[name for name in FORMATS if _known(name)])
     except Image.DecompressionBombError:
-        raise TooManyPixels(f"more than {_millions(max_pixels)} million pixels") from None
+        allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise TooManyPixels(f"more than {_millions(allowed)} million pixels") from None
     except UnidentifiedImageError:
         raise ImageError(_unidentified(source)) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # a decoder raises whatever it meets in a damaged file
         raise ImageError(_reason(error)) from error
     width, height = image.size
     if width * height > max_pixels:
-        image.close()
-        raise TooManyPixels(f"{width}×{height} is more than {_millions(max_pixels)} million pixels")
+        with image:  # closes what it opened, not a caller's stream
+            raise TooManyPixels(f"{width}×{height} is more than {_millions(max_pixels)} million pixels")
     if min(width, height) < MIN_SIDE:
-        image.close()
-        raise ImageError(f"{width}×{height} is too small, {MIN_SIDE} px a side at least")
+        with image:
+            raise ImageError(f"{width}×{height} is too small, {MIN_SIDE} px a side at least")
     return image
 
 
@@ -76,7 +77,7 @@ def read_photo(
     with open_photo(source, max_pixels=max_pixels) as image:
         try:
             return _pixels(image, image_size)
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError) as error:
+        except Exception as error:  # a decoder raises whatever it meets in a damaged file
             raise ImageError(_reason(error)) from error
 
 
@@ -86,10 +87,26 @@ def target_size(width: int, height: int, image_size: int) -> tuple[int, int]:
     return max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels once turned by EXIF orientation; nothing is decoded."""
+    width, height = image.size
+    turn = _orientation(image)
+    return (height, width) if turn in _SIDEWAYS else (width, height)
+
+
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+
+
 def _pixels(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     size = target_size(*image.size, image_size)
     image.draft("RGB", size)  # JPEG only: decodes at ½, ¼ or ⅛ where that is still large enough
-    upright = _orientation(image)
+    image.load()
+    upright = _orientation(image)  # only now: Pillow turns a TIFF while loading it, and drops its tag
     rgb = _to_rgb(image)
     if rgb.size != size:
         rgb = rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
@@ -115,14 +132,12 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith(("I", "F")):
         image = _to_8_bit(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

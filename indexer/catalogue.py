@@ -1,0 +1,415 @@
+"""The catalogue: what is known about every photo, in SQLite; the index's memory of itself.
+
+A photo is its content (the SHA-256 of its file); files are the paths that hold it. A descriptor exists when
+its row says so, and a row says so only after its bytes are on disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from indexer.answers import Photo, Place
+from indexer.errors import FormatTooNew, IndexerError, IndexMissing, NotFound
+from indexer.metadata import PhotoMetadata
+from indexer.places import AssignedPlace
+
+FILE = "catalogue.sqlite"
+
+
+def _m001_photos_files_descriptors_places(db: sqlite3.Connection) -> None:
+    db.executescript(
+        """
+        CREATE TABLE photos(
+            id TEXT PRIMARY KEY,               -- first 16 hex digits of sha256
+            sha256 TEXT NOT NULL UNIQUE,
+            width INTEGER NOT NULL, height INTEGER NOT NULL,  -- pixels, upright
+            lat REAL, lon REAL, heading REAL, taken_at TEXT, place TEXT,
+            status TEXT NOT NULL CHECK (status IN ('ok', 'failed', 'removed', 'vanished')),
+            error TEXT,
+            place_id TEXT);
+        CREATE INDEX photos_place ON photos(place_id);
+        CREATE TABLE files(
+            root TEXT NOT NULL, relative TEXT NOT NULL,
+            size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+            photo TEXT NOT NULL REFERENCES photos(id),
+            PRIMARY KEY (root, relative)) WITHOUT ROWID;
+        CREATE INDEX files_photo ON files(photo);
+        CREATE TABLE descriptors(
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            photo TEXT NOT NULL REFERENCES photos(id),
+            view INTEGER NOT NULL, yaw REAL NOT NULL,  -- of a panorama; else 0, 0
+            generation INTEGER NOT NULL, shard INTEGER NOT NULL, row INTEGER NOT NULL,
+            UNIQUE (photo, view, generation), UNIQUE (generation, shard, row));
+        CREATE TABLE places(
+            id TEXT PRIMARY KEY, name TEXT, medoid TEXT NOT NULL, lat REAL, lon REAL);
+        """
+    )
+
+
+MIGRATIONS = (_m001_photos_files_descriptors_places,)
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A path the catalogue knows, and the photo that it held."""
+
+    size: int
+    mtime_ns: int
+    photo: str
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """What a file's bytes and surroundings say of a photo, before the network sees it."""
+
+    sha256: str
+    width: int = 0
+    height: int = 0
+    metadata: PhotoMetadata = field(default_factory=PhotoMetadata)
+    error: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self.sha256[:16]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a descriptor's bytes lie."""
+
+    shard: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A descriptor's photo, as a search needs it."""
+
+    photo: Photo
+    place_id: str | None
+    yaw: float
+
+
+class Catalogue:
+    """One index's catalogue. Any number of threads and processes read while one writes.
+
+    Raises:
+        IndexMissing: there is none, and it was not to be made.
+        FormatTooNew: a newer version wrote it.
+    """
+
+    def __init__(self, folder: Path, *, create: bool = False) -> None:
+        self.path = folder / FILE
+        self._local = threading.local()
+        if not create and not self.path.is_file():
+            raise IndexMissing(f"no index in {folder}: make one with 'loci index PHOTOS --into {folder}'")
+        self._writable = create
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise FormatTooNew(
+                f"the catalogue of {folder} has format {version}: a newer loci reads it, this one up to "
+                f"{len(MIGRATIONS)}"
+            )
+        if create:
+            for number, migrate in enumerate(MIGRATIONS[version:], version + 1):
+                migrate(self._db)
+                self._db.execute(f"PRAGMA user_version = {number}")
+                self._db.commit()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = self._connect()
+        return db
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            if self._writable:
+                db = sqlite3.connect(self.path, timeout=30)
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = FULL")
+                db.execute("PRAGMA foreign_keys = ON")
+            else:
+                db = _connect_to_read(self.path)
+        except sqlite3.Error as error:
+            raise IndexerError(f"the catalogue {self.path} cannot be opened: {error}") from error
+        return db
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        db = getattr(self._local, "db", None)
+        if db is not None:
+            db.close()
+            self._local.db = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing; on disk when it returns."""
+        try:
+            with self._db as db:
+                yield db
+        except sqlite3.Error as error:
+            raise IndexerError(f"the catalogue {self.path} cannot be written: {error}") from error
+
+    # Files and photos
+
+    def files(self) -> dict[tuple[str, str], FileRow]:
+        """Every known path, by root and relative path."""
+        rows = self._db.execute("SELECT root, relative, size, mtime_ns, photo FROM files")
+        return {(root, relative): FileRow(size, mtime, photo) for root, relative, size, mtime, photo in rows}
+
+    def statuses(self) -> dict[str, str]:
+        """Every photo's status."""
+        return dict(self._db.execute("SELECT id, status FROM photos"))
+
+    def put_photo(self, db: sqlite3.Connection, facts: PhotoFacts) -> None:
+        """Record a photo, or complete what is known of it; a removed photo stays removed."""
+        m = facts.metadata
+        db.execute(
+            """
+            INSERT INTO photos(id, sha256, width, height, lat, lon, heading, taken_at, place, status, error)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT(id) DO UPDATE SET
+                status = CASE status WHEN 'removed' THEN status ELSE excluded.status END,
+                error = excluded.error, width = excluded.width, height = excluded.height,
+                lat = ifnull(lat, excluded.lat), lon = ifnull(lon, excluded.lon),
+                heading = ifnull(heading, excluded.heading),
+                taken_at = ifnull(taken_at, excluded.taken_at), place = ifnull(place, excluded.place)
+            """,
+            (
+                *(facts.id, facts.sha256, facts.width, facts.height),
+                *(m.lat, m.lon, m.heading, m.taken_at, m.place),
+                *("failed" if facts.error else "ok", facts.error),
+            ),
+        )
+
+    def put_file(self, db: sqlite3.Connection, root: str, relative: str, row: FileRow) -> None:
+        """Record that a path holds a photo."""
+        db.execute(
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+            (root, relative, row.size, row.mtime_ns, row.photo),
+        )
+
+    def set_metadata(self, db: sqlite3.Connection, photo: str, metadata: PhotoMetadata) -> None:
+        """Lay what a metadata table says over what is known."""
+        db.execute(
+            "UPDATE photos SET lat = ifnull(?, lat), lon = ifnull(?, lon), heading = ifnull(?, heading), "
+            "taken_at = ifnull(?, taken_at), place = ifnull(?, place) WHERE id = ?",
+            (metadata.lat, metadata.lon, metadata.heading, metadata.taken_at, metadata.place, photo),
+        )
+
+    def set_status(
+        self, db: sqlite3.Connection, photos: Iterable[str], status: str, error: str | None = None
+    ) -> None:
+        """Move photos to a status; a failure says why in `error`."""
+        db.executemany(
+            "UPDATE photos SET status = ?, error = ? WHERE id = ?", [(status, error, p) for p in photos]
+        )
+
+    def forget_files(self, db: sqlite3.Connection, files: Iterable[tuple[str, str]]) -> None:
+        """Drop paths that are gone."""
+        db.executemany("DELETE FROM files WHERE root = ? AND relative = ?", files)
+
+    def without_files(self) -> set[str]:
+        """Photos that were there and that no path holds any more."""
+        query = (
+            "SELECT id FROM photos WHERE status IN ('ok', 'failed') AND id NOT IN (SELECT photo FROM files)"
+        )
+        return {photo for (photo,) in self._db.execute(query)}
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Path and reason of every photo that could not be read."""
+        return self._db.execute(
+            "SELECT f.root || '/' || f.relative, p.error FROM photos p JOIN files f ON f.photo = p.id "
+            "WHERE p.status = 'failed' ORDER BY 1"
+        ).fetchall()
+
+    def count(self, status: str = "ok") -> int:
+        """How many photos have a status."""
+        return int(self._db.execute("SELECT count(*) FROM photos WHERE status = ?", (status,)).fetchone()[0])
+
+    def file_of(self, photo: str) -> list[Path]:
+        """The paths that hold a photo."""
+        rows = self._db.execute(
+            "SELECT root, relative FROM files WHERE photo = ? ORDER BY root, relative", (photo,)
+        )
+        return [Path(root) / relative for root, relative in rows]
+
+    def pending(self, generation: int) -> list[tuple[str, Path]]:
+        """Photos to be embedded, by id and one of their paths, in id order."""
+        rows = self._db.execute(
+            """
+            SELECT p.id, min(f.root || '/' || f.relative) FROM photos p JOIN files f ON f.photo = p.id
+            WHERE p.status = 'ok' AND NOT EXISTS (
+                SELECT 1 FROM descriptors d WHERE d.photo = p.id AND d.generation = ?)
+            GROUP BY p.id ORDER BY p.id
+            """,
+            (generation,),
+        )
+        return [(photo, Path(path)) for photo, path in rows]
+
+    # Descriptors
+
+    def add_descriptors(self, generation: int, rows: Sequence[tuple[str, int, float, Slot]]) -> None:
+        """Make descriptors (photo, view, yaw, slot) exist; their bytes must be on disk."""
+        with self.transaction() as db:
+            db.executemany(
+                "INSERT INTO descriptors(photo, view, yaw, generation, shard, row) VALUES (?, ?, ?, ?, ?, ?)",
+                [(photo, view, yaw, generation, slot.shard, slot.row) for photo, view, yaw, slot in rows],
+            )
+
+    def last_slot(self, generation: int) -> Slot | None:
+        """The last slot that a row claims."""
+        row = self._db.execute(
+            "SELECT shard, row FROM descriptors WHERE generation = ? ORDER BY shard DESC, row DESC LIMIT 1",
+            (generation,),
+        ).fetchone()
+        return Slot(*row) if row else None
+
+    def live_descriptors(self, generation: int) -> list[tuple[int, str, Slot]]:
+        """Descriptor id, photo and slot of all that a snapshot holds, in id order."""
+        rows = self._db.execute(
+            "SELECT d.id, d.photo, d.shard, d.row FROM descriptors d JOIN photos p ON p.id = d.photo "
+            "WHERE d.generation = ? AND p.status = 'ok' ORDER BY d.id",
+            (generation,),
+        )
+        return [(number, photo, Slot(shard, row)) for number, photo, shard, row in rows]
+
+    def drop_generations(self, keep: Iterable[int]) -> None:
+        """Drop the descriptors of all other generations."""
+        kept = list(keep)
+        with self.transaction() as db:
+            marks = ", ".join("?" * len(kept))
+            db.execute(f"DELETE FROM descriptors WHERE generation NOT IN ({marks})", kept)
+
+    def hits(self, descriptors: Sequence[int]) -> dict[int, Hit]:
+        """The photos behind descriptor ids; those removed meanwhile are left out."""
+        marks = ", ".join("?" * len(descriptors))
+        rows = self._db.execute(
+            f"SELECT d.id, d.yaw, p.place_id, {_PHOTO_COLUMNS} FROM descriptors d "
+            f"JOIN photos p ON p.id = d.photo WHERE p.status = 'ok' AND d.id IN ({marks})",
+            list(descriptors),
+        )
+        return {row[0]: Hit(_photo(row[3:]), row[2], row[1]) for row in rows}
+
+    # Reading by id
+
+    def photo(self, photo: str) -> Photo:
+        """One photo. Raises NotFound."""
+        row = self._db.execute(
+            f"SELECT {_PHOTO_COLUMNS} FROM photos p WHERE p.id = ? AND p.status = 'ok'", (photo,)
+        ).fetchone()
+        if row is None:
+            raise NotFound(f"no photo {photo!r} in this index")
+        return _photo(row)
+
+    def photos(self) -> list[Photo]:
+        """All photos of the index, by path."""
+        rows = self._db.execute(f"SELECT {_PHOTO_COLUMNS} FROM photos p WHERE p.status = 'ok'")
+        return sorted((_photo(row) for row in rows), key=lambda photo: photo.path)
+
+    def paths(self) -> list[tuple[str, str, str]]:
+        """Root, relative path and photo of every file whose photo is in the index."""
+        return self._db.execute(
+            "SELECT f.root, f.relative, f.photo FROM files f JOIN photos p ON p.id = f.photo "
+            "WHERE p.status = 'ok' ORDER BY f.root, f.relative"
+        ).fetchall()
+
+    # Places
+
+    def replace_places(self, places: Iterable[AssignedPlace]) -> None:
+        """Put a new assignment in the old one's place."""
+        places = list(places)
+        with self.transaction() as db:
+            db.execute("DELETE FROM places")
+            db.execute("UPDATE photos SET place_id = NULL")
+            db.executemany(
+                "INSERT INTO places VALUES (?, ?, ?, ?, ?)",
+                [(p.id, p.name, p.medoid, p.lat, p.lon) for p in places],
+            )
+            db.executemany(
+                "UPDATE photos SET place_id = ? WHERE id = ?", [(p.id, m) for p in places for m in p.members]
+            )
+
+    def assigned_places(self) -> list[AssignedPlace]:
+        """The places with their members' ids, as the next assignment needs them."""
+        members: dict[str, list[str]] = {}
+        for place, photo in self._db.execute(
+            "SELECT place_id, id FROM photos WHERE place_id IS NOT NULL ORDER BY id"
+        ):
+            members.setdefault(place, []).append(photo)
+        rows = self._db.execute("SELECT id, name, medoid, lat, lon FROM places ORDER BY id")
+        return [
+            AssignedPlace(id_, name, medoid, lat, lon, tuple(members.get(id_, ())))
+            for id_, name, medoid, lat, lon in rows
+        ]
+
+    def places(self) -> list[Place]:
+        """All places with the number of their photos, by id."""
+        rows = self._db.execute(
+            "SELECT l.id, l.name, l.lat, l.lon, count(p.id) FROM places l "
+            "JOIN photos p ON p.place_id = l.id AND p.status = 'ok' GROUP BY l.id ORDER BY l.id"
+        )
+        return [Place(*row) for row in rows]
+
+    def place(self, place: str) -> Place:
+        """One place with its photos. Raises NotFound."""
+        row = self._db.execute("SELECT id, name, lat, lon FROM places WHERE id = ?", (place,)).fetchone()
+        rows = self._db.execute(
+            f"SELECT {_PHOTO_COLUMNS} FROM photos p WHERE p.place_id = ? AND p.status = 'ok'", (place,)
+        )
+        members = tuple(sorted((_photo(r) for r in rows), key=lambda photo: photo.path))
+        if row is None or not members:
+            raise NotFound(f"no place {place!r} in this index")
+        id_, name, lat, lon = row
+        return Place(id_, name, lat, lon, len(members), members)
+
+    def places_by_id(self, places: Sequence[str]) -> dict[str, Place]:
+        """Places by id, without counting their photos."""
+        marks = ", ".join("?" * len(places))
+        rows = self._db.execute(f"SELECT id, name, lat, lon FROM places WHERE id IN ({marks})", list(places))
+        return {row[0]: Place(row[0], row[1], row[2], row[3], 0) for row in rows}
+
+    def integrity(self) -> str:
+        """SQLite's own check of every page: "ok" or what is wrong."""
+        try:
+            return str(self._db.execute("PRAGMA integrity_check").fetchone()[0])
+        except sqlite3.Error as error:
+            return str(error)
+
+
+_PHOTO_COLUMNS = """
+    p.id, (SELECT min(root || char(31) || relative) FROM files WHERE photo = p.id), p.place,
+    p.lat, p.lon, p.heading, p.taken_at, p.width, p.height, p.status
+"""
+
+
+def _photo(row: Sequence[Any]) -> Photo:
+    root, _, relative = (row[1] or "").partition("\x1f")
+    return Photo(row[0], display_path(root, relative), *row[2:])
+
+
+def display_path(root: str, relative: str) -> str:
+    """A photo's path as answers show it: from the folder that was indexed on."""
+    return str(PurePosixPath(PurePosixPath(root).name) / relative)
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    """Read-only; where SQLite cannot even keep its shared memory, as a file that never changes."""
+    uri = path.resolve().as_uri()
+    db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=30)
+    try:
+        db.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError:
+        db.close()
+        db = sqlite3.connect(f"{uri}?immutable=1", uri=True)
+        db.execute("SELECT count(*) FROM sqlite_master")
+    return db

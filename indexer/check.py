@@ -1,0 +1,81 @@
+"""`loci check`: read every byte of an index and say what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from indexer.catalogue import Catalogue
+from indexer.errors import IndexerError
+from indexer.files import sha256_of
+from indexer.layout import Layout, generation_of
+from indexer.shards import read_slots
+from indexer.snapshot import Manifest, read_manifest
+from model.errors import ModelError
+from model.modelfile import load_model
+
+LENGTH_TOLERANCE = 0.01  # of fp16 descriptors, whose length is 1
+
+
+def check_index(path: Path) -> list[str]:
+    """Read every byte of an index; one sentence a problem, none when it is sound.
+
+    Checked are the catalogue's pages, the model's fingerprint, the snapshot's checksum, and that every
+    descriptor is in its shard and of unit length.
+
+    Raises:
+        IndexMissing: there is no index. FormatTooNew: a newer version wrote it.
+    """
+    layout = Layout(path)
+    manifest = read_manifest(layout, layout.current())
+    catalogue = Catalogue(path)
+    try:
+        integrity = catalogue.integrity()
+        problems = [] if integrity == "ok" else [f"the catalogue is damaged: {integrity}"]
+        return [
+            *problems,
+            *_model_problems(layout, manifest),
+            *_store_problems(layout, manifest),
+            *_descriptor_problems(layout, catalogue, manifest),
+        ]
+    finally:
+        catalogue.close()
+
+
+def _model_problems(layout: Layout, manifest: Manifest) -> list[str]:
+    path = layout.model(generation_of(manifest.snapshot))
+    try:
+        found = load_model(path).fingerprint
+    except ModelError as error:
+        return [str(error)]
+    if found != manifest.model:
+        return [f"the model file {path} is {found}, but the snapshot was made by {manifest.model}"]
+    return []
+
+
+def _store_problems(layout: Layout, manifest: Manifest) -> list[str]:
+    path = layout.snapshot(manifest.snapshot) / "index.faiss"
+    if not path.is_file():
+        return [f"{path} is missing: 'loci index' makes it again"]
+    if sha256_of(path) != manifest.index_sha256:
+        return [f"{path} is damaged: 'loci index' makes it again"]
+    return []
+
+
+def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> list[str]:
+    generation = generation_of(manifest.snapshot)
+    live = catalogue.live_descriptors(generation)
+    problems = []
+    bad = 0
+    try:
+        for block in read_slots(layout.shards(generation), [slot for *_, slot in live], manifest.dim):
+            lengths = np.linalg.norm(block, axis=1)
+            bad += int((~(np.abs(lengths - 1) < LENGTH_TOLERANCE)).sum())
+    except (IndexerError, IndexError) as error:
+        problems.append(f"the descriptors cannot be read: {error}")
+    if bad:
+        problems.append(
+            f"{bad} descriptors are not of unit length: 'loci index' with --refit makes them again"
+        )
+    return problems

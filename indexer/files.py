@@ -1,0 +1,60 @@
+"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it, and rename it into place."""
+    partial = path.with_name(f"{path.name}.partial")
+    write(partial)
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """`replace_file` with a text."""
+    replace_file(path, lambda partial: _write_text(partial, text))
+
+
+def save_array(path: Path, array: NDArray[np.floating]) -> None:
+    """`replace_file` with a .npy array."""
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    replace_file(path, write)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last (no-op where folders cannot be synced)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems refuse; the rename itself stays atomic
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,180 @@
+"""Fitting a generation's model on the collection itself, resumably: clusters first, then the reduction.
+
+Each photo goes through the network once. The maps of the photos that the clusters are fitted on, and the
+unreduced descriptors of those that the reduction is fitted on, are spooled; what was spooled is reused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from indexer.catalogue import Catalogue
+from indexer.collect import nothing_readable
+from indexer.layout import Layout
+from indexer.options import FitOptions
+from indexer.progress import Progress
+from indexer.reading import Reader
+from indexer.spool import Spool
+from model.clusters import SAMPLE_PHOTOS, kmeans, sample_local, sharpness
+from model.embedder import Embedded, Embedder
+from model.modelfile import ModelConfig, PlaceModel, load_model, save_model
+from model.poolings import NetVLAD
+from model.reduction import choose_reduction, fit_reduction
+
+REDUCTION_VIEWS = 4096
+
+Floats = NDArray[np.float32]
+Pending = tuple[str, Path]  # a photo's id and one of its files
+
+
+@dataclass(frozen=True)
+class FitRun:
+    """One generation being fitted."""
+
+    layout: Layout
+    generation: int
+    options: FitOptions
+    catalogue: Catalogue
+    embedder: Embedder
+    reader: Reader
+    progress: Progress
+
+    @property
+    def spool(self) -> Spool:
+        return Spool(self.layout.spool(self.generation))
+
+
+def unfitted_model(options: FitOptions) -> PlaceModel:
+    """The network before its clusters are known."""
+    return PlaceModel.unfitted(
+        ModelConfig(
+            weights=options.weights,
+            pooling=options.pooling,
+            clusters=options.clusters,
+            image_size=options.image_size,
+        )
+    )
+
+
+def fit_model(run: FitRun) -> PlaceModel:
+    """The generation's model; fitted, saved and returned with the embedder set to it."""
+    path = run.layout.model(run.generation)
+    if not path.exists():
+        _fit_clusters(run)
+        reduced = _fit_reduction(run)
+        save_model(reduced, path)
+    model = load_model(path)
+    run.embedder.set_model(model)
+    return model
+
+
+def sample_order(photos: Sequence[Pending], seed: int) -> list[Pending]:
+    """Photos in an order drawn by the seed and each photo's content: the same however they were found."""
+    return sorted(photos, key=lambda photo: hashlib.sha256(f"{seed}:{photo[0]}".encode()).digest())
+
+
+def _sample(run: FitRun, count: int) -> list[Pending]:
+    pending = run.catalogue.pending(run.generation)
+    if not pending:
+        raise nothing_readable(run.catalogue)
+    return sample_order(pending, run.options.seed)[:count]
+
+
+def _fit_clusters(run: FitRun) -> None:
+    if run.spool.model_path.exists():
+        run.embedder.set_model(load_model(run.spool.model_path))
+        return
+    photos = _spooled_sample(run, "maps", SAMPLE_PHOTOS)
+    run.progress.stage("fitting clusters", None)
+    points = np.concatenate([_sample_local(run, photo) for photo, _ in photos])
+    centres = torch.from_numpy(kmeans(points, run.options.clusters, seed=run.options.seed))
+    alpha = sharpness(torch.from_numpy(points), centres)
+    provenance = {"cluster_photos": len(photos), "local_descriptors": len(points), "alpha": alpha}
+    pooling = NetVLAD.from_centres(centres, alpha)
+    model = run.embedder.model.fitted(pooling, provenance=provenance)
+    save_model(model, run.spool.model_path)
+    run.embedder.set_model(load_model(run.spool.model_path))
+
+
+def _spooled_sample(run: FitRun, stage: str, count: int) -> list[Pending]:
+    """The sample with each photo's output of `stage` in the spool; unreadable ones are replaced by others."""
+    while True:
+        photos = _sample(run, count)
+        missing = [p for p in photos if not run.spool.has("maps", p[0]) and not run.spool.has("pooled", p[0])]
+        if not missing:
+            return photos
+        run.progress.stage("embedding (to fit)", len(missing))
+        for batch in run.embedder.stream(missing, run.reader, stage):
+            for embedded in batch:
+                _spool(run, embedded, stage)
+
+
+def _spool(run: FitRun, embedded: Embedded[Pending], stage: str) -> None:
+    photo = embedded.item[0]
+    if embedded.error is not None:
+        with run.catalogue.transaction() as db:
+            run.catalogue.set_status(db, [photo], "failed", embedded.error)
+    elif stage == "maps":
+        views = [view / np.maximum(np.linalg.norm(view, axis=0), 1e-12) for view in embedded.outputs]
+        run.spool.put("maps", photo, np.stack(views))  # V D H W, unit length over D so that fp16 holds it
+    else:
+        run.spool.put("pooled", photo, np.stack(embedded.outputs)[:, None])  # V 1 K·D
+    run.progress.advance()
+
+
+def _sample_local(run: FitRun, photo: str) -> Floats:
+    rng = np.random.default_rng([run.options.seed, int(photo, 16)])
+    maps = run.spool.get("maps", photo)
+    return np.concatenate([sample_local(view, rng) for view in maps])
+
+
+def _fit_reduction(run: FitRun) -> PlaceModel:
+    for photo, _ in _spooled_sample(run, "pooled", SAMPLE_PHOTOS):
+        if run.spool.has("maps", photo):
+            _pool_maps(run, photo)
+    count = max(SAMPLE_PHOTOS, REDUCTION_VIEWS // (run.options.panoramas or 1))
+    photos = [photo for photo, _ in _spooled_sample(run, "pooled", count)]
+    run.progress.stage("fitting the reduction", None)
+    whole, left, right, rows = _load_pooled(run, photos)
+    choice = choose_reduction(whole, left, right, rows, max_dim=run.options.dim)
+    model = run.embedder.model
+    if choice.kept is None:
+        return model
+    dim, power = choice.kept.dim, choice.kept.power
+    reduction = fit_reduction(whole, dim, power)
+    tried = [[c.dim, c.power, round(c.reciprocal_rank, 4)] for c in choice.tried]
+    provenance = model.config.provenance | {"reduction_photos": len(photos), "reductions_tried": tried}
+    return model.fitted(reduction=reduction, dim=dim, power=power, provenance=provenance)
+
+
+def _pool_maps(run: FitRun, photo: str) -> None:
+    """Maps → descriptors of the whole and, for choosing the reduction, of its left and right halves."""
+    maps = torch.from_numpy(run.spool.get("maps", photo)).to(run.embedder.device)  # V D H W
+    half = max(1, maps.shape[3] // 2)
+    pool = run.embedder.model.pool
+    with torch.inference_mode():
+        parts = [pool(maps), pool(maps[..., :half]), pool(maps[..., -half:])]
+    run.spool.put("pooled", photo, torch.stack(parts, 1).float().cpu().numpy())  # V 3 K·D
+    run.spool.drop("maps", photo)
+
+
+def _load_pooled(run: FitRun, photos: Sequence[str]) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
+    """Descriptors of whole views (n C), of the halves known (m C, twice) and these' rows among the n."""
+    whole: list[Floats] = []
+    halves: list[Floats] = []
+    rows: list[int] = []
+    for photo in photos:
+        for view in run.spool.get("pooled", photo):
+            if len(view) == 3:
+                rows.append(len(whole))
+                halves.append(view[1:])
+            whole.append(view[0])
+    stacked = np.stack(halves) if halves else np.empty((0, 2, whole[0].size), np.float32)
+    return np.stack(whole), stacked[:, 0], stacked[:, 1], np.array(rows, np.int64)

@@ -1,0 +1,37 @@
+"""One whole-folder run at a time: a second one is told who holds the index."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from indexer.errors import IndexLocked
+
+
+@contextmanager
+def write_lock(folder: Path) -> Iterator[None]:
+    """Hold the index in `folder` for writing; the system lets go of it when the process ends.
+
+    Raises:
+        IndexLocked: another run holds it.
+    """
+    holder = folder / "LOCK.holder"
+    lock = FileLock(folder / "LOCK")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "another run"
+        raise IndexLocked(f"the index {folder} is being written by {who}: wait until it is done") from None
+    try:
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,118 @@
+"""What a run may be told, and what an index remembers of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from indexer.errors import IndexerError, UsageError
+from indexer.files import replace_text
+from indexer.places import parse_mode
+from model.images import DEFAULT_IMAGE_SIZE, MIN_SIDE
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What a generation's model is fitted with; fixed from then on."""
+
+    dim: int = 512  # at most; few photos carry fewer dimensions
+    clusters: int = 64
+    image_size: int = DEFAULT_IMAGE_SIZE
+    panoramas: int | None = None  # views that a 360° photo is cut into
+    weights: str = "imagenet"
+    pooling: str = "netvlad"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """How photos become places; may change from run to run."""
+
+    places: str = "auto"
+    place_radius_m: float = 25.0
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `build_index` may be told. None means: as this index was made, or the default for a new one."""
+
+    dim: int | None = None
+    clusters: int | None = None
+    image_size: int | None = None
+    panoramas: int | None = None
+    weights: str | None = None
+    pooling: str | None = None
+    seed: int | None = None
+    places: str | None = None
+    place_radius_m: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    metadata: Path | None = None
+    refit: bool = False
+    rehash: bool = False
+    prune: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("--dim", self.dim, 1)
+        _at_least("--clusters", self.clusters, 1)
+        _at_least("--image-size", self.image_size, MIN_SIDE)
+        _at_least("--panoramas", self.panoramas, 2)
+        _at_least("--batch-size", self.batch_size, 1)
+        _one_of("--weights", self.weights, ("imagenet",))
+        _one_of("--pooling", self.pooling, ("netvlad",))
+        if self.places is not None:
+            parse_mode(self.places)
+        if self.place_radius_m is not None and not self.place_radius_m > 0:
+            raise UsageError(f"--place-radius must be above 0 metres, got {self.place_radius_m}")
+
+    def fit_over(self, base: FitOptions) -> FitOptions:
+        """`base` with what was said."""
+        return dataclasses.replace(base, **self._said(FitOptions))
+
+    def places_over(self, base: PlaceOptions) -> PlaceOptions:
+        """`base` with what was said."""
+        return dataclasses.replace(base, **self._said(PlaceOptions))
+
+    def _said(self, kind: type[FitOptions] | type[PlaceOptions]) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def save_options(path: Path, fit: FitOptions, places: PlaceOptions) -> None:
+    """Write both as JSON, by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(dataclasses.asdict(fit) | dataclasses.asdict(places), indent=1))
+
+
+def load_options(path: Path) -> tuple[FitOptions, PlaceOptions]:
+    """Read what `save_options` wrote. Raises IndexerError when it is damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        places = PlaceOptions(values.pop("places"), values.pop("place_radius_m"))
+        return FitOptions(**values), places
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IndexerError(f"{path} cannot be read: {error}") from error
+
+
+def differences(old: FitOptions, new: FitOptions) -> str:
+    """In words, which fit options differ."""
+    words = [
+        f"--{field.name.replace('_', '-')} {getattr(old, field.name)}, not {getattr(new, field.name)}"
+        for field in dataclasses.fields(FitOptions)
+        if getattr(old, field.name) != getattr(new, field.name)
+    ]
+    return ", ".join(words)
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise UsageError(f"{name} must be at least {least}, got {value}")
+
+
+def _one_of(name: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise UsageError(f"{name} must be {' or '.join(known)}, got {value!r}")

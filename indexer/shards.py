@@ -1,0 +1,100 @@
+"""Descriptor shards: preallocated fp16 .npy files, appended a batch at a time; the source of truth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.catalogue import Slot
+from indexer.errors import IndexerError
+from indexer.files import sync_folder
+
+SHARD_BYTES = 64 * 2**20
+
+Floats = NDArray[np.float32]
+
+
+class ShardWriter:
+    """Appends descriptors after the last slot that the catalogue claims.
+
+    Bytes beyond that slot were written by a run that died before its transaction: they are overwritten.
+    """
+
+    def __init__(self, folder: Path, dim: int, last: Slot | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._dim = dim
+        self._rows = rows_per_shard(dim)
+        self._next = Slot(1, 0) if last is None else Slot(last.shard, last.row + 1)
+
+    def append(self, descriptors: Floats) -> list[Slot]:
+        """Write descriptors (n d) and return their slots; on disk when it returns."""
+        slots = []
+        start = 0
+        while start < len(descriptors):
+            if self._next.row >= self._rows:
+                self._next = Slot(self._next.shard + 1, 0)
+            part = descriptors[start : start + self._rows - self._next.row]
+            self._write(self._next, part)
+            slots += [Slot(self._next.shard, self._next.row + i) for i in range(len(part))]
+            self._next = Slot(self._next.shard, self._next.row + len(part))
+            start += len(part)
+        return slots
+
+    def _write(self, slot: Slot, descriptors: Floats) -> None:
+        path = shard_path(self._folder, slot.shard)
+        if not path.exists():
+            np.lib.format.open_memmap(path, "w+", np.float16, (self._rows, self._dim)).flush()
+            sync_folder(self._folder)
+        shard = np.load(path, mmap_mode="r")
+        offset = shard.offset + slot.row * self._dim * 2
+        data = descriptors.astype("<f2").tobytes()
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def rows_per_shard(dim: int) -> int:
+    """Rows of a shard of about 64 MiB."""
+    return max(64, SHARD_BYTES // (2 * dim))
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """The file of a shard."""
+    return folder / f"{shard:06}.npy"
+
+
+def read_slots(folder: Path, slots: Sequence[Slot], dim: int, *, block: int = 65536) -> Iterator[Floats]:
+    """Descriptors of `slots`, in order, in blocks of up to `block` rows, fp32.
+
+    Raises:
+        IndexerError: a shard is missing or not of this dimension.
+    """
+    opened: dict[int, NDArray[np.float16]] = {}
+    for start in range(0, len(slots), block):
+        part = slots[start : start + block]
+        rows = np.empty((len(part), dim), np.float32)
+        shards = np.array([slot.shard for slot in part])
+        at = np.array([slot.row for slot in part])
+        for shard in np.unique(shards):
+            if shard not in opened:
+                opened[shard] = _open(shard_path(folder, int(shard)), dim)
+            chosen = shards == shard
+            rows[chosen] = opened[shard][at[chosen]]
+        yield rows
+
+
+def _open(path: Path, dim: int) -> NDArray[np.float16]:
+    try:
+        shard: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise IndexerError(f"descriptor shard {path} cannot be read: {error}") from error
+    if shard.ndim != 2 or shard.shape[1] != dim or shard.dtype != np.float16:
+        raise IndexerError(f"descriptor shard {path} is not float16 n×{dim}")
+    return shard

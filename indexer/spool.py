@@ -1,0 +1,49 @@
+"""What the network made of the photos that a fit needs, kept until the fit is done: a file a photo."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.files import save_array
+
+Floats = NDArray[np.float32]
+
+
+class Spool:
+    """Arrays by kind and photo, fp16; a file is there only when it is whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, kind: str, photo: str, array: Floats) -> None:
+        """Keep an array; on disk when it returns."""
+        path = self._path(kind, photo)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_array(path, array.astype(np.float16))
+
+    def get(self, kind: str, photo: str) -> Floats:
+        """An array that was put."""
+        return np.load(self._path(kind, photo), allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+
+    def has(self, kind: str, photo: str) -> bool:
+        return self._path(kind, photo).exists()
+
+    def drop(self, kind: str, photo: str) -> None:
+        self._path(kind, photo).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def model_path(self) -> Path:
+        """Where the model lies between the fit of its clusters and that of its reduction."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / "clustered.safetensors"
+
+    def _path(self, kind: str, photo: str) -> Path:
+        return self._folder / kind / f"{photo}.npy"
