@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from indexer.answers import Answer
+from indexer.index import Index
 from model.errors import ImageError
 from model.images import read_photo
 from service.dispatcher import Dispatcher
@@ -18,12 +19,6 @@ from service.settings import Settings
 from service.workers import Workers
 
 T = TypeVar("T")
-
-
-def _open(settings: Settings) -> ServedIndex:
-    from indexer.index import Index
-
-    return Index.open(settings.index, device=settings.device, precision=settings.precision)
 
 
 class Engine:
@@ -50,7 +45,7 @@ class Engine:
             ready=lambda: self.trouble() is None,
         )
         self.live = LiveIndex(
-            partial(_open, settings),
+            partial(Index.open, settings.index, device=settings.device, precision=settings.precision),
             settings.refresh_seconds,
             index=index,
             on_change=self.metrics.index,

@@ -3,14 +3,17 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
+from indexer.errors import IndexerError
+from model.errors import ModelError
 from service.errors import NotReady
 from service.interfaces import ServedIndex
 
 logger = logging.getLogger(__name__)
 
 Opener = Callable[[], ServedIndex]
-Listener = Callable[[ServedIndex], None]
+Listener = Callable[[dict[str, Any]], None]
 
 
 class LiveIndex:
@@ -25,7 +28,7 @@ class LiveIndex:
         refresh_seconds: float,
         *,
         index: ServedIndex | None = None,
-        on_change: Listener,
+        on_change: Listener,  # told the new index's info
         on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
         self._opener = opener
@@ -34,6 +37,7 @@ class LiveIndex:
         self._on_change = on_change
         self._on_failure = on_failure
         self._trouble = "the index is being loaded"
+        self._info: dict[str, Any] | None = None
 
     @property
     def current(self) -> ServedIndex:
@@ -46,14 +50,18 @@ class LiveIndex:
             raise NotReady(self._trouble)
         return self._index
 
+    async def info(self) -> dict[str, Any]:
+        """Give what `current` says about itself; asked once a snapshot, for it may take a while."""
+        if self._info is not None:
+            return self._info
+        return await asyncio.to_thread(self.current.info)
+
     def trouble(self) -> str | None:
         """Say why there is no index, or None when there is one."""
         return self._trouble if self._index is None else None
 
     async def watch(self) -> None:
         """Open the index, then look for a newer snapshot again and again; ends only by cancellation."""
-        if self._index is not None:
-            await asyncio.to_thread(self._on_change, self._index)
         while True:
             await (self._open() if self._index is None else self._refresh(self._index))
             await asyncio.sleep(self._refresh_seconds)
@@ -64,19 +72,21 @@ class LiveIndex:
             await self._take(index)
         except Exception as error:
             self._trouble = str(error) or type(error).__name__
-            logger.error("the index cannot be opened: %s", self._trouble)
+            explained = isinstance(error, IndexerError | ModelError)
+            logger.error("the index cannot be opened: %s", self._trouble, exc_info=not explained)
             if self._on_failure is not None:
                 self._on_failure(error)
 
     async def _refresh(self, index: ServedIndex) -> None:
         try:
             newest = await asyncio.to_thread(index.latest)
-            if newest is not index:
+            if newest is not index or self._info is None:
                 await self._take(newest)
         except Exception:
             logger.exception("no newer snapshot could be opened, %s goes on serving", index.snapshot)
 
     async def _take(self, index: ServedIndex) -> None:
-        await asyncio.to_thread(self._on_change, index)
-        self._index = index
+        info = await asyncio.to_thread(index.info)
+        self._index, self._info = index, info
+        self._on_change(info)
         logger.info("serving snapshot %s of model %s", index.snapshot, index.model_fingerprint)

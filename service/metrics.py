@@ -1,10 +1,9 @@
 """The service's Prometheus metrics: one registry an app, so that two apps never mix."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-from service.interfaces import ServedIndex
 
 STAGE_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -50,9 +49,9 @@ class Metrics:
         """Record a batch."""
         self._batches.observe(images)
 
-    def index(self, index: ServedIndex) -> None:
-        """Record the index that is served from now on."""
-        self._photos.set(index.info()["photos"])
+    def index(self, info: Mapping[str, Any]) -> None:
+        """Record what is served from now on."""
+        self._photos.set(info["photos"])
 
     def _watch(self, name: str, meaning: str, value: Callable[[], int]) -> None:
         Gauge(name, meaning, registry=self.registry).set_function(value)

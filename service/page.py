@@ -5,7 +5,7 @@ from html import escape
 from string import Template
 from typing import Any
 
-SHOWN = ("photos", "places", "dim", "model", "snapshot")
+COUNTS = {"photos": "photos", "places": "places", "dim": "dimensions"}
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -25,15 +25,17 @@ h2 { margin: 2.25rem 0 .5rem; font-size: 1.1rem; }
 p { margin: .4rem 0; }
 a { color: var(--link); }
 .lead { color: var(--quiet); font-size: 1.1rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .75rem;
-  margin: 1.5rem 0 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(6rem, 1fr)); gap: .75rem;
+  margin: 1.5rem 0 .75rem; }
 dl div { padding: .6rem .9rem; border: 1px solid var(--edge); border-radius: .6rem; background: var(--soft);
   min-width: 0; }
 dt { color: var(--quiet); font-size: .85rem; }
 dd { margin: 0; font-size: 1.2rem; font-weight: 600; overflow-wrap: anywhere; }
-pre { margin: .5rem 0; padding: .9rem 1rem; overflow-x: auto; border: 1px solid var(--edge);
+pre { margin: .5rem 0; padding: .9rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  border: 1px solid var(--edge);
   border-radius: .6rem; background: var(--soft); }
 code { font: .92em/1.5 ui-monospace, monospace; }
+.quiet { color: var(--quiet); }
 .trouble { margin: 1.5rem 0 0; padding: .8rem 1rem; border-left: .25rem solid #c77700;
   background: light-dark(#fff6e5, #2b2312); border-radius: .3rem; }
 </style>
@@ -46,7 +48,7 @@ code { font: .92em/1.5 ui-monospace, monospace; }
 <main>
 $state
 <h2>Ask it</h2>
-<pre tabindex="0"><code>curl -F image=@photo.jpg '${base}v1/query?k=5'</code></pre>
+<pre><code>curl -F image=@photo.jpg '${base}v1/query?k=5'</code></pre>
 <p>The answer names the nearest places, the position where the photos have one, and the photos that
 show it.</p>
 <h2>Look around</h2>
@@ -72,13 +74,12 @@ def render(base_url: str, info: Mapping[str, Any] | None, trouble: str | None, *
 
 
 def _facts(info: Mapping[str, Any]) -> str:
-    known = [name for name in SHOWN if info.get(name) is not None]
-    facts = "\n".join(f"<div><dt>{name}</dt><dd>{_text(info[name])}</dd></div>" for name in known)
-    return f"<dl>\n{facts}\n</dl>"
-
-
-def _text(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else escape(str(value)[:16])
+    tiles = "\n".join(f"<div><dt>{label}</dt><dd>{info[name]:,}</dd></div>" for name, label in COUNTS.items())
+    model, snapshot = escape(str(info["model"])[:16]), escape(str(info["snapshot"]))
+    return (
+        f"<dl>\n{tiles}\n</dl>\n"
+        f'<p class="quiet">Model <code>{model}</code>, snapshot <code>{snapshot}</code></p>'
+    )
 
 
 def _trouble(reason: str | None) -> str:

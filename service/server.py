@@ -38,7 +38,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
         with _ending_well():
             server.run(sockets=[listener])
     if failures:
-        raise ServiceError(str(failures[0])) from failures[0]
+        raise ServiceError(str(failures[0]) or type(failures[0]).__name__) from failures[0]
 
 
 @contextlib.contextmanager

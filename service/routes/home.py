@@ -1,7 +1,5 @@
 """The page at /."""
 
-import asyncio
-
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
@@ -15,5 +13,5 @@ router = APIRouter(include_in_schema=False)
 async def home(request: Request, engine: EngineDep) -> HTMLResponse:
     """Show what is loaded and how to ask it."""
     trouble = engine.trouble()
-    info = await asyncio.to_thread(engine.live.current.info) if trouble is None else None
+    info = await engine.live.info() if trouble is None else None
     return HTMLResponse(render(str(request.base_url), info, trouble, docs=engine.settings.docs))

@@ -1,0 +1,48 @@
+"""Settings come from code first, then from LOCI_ variables."""
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import ServiceError
+from service.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"LOCI_{name.upper()}", raising=False)
+
+
+def test_defaults() -> None:
+    settings = Settings.load(index=Path("walls"))
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert not settings.insecure
+    assert settings.max_upload_bytes == 20_000_000
+    assert settings.max_pixels == 100_000_000
+
+
+def test_what_is_given_wins_over_variables_and_variables_over_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCI_INDEX", "from-variable")
+    monkeypatch.setenv("LOCI_PORT", "9000")
+    monkeypatch.setenv("LOCI_MAX_BATCH", "3")
+    settings = Settings.load(port=9001, max_batch=None)
+    assert (settings.index, settings.port, settings.max_batch) == (Path("from-variable"), 9001, 3)
+
+
+def test_a_wrong_value_is_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCI_PORT", "http")
+    with pytest.raises(ServiceError, match=r"^setting port \(LOCI_PORT\): Input should be a valid integer"):
+        Settings.load(index=Path("walls"))
+
+
+def test_a_missing_index_setting_is_named() -> None:
+    with pytest.raises(ServiceError, match=r"^setting index \(LOCI_INDEX\): Field required$"):
+        Settings.load()
+
+
+def test_every_setting_is_documented() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
