@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
-    from conftest import FakeIndex
+    from tests.service.conftest import FakeIndex
 
 Problem = Callable[..., dict[str, Any]]
 

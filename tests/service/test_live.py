@@ -15,7 +15,7 @@ from indexer.errors import IndexMissing
 from service.interfaces import ServedIndex
 
 if TYPE_CHECKING:
-    from conftest import FakeIndex, Network, Start
+    from tests.service.conftest import FakeIndex, Network, Start
 
 Problem = Callable[..., dict[str, Any]]
 MakePhoto = Callable[..., bytes]

@@ -15,7 +15,7 @@ from service.app import create_app
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from conftest import FakeIndex, Start
+    from tests.service.conftest import FakeIndex, Start
 
 Problem = Callable[..., dict[str, Any]]
 MakePhoto = Callable[..., bytes]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 if TYPE_CHECKING:
-    from conftest import FakeIndex, Network, Start
+    from tests.service.conftest import FakeIndex, Network, Start
 
 Problem = Callable[..., dict[str, Any]]
 MakePhoto = Callable[..., bytes]

@@ -16,7 +16,7 @@ from indexer.answers import Answer
 from indexer.errors import ModelMismatch
 
 if TYPE_CHECKING:
-    from conftest import FakeIndex, Network, Start
+    from tests.service.conftest import FakeIndex, Network, Start
 
 Problem = Callable[..., dict[str, Any]]
 MakePhoto = Callable[..., bytes]

@@ -19,7 +19,7 @@ from indexer.index import Index
 from indexer.options import BuildOptions
 
 if TYPE_CHECKING:
-    from conftest import Start
+    from tests.service.conftest import Start
 
 Problem = Callable[..., dict[str, Any]]
 Wait = Callable[[Callable[[], bool]], None]
