@@ -47,18 +47,19 @@ class PlaceLike(Protocol):
 def locate(hits: Iterable[LocatedHit], *, group_radius_m: float = GROUP_RADIUS_M) -> Position | None:
     """Where the query was taken, from the hits that have a position; None where none has.
 
-    Weights: w = exp((s − s₁)/τ) with the best score s₁ and τ half of its lead over the median, at least
+    Weights: w = exp((s − s₁)/τ) with the best score s₁ and τ a third of its lead over the median, at least
     0.01: what counts is a score's distance from the best relative to the spread of all, whatever the level
-    of this collection's cosines. The hit with most weight within `group_radius_m` gives the group; of
-    equals, the best. Position: the group's weighted mean µ, in metres about that hit (so the antimeridian is
-    nowhere special). Radius: √((10 + 15/√n)² + (2σ)²) metres, with the group's weighted spread
-    σ² = Σw|p − µ|²/Σw and its effective number of hits n = (Σw)²/Σw²: 10 m because a photo's own GPS is off
-    and the camera stood some way from the query's, 15 m more where a single photo speaks.
+    of this collection's cosines, and a median hit weighs 1/20. The hit with most weight within
+    `group_radius_m` gives the group; of equals, the best. Position: the group's weighted mean µ, in metres
+    about that hit (so the antimeridian is nowhere special). Radius: √((10 + 15/√n)² + (2σ)²) metres, with
+    the group's weighted spread σ² = Σw|p − µ|²/Σw and its effective number of hits n = (Σw)²/Σw²: 10 m
+    because a photo's own GPS is off and the camera stood some way from the query's, 15 m more where a
+    single photo speaks.
     """
     found = [(hit.lat, hit.lon, hit.score) for hit in hits if hit.lat is not None and hit.lon is not None]
     if not found:
         return None
-    values = np.array(sorted(found, key=lambda value: -value[2]), np.float64)
+    values = np.array(sorted(found, key=lambda value: (-value[2], *value[:2])), np.float64)
     lat, lon, weights = values[:, 0], values[:, 1], _weights(values[:, 2])
     offsets = [to_local(lat, lon, lat[i], lon[i]) for i in range(len(values))]
     groups = np.stack([np.hypot(*offset.T) <= group_radius_m for offset in offsets])
@@ -97,7 +98,7 @@ def _place_hit(id: str, place: PlaceLike | None, photos: Sequence[PhotoHit]) -> 
 
 def _weights(scores: FloatArray) -> FloatArray:
     """Weights of scores sorted from the best, the first being 1."""
-    temperature = max((scores[0] - float(np.median(scores))) / 2, _LEAST_TEMPERATURE)
+    temperature = max((scores[0] - float(np.median(scores))) / 3, _LEAST_TEMPERATURE)
     return np.asarray(np.exp((scores - scores[0]) / temperature), np.float64)
 
 
