@@ -1,0 +1,119 @@
+"""Writing to the terminal: results to stdout, notes and errors to stderr, nothing that a name could break."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+_UNLIMITED = 10_000
+"""Columns of a stdout that is no terminal: what reads it gets every line and every path whole."""
+
+
+def stdout() -> Console:
+    """Where results go."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """Where progress, notes and errors go."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    # Made anew each time: it holds on to the stream and its width. No markup or emoji: paths may hold both.
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _UNLIMITED
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
+
+
+def say(text: str) -> None:
+    """Print one line of a result."""
+    stdout().print(printable(text))
+
+
+def note(text: str) -> None:
+    """Print one line beside the result: a hint, a warning or an error."""
+    stderr().print(printable(text))
+
+
+def say_json(value: Any) -> None:
+    """Print the result as JSON, in ASCII so that no terminal or pipe can spoil it."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def printable(text: object) -> str:
+    """Give the text with control characters and broken UTF-8 escaped: a file's name may hold anything."""
+    return "".join(
+        char
+        if char.isprintable() or char == "\n"
+        else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in str(text)
+    )
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table of columns (heading, kind); a column without any value is left out.
+
+    Kinds: "right" for numbers, "left" for what stays on one line, "long" for what is folded where the
+    terminal is narrow.
+    """
+    cells = [["" if value is None else printable(value) for value in row] for row in rows]
+    kept = [i for i in range(len(columns)) if any(row[i] for row in cells)]
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i in kept:
+        heading, kind = columns[i]
+        justify: JustifyMethod = "right" if kind == "right" else "left"
+        grid.add_column(heading, justify=justify, overflow="fold", no_wrap=kind != "long")
+    for row in cells:
+        grid.add_row(*(Text(row[i]) for i in kept))
+    stdout().print(grid, soft_wrap=False)
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> None:
+    """Print names and values one a line, values aligned; a pair whose value is None is left out."""
+    kept = [(name, printable(value)) for name, value in pairs if value is not None]
+    width = max((len(name) for name, _ in kept), default=0)
+    for name, value in kept:
+        say(f"{name:<{width}}  {value}")
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Give a number with its noun: `1 photo`, `1,204 photos`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Give a time as people say it: `0.8 s`, `24 s`, `3 min 20 s`, `43 min`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes >= 10:
+        return f"{minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def distance(metres: float) -> str:
+    """Give a distance: `8.4 m`, `120 m`, `3.2 km`."""
+    if metres < 10:
+        return f"{metres:.1f} m"
+    return f"{metres:.0f} m" if metres < 1000 else f"{metres / 1000:.1f} km"
+
+
+def size(octets: int) -> str:
+    """Give a size in bytes: `512 kB`, `29.8 MB`, `1.2 GB`."""
+    if octets >= 1e9:
+        return f"{octets / 1e9:.1f} GB"
+    return f"{octets / 1e6:.1f} MB" if octets >= 1e6 else f"{octets / 1e3:.0f} kB"
+
+
+def latlon(lat: float | None, lon: float | None) -> str | None:
+    """Give a position to copy into any map: `52.203400,0.114000` (degrees, about 0.1 m)."""
+    return None if lat is None or lon is None else f"{lat:.6f},{lon:.6f}"

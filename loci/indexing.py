@@ -1,0 +1,207 @@
+"""`loci index` and `loci remove`: what is in an index."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from loci.console import count, duration, facts, note, say, say_json
+from loci.failures import Interrupted, SomeUnreadable
+from loci.options import DeviceOption, IndexArgument, JsonFlag, PrecisionOption, command_line
+from loci.progress import pace, showing_progress
+
+if TYPE_CHECKING:
+    from indexer.build import BuildReport
+
+PHOTOS, MODEL = "The photos", "The model, fitted by the first run and kept from then on"
+
+
+def index(
+    photos: Annotated[
+        list[Path],
+        typer.Argument(metavar="PHOTOS", help="Folders of photos, or photos.", show_default=False),
+    ],
+    into: Annotated[
+        Path, typer.Option(metavar="INDEX", help="The folder to keep the index in.", show_default=False)
+    ],
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV or GeoJSON that gives lat, lon, heading, taken_at or place by path or file.",
+            rich_help_panel=PHOTOS,
+        ),
+    ] = None,
+    places: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="What makes a place: gps, folder, frames:N, photo, or auto: gps where photos have it.",
+            rich_help_panel=PHOTOS,
+        ),
+    ] = None,
+    place_radius: Annotated[
+        float | None,
+        typer.Option(
+            metavar="METRES",
+            help="How far from its middle a place reaches. [default: 25]",
+            rich_help_panel=PHOTOS,
+        ),
+    ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Drop vanished photos even if they are many.", rich_help_panel=PHOTOS),
+    ] = False,
+    rehash: Annotated[
+        bool,
+        typer.Option(
+            "--rehash", help="Read files again whose size and time are as before.", rich_help_panel=PHOTOS
+        ),
+    ] = False,
+    weights: Annotated[
+        Literal["imagenet"] | None,
+        typer.Option(
+            metavar="NAME", help="Weights of the network. [default: imagenet]", rich_help_panel=MODEL
+        ),
+    ] = None,
+    pooling: Annotated[
+        Literal["netvlad"] | None,
+        typer.Option(
+            metavar="NAME", help="How local descriptors become one. [default: netvlad]", rich_help_panel=MODEL
+        ),
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Clusters of the pooling. [default: 64]", rich_help_panel=MODEL),
+    ] = None,
+    dim: Annotated[
+        int | None,
+        typer.Option(
+            metavar="D", help="Numbers in a descriptor, at most. [default: 512]", rich_help_panel=MODEL
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Longest side that larger photos are shrunk to. [default: 640]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    panoramas: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Cut 360° photos into N views.", rich_help_panel=MODEL),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="S", help="Seed of the random choices. [default: 0]", rich_help_panel=MODEL),
+    ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Fit again, and embed every photo anew.", rich_help_panel=MODEL),
+    ] = False,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="B", help="Photos in a batch; by default as the device likes it.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make an index of photos, or bring it up to date.
+
+    Run it again whenever the photos change; a run that was stopped goes on where it stopped. Exit code 3
+    says that some photos could not be read.
+    """
+    from indexer.build import build_index
+    from indexer.options import BuildOptions
+
+    options = BuildOptions(
+        dim=dim,
+        clusters=clusters,
+        image_size=image_size,
+        panoramas=panoramas,
+        weights=weights,
+        pooling=pooling,
+        seed=seed,
+        places=places,
+        place_radius_m=place_radius,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        metadata=metadata,
+        refit=refit,
+        rehash=rehash,
+        prune=prune,
+    )
+    with _resumable(), showing_progress() as progress:
+        report = build_index(photos, into, options, progress)
+    if as_json:
+        say_json({"index": str(into)} | asdict(report))
+    else:
+        print_report(report, into)
+        note(f"Next: {command_line('loci', 'query', 'PHOTO', '--index', into)}")
+    if report.failed:
+        raise SomeUnreadable
+
+
+def remove(
+    index: IndexArgument,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="Photos, by path, by the end of a path, or by id.")
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Take photos out of an index.
+
+    The files stay, and the next run does not bring them back.
+    """
+    from indexer.build import remove_photos
+
+    removed = remove_photos(index, paths)
+    if as_json:
+        say_json({"index": str(index), "removed": removed})
+    else:
+        for path in removed:
+            say(f"removed {path}")
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command goes on where it stopped") from None
+
+
+def print_report(report: "BuildReport", into: Path) -> None:
+    """Print what an indexing run did, with every photo that could not be read."""
+    say(f"{count(report.photos, 'photo')} in {into}")
+    facts(
+        [
+            ("  changes", _changes(report)),
+            ("  places", f"{report.places:,}"),
+            ("  descriptors", report.reduction),
+            ("  model", f"{report.model}, snapshot {report.snapshot}"),
+            ("  time", _time(report)),
+        ]
+    )
+    for remark in report.notes:
+        say(f"  {remark}")
+    if report.failed:
+        say(f"{count(len(report.failed), 'photo')} could not be read:")
+        for failure in report.failed:
+            say(f"  {failure.path}: {failure.reason}")
+
+
+def _changes(report: "BuildReport") -> str:
+    names = ("added", "changed", "moved", "removed", "unchanged")
+    return ", ".join(f"{getattr(report, name):,} {name}" for name in names)
+
+
+def _time(report: "BuildReport") -> str:
+    if not report.embedded:
+        return duration(report.seconds)
+    return f"{duration(report.seconds)}, {report.embedded:,} embedded, {pace(report.photos_per_second)}"

@@ -1,0 +1,63 @@
+"""`loci info` and `loci check`: what an index holds, and whether it is sound."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from loci.console import count, distance, facts, say, say_json, size
+from loci.failures import FAILED
+from loci.options import IndexArgument, JsonFlag
+
+
+def info(index: IndexArgument, as_json: JsonFlag = False) -> None:
+    """Say what an index holds."""
+    from indexer.index import Index
+
+    found = Index.open(index).info()
+    if as_json:
+        say_json(found)
+    else:
+        facts(_facts(found))
+
+
+def check(index: IndexArgument, as_json: JsonFlag = False) -> None:
+    """Say whether an index is sound.
+
+    Reads it to the last byte; the exit code is 1 where anything is wrong.
+    """
+    from indexer.check import check_index
+
+    problems = check_index(index)
+    if as_json:
+        say_json({"index": str(index), "sound": not problems, "problems": problems})
+    elif problems:
+        for problem in problems:
+            say(problem)
+    else:
+        say(f"{index} is sound.")
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+def _facts(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    failed = f", {found['failed']:,} more cannot be read" if found["failed"] else ""
+    yield "photos", f"{found['photos']:,}, {found['with_position']:,} of them with a position{failed}"
+    yield (
+        "places",
+        f"{found['places']:,}, by {found['places_by']}, radius {distance(found['place_radius_m'])}",
+    )
+    yield "descriptors", f"{found['descriptors']:,} of {found['dim']:,} numbers{_reduction(found)}"
+    yield "model", f"{found['model']}: {found['weights']}, {found['pooling']} of {found['clusters']} clusters"
+    yield "fitted on", count(found["fit"]["cluster_photos"], "photo")
+    yield "image size", f"{found['image_size']:,} px at most"
+    yield "panoramas", found["panoramas"] and f"cut into {found['panoramas']} views"
+    yield "snapshot", f"{found['snapshot']} of {found['created_at']}"
+    yield "search", f"{found['factory']}, finds {found['search_recall']:.1%} of what an exact search finds"
+    yield "runs on", f"{found['device']}, {found['precision']}"
+    yield "size", size(found["bytes"])
+
+
+def _reduction(found: dict[str, Any]) -> str:
+    power = found["whitening_power"]
+    return ", not reduced" if power is None else f", reduced by PCA, whitening power {power:g}"

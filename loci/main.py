@@ -1,0 +1,102 @@
+"""The command line: which commands there are, and the one place where each run ends in an exit code."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from loci import (
+    __version__,
+    comparing,
+    demonstration,
+    evaluating,
+    exporting,
+    indexing,
+    inspecting,
+    querying,
+    serving,
+)
+from loci.command import Command
+from loci.console import note, say
+from loci.failures import WRONG_USAGE, Interrupted, explain
+
+
+class _Commands(TyperGroup):
+    """All commands; whatever fails in one of them ends here, as a sentence on stderr and an exit code."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> NoReturn:
+        arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+        extra |= {"prog_name": "loci", "standalone_mode": False}
+        try:
+            code = super().main(arguments, *more, **extra)
+        except typer.TyperException as error:
+            note(f"loci: {_usage_sentence(error)}")
+            code = WRONG_USAGE
+        except Exception as error:
+            failure = explain(error)
+            if failure is None:  # a bug: its traceback is what a report needs
+                raise
+            if failure.sentence is not None:
+                note(f"loci: {failure.sentence}")
+            code = failure.exit_code
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # typer would end with 130 and without a word
+            raise Interrupted("interrupted") from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find where photos were taken, by looking for the same place among photos that you know.",
+)
+
+COMMANDS = (
+    demonstration.demo,
+    indexing.index,
+    querying.query,
+    comparing.compare,
+    serving.serve,
+    evaluating.evaluate,
+    inspecting.info,
+    inspecting.check,
+    indexing.remove,
+    exporting.export,
+)
+for _command in COMMANDS:
+    app.command(_command.__name__, cls=Command)(_command)
+
+
+def main() -> None:
+    """Run the command line on the process's arguments; always ends by SystemExit."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"loci {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def _usage_sentence(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "loci"
+    message = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
+    return f"{message}; see {command} --help"

@@ -1,0 +1,65 @@
+"""Options that several commands share."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def at_least(least: float) -> Callable[[float], float]:
+    """Give a check for an option's value (typer's own shows its bounds as `x>=1` in the help)."""
+
+    def check(value: float) -> float:
+        if not value >= least:
+            raise typer.BadParameter(f"it must be at least {least}, not {value}")
+        return value
+
+    return check
+
+
+def check_port(value: int | None) -> int | None:
+    """Check a port."""
+    if value is not None and not 0 <= value <= 65535:
+        raise typer.BadParameter(f"a port is 0 to 65535, not {value}")
+    return value
+
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder that holds the index.")]
+IndexOption = Annotated[
+    Path, typer.Option("--index", metavar="INDEX", help="The folder that holds the index.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where the network runs: cpu, cuda, cuda:1 …; auto takes a GPU where there is one.",
+    ),
+]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        metavar="FORMAT",
+        help="Number format of the network: auto (the fastest safe one), fp32, bf16, fp16.",
+    ),
+]
+RadiusOption = Annotated[
+    float,
+    typer.Option(
+        "--radius",
+        metavar="METRES",
+        callback=at_least(0),
+        help="How near to the query a photo must be to count as right.",
+    ),
+]
+
+
+def command_line(*words: object) -> str:
+    """Give a command to type, each word quoted where the shell needs it."""
+    return shlex.join(str(word) for word in words)

@@ -1,0 +1,134 @@
+"""How far a long run is: a bar with speed and time left on a terminal, a line now and then in a log."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from loci.console import duration, note, printable, stderr
+
+LINE_EVERY_S = 30.0
+"""Seconds between two lines of a stage in a log."""
+
+
+@contextlib.contextmanager
+def showing_progress() -> Iterator["Bars | Lines"]:
+    """Give what long work reports to (an `indexer.build.Progress`), in the form that suits stderr."""
+    console = stderr()
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield Lines()
+        return
+    bars = Bars(console)
+    with bars.shown:
+        yield bars
+        bars.finish()
+
+
+class Bars:
+    """A bar for each stage, on a terminal; finished stages stay, with the time they took."""
+
+    def __init__(self, console: Console) -> None:
+        self.shown = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=12),
+            _Count(),
+            _Pace(),
+            console=console,
+        )
+        self._console = console
+        self._task: TaskID | None = None
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Finish the stage before and begin another; `total` is its number of photos, where that is known."""
+        self.finish()
+        if total != 0:
+            self._task = self.shown.add_task(printable(name), total=total)
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more photos of this stage as done."""
+        if self._task is not None:
+            self.shown.advance(self._task, n)
+
+    def note(self, text: str) -> None:
+        """Print a remark above the bars."""
+        self._console.print(printable(text))
+
+    def finish(self) -> None:
+        """End the stage under way."""
+        if self._task is not None:
+            done = self.shown.tasks[-1].completed
+            self.shown.update(self._task, total=done, completed=done)
+            self._task = None
+
+
+class _Count(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_done_of(int(task.completed), None if task.total is None else int(task.total)))
+
+
+class _Pace(ProgressColumn):
+    """Photos a second and time left; of a finished stage the time that it took."""
+
+    def render(self, task: Task) -> Text:
+        speed = (task.finished_speed or task.speed) if task.completed else None
+        left = None if task.finished else task.time_remaining
+        parts = [
+            pace(speed) if speed else "",
+            f"{duration(left)} left" if left is not None else "",
+            duration(task.finished_time or 0.0) if task.finished else "",
+        ]
+        return Text(", ".join(part for part in parts if part))
+
+
+class Lines:
+    """A line at the beginning of a stage, and one every half minute: for logs, however long the run."""
+
+    def __init__(
+        self, write: Callable[[str], None] = note, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._write = write
+        self._clock = clock
+        self._name = ""
+        self._total: int | None = None
+        self._done = 0
+        self._began = self._told = clock()
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Begin another stage; `total` is its number of photos, where that is known."""
+        self._name, self._total, self._done = name, total, 0
+        self._began = self._told = self._clock()
+        if total != 0:
+            self._write(f"{name}: {total:,}" if total else name)
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more photos of this stage as done."""
+        self._done += n
+        now = self._clock()
+        if now - self._told >= LINE_EVERY_S and self._done:
+            self._told = now
+            self._write(f"{self._name}: {self._so_far(now - self._began)}")
+
+    def note(self, text: str) -> None:
+        """Print a remark."""
+        self._write(text)
+
+    def _so_far(self, seconds: float) -> str:
+        speed = self._done / seconds
+        text = f"{_done_of(self._done, self._total)}, {pace(speed)}"
+        return text if self._total is None else f"{text}, {duration((self._total - self._done) / speed)} left"
+
+
+def pace(photos_per_second: float) -> str:
+    """Give a speed: `0.4 photos/s`, `210 photos/s`."""
+    digits = 1 if photos_per_second < 100 else 0
+    return f"{photos_per_second:,.{digits}f} photos/s"
+
+
+def _done_of(done: int, total: int | None) -> str:
+    if not total:
+        return f"{done:,}" if done else ""
+    return f"{done:,}/{total:,}"

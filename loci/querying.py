@@ -1,0 +1,94 @@
+"""`loci query`: which places photos show, and where they were taken."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loci.console import distance, latlon, note, say, say_json, table
+from loci.failures import FAILED, SomeUnreadable
+from loci.options import DeviceOption, IndexOption, JsonFlag, PrecisionOption, at_least
+
+if TYPE_CHECKING:
+    from indexer.answers import Answer, PlaceHit
+
+COLUMNS = (
+    ("", "right"),
+    ("place", "long"),
+    ("score", "right"),
+    ("confidence", "right"),
+    ("distance", "right"),
+    ("position", "left"),
+    ("best photo", "long"),
+)
+
+
+def query(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Photos to ask about.")],
+    index: IndexOption,
+    k: Annotated[
+        int, typer.Option("-k", metavar="N", callback=at_least(1), help="How many places to name.")
+    ] = 5,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Find where photos were taken.
+
+    For each photo: its position, the nearest places and the photo that shows each best. The exit code is 0
+    even where the place is unknown, 3 if some photos could not be read, 1 if none could.
+    """
+    from indexer.index import Index
+    from model.errors import ImageError
+
+    opened = Index.open(index, device=device, precision=precision)
+    answers: list[tuple[Path, Answer]] = []
+    for photo in photos:
+        try:
+            answer = opened.query(photo, k)
+        except ImageError as error:
+            note(f"loci: {photo}: {error}")
+            continue
+        answers.append((photo, answer))
+        if not as_json:
+            print_answer(photo, answer)
+    if as_json:
+        say_json([{"query": str(photo)} | answer.to_json() for photo, answer in answers])
+    else:
+        for remark in dict.fromkeys(answer.note for _, answer in answers if answer.note):
+            note(f"Note: {remark}")
+    if len(answers) < len(photos):
+        raise SomeUnreadable if answers else typer.Exit(FAILED)
+
+
+def print_answer(photo: Path, answer: "Answer") -> None:
+    """Print one photo's answer: where it was taken, and the nearest places."""
+    say(f"{photo}: {headline(answer)}")
+    table(COLUMNS, [_row(rank, place) for rank, place in enumerate(answer.places, 1)])
+    say("")
+
+
+def headline(answer: "Answer") -> str:
+    """Give the answer in one line."""
+    if not answer.places:
+        return "no place found"
+    sure = "" if answer.confidence is None else f", {answer.confidence:.0%} sure"
+    if answer.known is False:
+        return f"probably no place of this index{sure}{' of the nearest' if sure else ''}"
+    if answer.position is None:
+        return f"looks like {answer.places[0].name or answer.places[0].id}{sure}"
+    position = answer.position
+    return f"at {latlon(position.lat, position.lon)}, within {distance(position.radius_m)}{sure}"
+
+
+def _row(rank: int, place: "PlaceHit") -> Sequence[object]:
+    return (
+        rank,
+        place.name or place.id,
+        f"{place.score:.3f}",
+        None if place.confidence is None else f"{place.confidence:.0%}",
+        None if place.distance_m is None else distance(place.distance_m),
+        latlon(place.lat, place.lon),
+        place.photos[0].path if place.photos else None,
+    )

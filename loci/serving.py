@@ -1,0 +1,83 @@
+"""`loci serve`: an index behind HTTP."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loci.console import say
+from loci.options import Precision, check_port
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def serve(
+    index: Annotated[
+        Path,
+        # Read here and not only by Settings, so that without it this is wrong usage like anywhere else.
+        typer.Option(
+            metavar="INDEX",
+            envvar="LOCI_INDEX",
+            show_envvar=False,
+            help="The folder that holds the index (LOCI_INDEX).",
+        ),
+    ],
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Address to listen on (LOCI_HOST); 127.0.0.1 if not given."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            callback=check_port,
+            help="Port to listen on (LOCI_PORT); 8000 if not given, 0 takes a free one.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Listen where other machines reach it, though there are no API keys."
+        ),
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where the network runs: cpu, cuda, cuda:1 …; auto, if not given.",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Number format of the network: auto (the fastest safe one, if not given), fp32, bf16, fp16.",
+        ),
+    ] = None,
+) -> None:
+    """Answer queries over HTTP.
+
+    POST a photo to /v1/query; /docs explains the rest. What is not given here is taken from LOCI_INDEX,
+    LOCI_HOST and so on; Ctrl-C ends it.
+    """
+    run_service(index, host=host, port=port, insecure=insecure or None, device=device, precision=precision)
+
+
+def run_service(index: Path, **given: str | int | bool | None) -> None:
+    """Serve an index with the settings given, those that are None taken from the environment."""
+    from indexer.layout import Layout
+
+    Layout(index).current()  # where there is no index, says so before anything is announced
+
+    from service.server import serve
+    from service.settings import Settings
+
+    settings = Settings.load(index=index, **given)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)  # to stderr
+    serve(settings, announce=_announce)
+
+
+def _announce(url: str) -> None:
+    say(f"Serving on {url} (Ctrl-C stops it). Ask it about a photo:")
+    say(f"  curl -F image=@photo.jpg {url}/v1/query")
