@@ -16,6 +16,7 @@ POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MIN_PHOTOS = 64  # below this descriptors stay unreduced
 MAX_HELD = 250  # photos held back at a time while choosing
 EPSILON = 1e-9
+RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it lies the rounding of an fp32 Gram matrix
 
 Floats = NDArray[np.float32]
 
@@ -69,6 +70,8 @@ class _Basis:
         keep = min(dim, n - 1)
         self.values = values.flip(0)[:keep].clamp_min(1e-12).float()
         vectors = vectors.flip(1)[:, :keep].float()  # n d
+        # Repeated photos leave directions of rounding noise, which whitening would blow up: zero them.
+        vectors[:, self.values < RANK_TOLERANCE * self.values[0]] = 0
         self.dual = vectors / (self.values * (n - 1)).sqrt()  # U = centredᵀ · dual
 
     def scores(self, descriptors: Tensor) -> Tensor:
