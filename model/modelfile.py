@@ -135,7 +135,7 @@ def load_model(path: Path) -> PlaceModel:
         ModelError: no such file, not a model file, damaged, or of a newer format.
     """
     header = read_header(path)
-    config = _config(json.loads(header["config"]), path)
+    config = _config(header["config"], path)
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -169,6 +169,8 @@ def read_header(path: Path) -> dict[str, str]:
         raise ModelError(f"model file {path} is damaged: {error}") from error
     if not {"format", "config", "fingerprint"} <= header.keys():
         raise ModelError(f"{path} is a safetensors file, but not a loci model")
+    if not header["format"].isdecimal():
+        raise ModelError(f"{path} is a safetensors file, but not a loci model")
     if int(header["format"]) > FORMAT:
         raise ModelError(
             f"model file {path} has format {header['format']}: a newer loci reads it, this one {FORMAT}"
@@ -176,15 +178,15 @@ def read_header(path: Path) -> dict[str, str]:
     return dict(header)
 
 
-def _config(fields: dict[str, Any], path: Path) -> ModelConfig:
+def _config(text: str, path: Path) -> ModelConfig:
     try:
-        config = ModelConfig(**fields)
-    except TypeError as error:
+        config = ModelConfig(**json.loads(text))
+        r, g, b = config.mean
+        x, y, z = config.std
+    except (TypeError, ValueError) as error:
         raise ModelError(
             f"model file {path} has a configuration this version cannot read: {error}"
         ) from error
-    r, g, b = config.mean
-    x, y, z = config.std
     return dataclasses.replace(config, mean=(r, g, b), std=(x, y, z))
 
 
