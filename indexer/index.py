@@ -267,4 +267,4 @@ def _photo_hit(score: float, hit: Hit) -> PhotoHit:
 def _disk_use(folder: Path) -> int:
     """Bytes that files take on disk; shards are preallocated, so that their size says more than they take."""
     found = [file.stat() for file in folder.rglob("*") if file.is_file()]
-    return sum(getattr(stat, "st_blocks", stat.st_size / 512) * 512 for stat in found)
+    return sum(int(getattr(stat, "st_blocks", stat.st_size / 512)) * 512 for stat in found)

@@ -34,5 +34,4 @@ class Reader:
 
 def _is_panorama(path: Path) -> bool:
     with open_photo(path) as image:
-        xmp = image.info.get("xmp")
-        return is_panorama(*image.size, xmp if isinstance(xmp, bytes | str) else None)
+        return is_panorama(image)
