@@ -64,7 +64,7 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) 
     """
     cells = [["" if value is None else printable(value) for value in row] for row in rows]
     kept = [i for i in range(len(columns)) if any(row[i] for row in cells)]
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i in kept:
         heading, kind = columns[i]
         justify: JustifyMethod = "right" if kind == "right" else "left"
@@ -114,6 +114,6 @@ def size(octets: int) -> str:
     return f"{octets / 1e6:.1f} MB" if octets >= 1e6 else f"{octets / 1e3:.0f} kB"
 
 
-def latlon(lat: float | None, lon: float | None) -> str | None:
-    """Give a position to copy into any map: `52.203400,0.114000` (degrees, about 0.1 m)."""
-    return None if lat is None or lon is None else f"{lat:.6f},{lon:.6f}"
+def latlon(lat: float | None, lon: float | None, digits: int = 6) -> str | None:
+    """Give a position to copy into any map: `52.203400,0.114000` (degrees; six digits are 0.1 m)."""
+    return None if lat is None or lon is None else f"{lat:.{digits}f},{lon:.{digits}f}"

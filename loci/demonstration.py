@@ -24,6 +24,8 @@ FOLDER = Path(__file__).with_name("demo")
 PHOTOS, QUERIES, TRUTH = FOLDER / "photos", FOLDER / "queries", FOLDER / "truth.csv"
 RADIUS_M = 25
 """How near a photo is that `truth.csv` counts as right."""
+DIGITS = 5
+"""Of positions, in degrees: a metre, so that the table fits 80 columns."""
 
 COLUMNS = (
     ("query", "left"),
@@ -136,8 +138,8 @@ def compare_with_truth(query: str, answer: "Answer", truth: "PhotoMetadata", pos
         query=query,
         best=best,
         right=best in positives,
-        found=None if position is None else latlon(position.lat, position.lon),
-        truth=latlon(truth.lat, truth.lon),
+        found=None if position is None else latlon(position.lat, position.lon, DIGITS),
+        truth=latlon(truth.lat, truth.lon, DIGITS),
         off_m=off_m,
     )
 
@@ -161,10 +163,8 @@ def _show(findings: Sequence[Finding]) -> None:
     right = sum(finding.right for finding in findings)
     off = [finding.off_m for finding in findings if finding.off_m is not None]
     say("")
-    say(
-        f"{right} of {len(findings)} photos most alike were taken within {RADIUS_M} m of the query (✓): "
-        f"recall@1 {right / len(findings):.3f}."
-    )
+    share = f"{right} of {len(findings)}, recall@1 {right / len(findings):.3f}"
+    say(f"✓ the most alike was taken within {RADIUS_M} m of the query: {share}.")
     if off:
         say(f"Half of the positions are off by less than {distance(statistics.median(off))} (median error).")
 
