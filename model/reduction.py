@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from model.errors import ModelError
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-MIN_PHOTOS = 64  # below this descriptors stay unreduced
+MIN_PHOTOS = 128  # below this descriptors stay unreduced
 MAX_HELD = 250  # photos held back at a time while choosing
 EPSILON = 1e-9
 RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it lies the rounding of an fp32 Gram matrix
