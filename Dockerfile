@@ -10,7 +10,7 @@ COPY pyproject.toml .
 RUN python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["heic"], sep="\n")' > /wanted.txt \
     && if [ "$FAISS" = cpu ]; then sed -i -e '/^faiss-gpu/d' -e '/^faiss-cpu/s/;.*//' /wanted.txt; fi
 
-FROM ${BASE} AS builder
+FROM ${BASE} AS dependencies
 # Another index of PyTorch wheels, for the build without CUDA; pip's own PIP_EXTRA_INDEX_URL does the same.
 ARG TORCH_INDEX_URL=
 WORKDIR /build
@@ -19,13 +19,14 @@ COPY --from=wanted /wanted.txt ./
 COPY requirements.txt ./
 RUN /opt/loci/bin/pip install --no-cache-dir --disable-pip-version-check \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --constraint requirements.txt --requirement wanted.txt
-COPY pyproject.toml ./
-COPY README.md LICENSE NOTICE ./
+
+FROM dependencies AS project
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY model model
 COPY indexer indexer
 COPY service service
 COPY loci loci
-RUN /opt/loci/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps .
+RUN /opt/loci/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --prefix /opt/project .
 
 FROM ${BASE}
 # A fixed uid, so that a volume keeps its owner from one image to the next.
@@ -33,7 +34,9 @@ RUN groupadd --gid 10001 loci \
     && useradd --uid 10001 --gid loci --no-create-home --home-dir /tmp --shell /usr/sbin/nologin loci \
     && mkdir /data /photos \
     && chown loci:loci /data
-COPY --from=builder /opt/loci /opt/loci
+# Two layers, so that a new version of the project moves megabytes, not the gigabytes below it.
+COPY --from=dependencies /opt/loci /opt/loci
+COPY --from=project /opt/project /opt/loci
 # Everything that is written outside /data goes to /tmp: with a tmpfs there, the root can be read-only.
 ENV PATH=/opt/loci/bin:$PATH \
     HOME=/tmp \
