@@ -8,7 +8,6 @@ import typer
 from typer.core import TyperGroup
 
 from loci import (
-    __version__,
     comparing,
     demonstration,
     evaluating,
@@ -82,6 +81,8 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from loci import __version__
+
         say(f"loci {__version__}")
         raise typer.Exit
 
