@@ -29,6 +29,11 @@ class Spool:
         """An array that was put."""
         return np.load(self._path(kind, photo), allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
 
+    def shape(self, kind: str, photo: str) -> tuple[int, ...]:
+        """The shape of an array that was put, without reading it."""
+        array: NDArray[np.float16] = np.load(self._path(kind, photo), mmap_mode="r", allow_pickle=False)
+        return array.shape
+
     def has(self, kind: str, photo: str) -> bool:
         return self._path(kind, photo).exists()
 

@@ -59,11 +59,14 @@ class Choice:
 
 
 class _Basis:
-    """Principal directions of n descriptors, by the eigenvectors of their n×n Gram matrix (dual PCA)."""
+    """Principal directions of n descriptors, by the eigenvectors of their n×n Gram matrix (dual PCA).
+
+    Takes the descriptors (n C) over and centres them in place: 4,096 of them are half a gigabyte.
+    """
 
     def __init__(self, descriptors: Tensor, dim: int) -> None:
         self.mean = descriptors.mean(0)
-        self.centred = descriptors - self.mean  # n C
+        self.centred = descriptors.sub_(self.mean)  # n C
         n = len(descriptors)
         gram = (self.centred @ self.centred.T).double() / (n - 1)
         values, vectors = torch.linalg.eigh(gram)
@@ -93,7 +96,7 @@ def fit_reduction(descriptors: Floats, dim: int, power: float) -> Reduction:
     """
     if not 0 < dim < len(descriptors):
         raise ModelError(f"a {dim}-D reduction needs more than {dim} photos, got {len(descriptors)}")
-    basis = _Basis(torch.from_numpy(descriptors), dim)
+    basis = _Basis(torch.tensor(descriptors), dim)
     scale = (basis.values + EPSILON).pow(-power / 2)
     reduction = Reduction(descriptors.shape[1], dim)
     reduction.mean.copy_(basis.mean)
