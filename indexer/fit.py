@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from indexer.catalogue import Catalogue
 from indexer.collect import nothing_readable
+from indexer.errors import IndexerError
+from indexer.files import sync_folder
 from indexer.layout import Layout
 from indexer.options import FitOptions
 from indexer.progress import Progress
@@ -69,7 +72,7 @@ def fit_model(run: FitRun) -> PlaceModel:
     if not path.exists():
         _fit_clusters(run)
         reduced = _fit_reduction(run)
-        save_model(reduced, path)
+        _save(reduced, path)
     model = load_model(path)
     run.embedder.set_model(model)
     return model
@@ -99,8 +102,16 @@ def _fit_clusters(run: FitRun) -> None:
     provenance = {"cluster_photos": len(photos), "local_descriptors": len(points), "alpha": alpha}
     pooling = NetVLAD.from_centres(centres, alpha)
     model = run.embedder.model.fitted(pooling, provenance=provenance)
-    save_model(model, run.spool.model_path)
+    _save(model, run.spool.model_path)
     run.embedder.set_model(load_model(run.spool.model_path))
+
+
+def _save(model: PlaceModel, path: Path) -> None:
+    try:
+        save_model(model, path)
+    except SafetensorError as error:  # what it makes of a full disk
+        raise IndexerError(f"cannot write {path}: {error}") from error
+    sync_folder(path.parent)  # before any descriptor is said to be this model's
 
 
 def _spooled_sample(run: FitRun, stage: str, count: int) -> list[Pending]:
@@ -136,11 +147,11 @@ def _sample_local(run: FitRun, photo: str) -> Floats:
 
 
 def _fit_reduction(run: FitRun) -> PlaceModel:
-    for photo, _ in _spooled_sample(run, "pooled", SAMPLE_PHOTOS):
-        if run.spool.has("maps", photo):
-            _pool_maps(run, photo)
     count = max(SAMPLE_PHOTOS, REDUCTION_VIEWS // (run.options.panoramas or 1))
     photos = [photo for photo, _ in _spooled_sample(run, "pooled", count)]
+    for photo in photos:
+        if run.spool.has("maps", photo):
+            _pool_maps(run, photo)
     run.progress.stage("fitting the reduction", None)
     whole, left, right, rows = _load_pooled(run, photos)
     choice = choose_reduction(whole, left, right, rows, max_dim=run.options.dim)
@@ -156,25 +167,28 @@ def _fit_reduction(run: FitRun) -> PlaceModel:
 
 def _pool_maps(run: FitRun, photo: str) -> None:
     """Maps → descriptors of the whole and, for choosing the reduction, of its left and right halves."""
-    maps = torch.from_numpy(run.spool.get("maps", photo)).to(run.embedder.device)  # V D H W
+    maps = torch.from_numpy(run.spool.get("maps", photo))  # V D H W
     half = max(1, maps.shape[3] // 2)
     pool = run.embedder.model.pool
     with torch.inference_mode():
         parts = [pool(maps), pool(maps[..., :half]), pool(maps[..., -half:])]
-    run.spool.put("pooled", photo, torch.stack(parts, 1).float().cpu().numpy())  # V 3 K·D
+    run.spool.put("pooled", photo, torch.stack(parts, 1).numpy())  # V 3 K·D
     run.spool.drop("maps", photo)
 
 
 def _load_pooled(run: FitRun, photos: Sequence[str]) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
     """Descriptors of whole views (n C), of the halves known (m C, twice) and these' rows among the n."""
-    whole: list[Floats] = []
-    halves: list[Floats] = []
+    shapes = [run.spool.shape("pooled", photo) for photo in photos]  # V 1|3 C
+    channels = shapes[0][2]
+    whole = np.empty((sum(shape[0] for shape in shapes), channels), np.float32)
+    halves = np.empty((2, sum(shape[0] for shape in shapes if shape[1] == 3), channels), np.float32)
     rows: list[int] = []
+    row = 0
     for photo in photos:
         for view in run.spool.get("pooled", photo):
+            whole[row] = view[0]
             if len(view) == 3:
-                rows.append(len(whole))
-                halves.append(view[1:])
-            whole.append(view[0])
-    stacked = np.stack(halves) if halves else np.empty((0, 2, whole[0].size), np.float32)
-    return np.stack(whole), stacked[:, 0], stacked[:, 1], np.array(rows, np.int64)
+                halves[:, len(rows)] = view[1:]
+                rows.append(row)
+            row += 1
+    return whole, halves[0], halves[1], np.array(rows, np.int64)

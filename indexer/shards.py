@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.catalogue import Slot
 from indexer.errors import IndexerError
-from indexer.files import sync_folder
+from indexer.files import replace_file
 
 SHARD_BYTES = 64 * 2**20
 
@@ -48,16 +49,18 @@ class ShardWriter:
     def _write(self, slot: Slot, descriptors: Floats) -> None:
         path = shard_path(self._folder, slot.shard)
         if not path.exists():
-            np.lib.format.open_memmap(path, "w+", np.float16, (self._rows, self._dim)).flush()
-            sync_folder(self._folder)
-        shard = np.load(path, mmap_mode="r")
-        offset = shard.offset + slot.row * self._dim * 2
+            replace_file(path, self._preallocate)
+        offset = _open(path, self._dim).offset + slot.row * self._dim * 2
         data = descriptors.astype("<f2").tobytes()
         with path.open("r+b") as file:
             file.seek(offset)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+
+    def _preallocate(self, path: Path) -> None:
+        # Sparse, and whole before it gets its name: half a file could not be mapped.
+        np.lib.format.open_memmap(path, "w+", np.float16, (self._rows, self._dim)).flush()
 
 
 def rows_per_shard(dim: int) -> int:
@@ -74,9 +77,9 @@ def read_slots(folder: Path, slots: Sequence[Slot], dim: int, *, block: int = 65
     """Descriptors of `slots`, in order, in blocks of up to `block` rows, fp32.
 
     Raises:
-        IndexerError: a shard is missing or not of this dimension.
+        IndexerError: a shard is missing, too short or not of this dimension.
     """
-    opened: dict[int, NDArray[np.float16]] = {}
+    opened: dict[int, np.memmap[Any, np.dtype[np.float16]]] = {}
     for start in range(0, len(slots), block):
         part = slots[start : start + block]
         rows = np.empty((len(part), dim), np.float32)
@@ -86,15 +89,17 @@ def read_slots(folder: Path, slots: Sequence[Slot], dim: int, *, block: int = 65
             if shard not in opened:
                 opened[shard] = _open(shard_path(folder, int(shard)), dim)
             chosen = shards == shard
+            if at[chosen].max() >= len(opened[shard]):
+                raise IndexerError(f"descriptor shard {shard_path(folder, int(shard))} is too short")
             rows[chosen] = opened[shard][at[chosen]]
         yield rows
 
 
-def _open(path: Path, dim: int) -> NDArray[np.float16]:
+def _open(path: Path, dim: int) -> np.memmap[Any, np.dtype[np.float16]]:
     try:
-        shard: NDArray[np.float16] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+        shard = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
         raise IndexerError(f"descriptor shard {path} cannot be read: {error}") from error
-    if shard.ndim != 2 or shard.shape[1] != dim or shard.dtype != np.float16:
+    if not isinstance(shard, np.memmap) or shard.shape[1:] != (dim,) or shard.dtype != np.float16:
         raise IndexerError(f"descriptor shard {path} is not float16 n×{dim}")
     return shard
