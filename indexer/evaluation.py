@@ -74,12 +74,13 @@ def evaluate(
     files = scan([queries]).files
     if not files:
         raise IndexerError(f"no photos in {queries}: nothing to evaluate")
+    failed: list[tuple[str, str]] = []
     if truth is None:
         table = read_table(metadata) if metadata else None
-        positives = _positives_by_distance(index, files, table, radius_m)
+        positives = _positives_by_distance(index, files, table, radius_m, failed)
     else:
         positives = read_truth(truth, files, index)
-    ranks, failed = _ranks(index, files, positives, max(at), progress)
+    ranks = _ranks(index, files, positives, max(at), failed, progress)
     if not ranks:
         raise IndexerError(_no_answer(files, failed, truth))
     found = np.array(ranks)
@@ -89,7 +90,7 @@ def evaluate(
         radius_m=None if truth else radius_m,
         recall={str(n): float((found < n).mean()) for n in at},
         without_answer=len(files) - len(ranks) - len(failed),
-        failed=tuple(failed),
+        failed=tuple(sorted(failed)),
         model=index.model_fingerprint,
         snapshot=index.snapshot,
     )
@@ -100,13 +101,13 @@ def _ranks(
     files: Sequence[ScannedFile],
     positives: Sequence[set[str]],
     deepest: int,
+    failed: list[tuple[str, str]],
     progress: Progress,
-) -> tuple[list[int], list[tuple[str, str]]]:
-    """Rank (from 0) of each answerable query's best right photo, `deepest` where there is none; failures."""
+) -> list[int]:
+    """Rank (from 0) of each answerable query's best right photo, `deepest` where there is none."""
     asked = [(str(number), files[number].path) for number in range(len(files)) if positives[number]]
     progress.stage("querying", len(asked))
     ranks: list[int] = []
-    failed: list[tuple[str, str]] = []
     for batch in index.embedder.stream(asked, Reader(index.image_size)):
         for embedded in batch:
             if embedded.error is not None:
@@ -116,11 +117,15 @@ def _ranks(
             hits = index.nearest(embedded.outputs[0], deepest)
             ranks.append(next((rank for rank, hit in enumerate(hits) if hit.id in right), deepest))
         progress.advance(len(batch))
-    return ranks, sorted(failed)
+    return ranks
 
 
 def _positives_by_distance(
-    index: Index, files: Sequence[ScannedFile], table: MetadataTable | None, radius_m: float
+    index: Index,
+    files: Sequence[ScannedFile],
+    table: MetadataTable | None,
+    radius_m: float,
+    failed: list[tuple[str, str]],
 ) -> list[set[str]]:
     located = [photo for photo in index.photos() if photo.lat is not None and photo.lon is not None]
     if not located:
@@ -129,7 +134,11 @@ def _positives_by_distance(
     lon = np.array([photo.lon for photo in located], np.float64)
     positives: list[set[str]] = []
     for file in files:
-        where = query_metadata(file, table)
+        try:
+            where = query_metadata(file, table)
+        except ImageError as error:
+            failed.append((str(file.path), str(error)))
+            where = PhotoMetadata()
         if where.lat is None or where.lon is None:
             positives.append(set())
             continue
@@ -139,16 +148,17 @@ def _positives_by_distance(
 
 
 def query_metadata(file: ScannedFile, table: MetadataTable | None = None) -> PhotoMetadata:
-    """What a table, its name and its EXIF say of a photo, in that order of trust."""
+    """What a table, its name and its EXIF say of a photo, in that order of trust.
+
+    Raises:
+        ImageError: neither of the first two gives a position, and the photo cannot be opened.
+    """
     listed = (table.for_photo(file.root, file.relative) if table else None) or PhotoMetadata()
     named = listed.merged_over(from_name(Path(file.relative).name))
     if named.lat is not None:
         return named
-    try:
-        with open_photo(file.path) as image:
-            return named.merged_over(from_exif(image))
-    except ImageError:
-        return named
+    with open_photo(file.path) as image:
+        return named.merged_over(from_exif(image))
 
 
 def read_truth(path: Path, files: Sequence[ScannedFile], index: Index) -> list[set[str]]:
@@ -159,10 +169,10 @@ def read_truth(path: Path, files: Sequence[ScannedFile], index: Index) -> list[s
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), set(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"the truth file {path} cannot be read: {error}") from error
-    columns = set(rows[0]) if rows else set()
     form = next((c for c in ("positives", "reference_indices") if c in columns), None)
     if "query" not in columns or form is None:
         raise UsageError(
@@ -170,7 +180,8 @@ def read_truth(path: Path, files: Sequence[ScannedFile], index: Index) -> list[s
         )
     names = _QueryNames(files)
     finder = PathFinder(index.catalogue)
-    ordered = [photo for _, _, photo in index.catalogue.paths()]
+    # Photos that could not be read count too, else all after them would be taken for others.
+    ordered = [row.photo for _, row in sorted(index.catalogue.files().items())]
     positives: list[set[str]] = [set() for _ in files]
     for line, row in enumerate(rows, 2):
         try:
@@ -178,9 +189,9 @@ def read_truth(path: Path, files: Sequence[ScannedFile], index: Index) -> list[s
                 right = {finder.find(name) for name in (row[form] or "").split()}
                 number = names.find(row["query"] or "")
             else:
-                right = {ordered[int(n)] for n in (row[form] or "").split()}
-                number = names.at(row["query"] or "")
-        except (NotFound, ValueError, IndexError) as error:
+                right = {ordered[_at(n, len(ordered), "index")] for n in (row[form] or "").split()}
+                number = _at(row["query"] or "", len(files), "folder")
+        except (NotFound, ValueError) as error:
             raise UsageError(f"{path}, line {line}: {error}") from error
         positives[number] |= right
     return positives
@@ -190,7 +201,6 @@ class _QueryNames:
     """Finds a query by its path, as a truth file may write it: relative, absolute, or only its end."""
 
     def __init__(self, files: Sequence[ScannedFile]) -> None:
-        self._count = len(files)
         self._numbers: dict[str, list[int]] = {}
         for number, file in enumerate(files):
             parts = file.path.parts
@@ -203,11 +213,12 @@ class _QueryNames:
             raise ValueError(f"the query {name!r} names {len(found) or 'no'} photos of the folder")
         return found[0]
 
-    def at(self, position: str) -> int:
-        number = int(position)
-        if not 0 <= number < self._count:
-            raise ValueError(f"the query number {number} is not among the folder's {self._count} photos")
-        return number
+
+def _at(text: str, count: int, where: str) -> int:
+    number = int(text)
+    if not 0 <= number < count:
+        raise ValueError(f"photo number {number} is not among the {count} of the {where}")
+    return number
 
 
 def _no_answer(files: Sequence[ScannedFile], failed: Sequence[tuple[str, str]], truth: Path | None) -> str:
