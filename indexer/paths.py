@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from indexer.catalogue import Catalogue
 from indexer.errors import NotFound
@@ -26,7 +27,7 @@ class PathFinder:
         """The photo's id. Raises NotFound when no photo, or more than one, is meant."""
         if path in self._ids:
             return path
-        absolute = str(Path(path).absolute())
+        absolute = os.path.abspath(path)  # noqa: PTH100 - as photos are listed: "..", but no link, followed
         if absolute in self._by_path:
             return self._by_path[absolute]
         parts = PurePosixPath(path.removeprefix("./")).parts
