@@ -6,10 +6,8 @@ once they are whole on disk, and only the batch in flight is embedded again.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +15,8 @@ import numpy as np
 import torch
 
 from indexer import fit
-from indexer.catalogue import FILE, Catalogue, Slot
-from indexer.collect import Collected, collect, nothing_readable
+from indexer.catalogue import Catalogue, Slot
+from indexer.collect import Collected, collect
 from indexer.errors import IndexerError
 from indexer.layout import Layout, generation_of
 from indexer.lock import write_lock
@@ -36,11 +34,12 @@ from indexer.progress import Progress, Silent
 from indexer.reading import Reader
 from indexer.scan import ScanResult, scan
 from indexer.shards import ShardWriter
-from indexer.snapshot import Manifest, publish
+from indexer.snapshot import Manifest, check_model, publish, read_manifest
 from indexer.spool import Spool
+from indexer.target import is_index, target, translated
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder
-from model.modelfile import PlaceModel, load_model, read_header
+from model.modelfile import PlaceModel, load_model
 
 GROWN = 4  # times as many photos as the model was fitted on: worth a note
 
@@ -91,16 +90,14 @@ def build_index(
     table = read_table(options.metadata) if options.metadata else None
     progress.stage("scanning", None)
     scanned = scan(sources)
-    if not scanned.files and not _is_index(into):
+    if not scanned.files and not is_index(into):
         raise IndexerError(f"no photos in {', '.join(map(str, sources))}: nothing was indexed")
-    with _target(into), write_lock(into):
+    with target(into):
         catalogue = Catalogue(into, create=True)
         try:
             collected = collect(
                 catalogue, scanned, table, progress, rehash=options.rehash, prune=options.prune
             )
-            if not catalogue.count():
-                raise nothing_readable(catalogue, collected.unreadable)
             run = _Run(Layout(into), catalogue, options, progress)
             manifest, embedded, model = run.complete()
             notes = _notes(collected, scanned, model, manifest)
@@ -117,12 +114,12 @@ def remove_photos(index: Path, paths: Sequence[str]) -> list[str]:
     """Take photos out of an index for good, by path or id; their files stay. Returns the paths shown.
 
     Raises:
-        IndexMissing, IndexLocked.
+        IndexMissing, IndexLocked, FormatTooNew.
         NotFound: a path names no photo, or several; then none is removed.
     """
     layout = Layout(index)
-    current = layout.current()
-    with _translated(index), write_lock(index):
+    manifest = read_manifest(layout, layout.current())
+    with translated(index), write_lock(index):
         catalogue = Catalogue(index, create=True)
         try:
             photos = resolve(catalogue, paths)
@@ -131,10 +128,9 @@ def remove_photos(index: Path, paths: Sequence[str]) -> list[str]:
                 raise IndexerError("that would leave no photo in the index: delete its folder instead")
             with catalogue.transaction() as db:
                 catalogue.set_status(db, photos, "removed")
-            generation = generation_of(current)
-            header = read_header(layout.model(generation))
+            generation = generation_of(manifest.snapshot)
             _, places = load_options(layout.options(generation))
-            publish(layout, catalogue, generation, header["fingerprint"], _dim(layout, generation), places)
+            publish(layout, catalogue, generation, manifest.model, manifest.dim, places)
             return shown
         finally:
             catalogue.close()
@@ -155,51 +151,61 @@ class _Run:
         """The snapshot, how many photos were embedded for it, and the model."""
         generation, options, places = self._generation()
         path = self._layout.model(generation)
-        pending = len(self._catalogue.pending(generation))
         embedder: Embedder | None = None
         if not path.exists():
             embedder = self._embedder(fit.unfitted_model(options))
             model = fit.fit_model(self._fit_run(generation, options, embedder))
         else:
             model = load_model(path)
-        if pending:
-            embedder = embedder or self._embedder(model)
-            self._embed(generation, options, embedder)
+            check_model(self._layout, generation, model.fingerprint)
+        embedded = 0
+        if self._catalogue.pending(generation):
+            embedded = self._embed(generation, options, embedder or self._embedder(model))
         self._progress.stage("publishing", None)
         manifest = publish(
             self._layout, self._catalogue, generation, model.fingerprint, model.config.output_dim, places
         )
         Spool(self._layout.spool(generation)).clear()
-        left = len(self._catalogue.pending(generation))
-        return manifest, pending - left, model
+        return manifest, embedded, model
 
     def _generation(self) -> tuple[int, FitOptions, PlaceOptions]:
         """The generation this run works on, begun where it must be, with its options."""
-        newest = self._layout.newest_generation()
-        current = self._layout.current_or_none()
-        published = current is not None and generation_of(current) == newest
-        path = self._layout.options(newest)
-        if newest and path.exists():
-            fitted, places = load_options(path)
-            wanted = self._options.fit_over(fitted)
-            if published and not self._options.refit and wanted != fitted:
-                raise IndexerError(
-                    f"this index was made with {differences(fitted, wanted)}: leave that out, "
-                    "or say --refit to make it anew"
-                )
-            number = newest + 1 if published and self._options.refit else newest
-            if not published and wanted != fitted:
-                self._progress.note("starting over with other options than the unfinished run's")
-                self._discard(newest)
-        else:
-            number, wanted, places = max(newest, 1), self._options.fit_over(FitOptions()), PlaceOptions()
+        finished = generation_of(self._layout.last_finished() or "0")
+        number = max(self._layout.newest_generation(), finished)
+        fitted, places = FitOptions(), PlaceOptions()
+        if number:
+            fitted, places = load_options(self._layout.options(number))
+        wanted = self._options.fit_over(fitted)
+        if number and number == finished:
+            number = self._go_on(number, fitted, wanted)
+        elif number and (wanted != fitted or self._lost_model(number)):
+            self._progress.note("starting over: the unfinished run had other options, or lost its model")
+            self._catalogue.drop_descriptors(number)
+            self._layout.discard(number)
+        number = max(number, 1)
         places = self._options.places_over(places)
         save_options(self._layout.options(number), wanted, places)
         return number, wanted, places
 
-    def _discard(self, generation: int) -> None:
-        shutil.rmtree(self._layout.generation(generation))
-        self._catalogue.drop_generations(range(1, generation))
+    def _go_on(self, finished: int, fitted: FitOptions, wanted: FitOptions) -> int:
+        """The generation after a finished one: itself, or where it is to be fitted again, the next."""
+        if self._options.refit:
+            return finished + 1
+        if wanted != fitted:
+            raise IndexerError(
+                f"this index was made with {differences(fitted, wanted)}: leave that out, "
+                "or say --refit to make it anew"
+            )
+        if self._lost_model(finished):
+            raise IndexerError(
+                f"the model file {self._layout.model(finished)} is missing: put it back, "
+                "or say --refit to make the index anew"
+            )
+        return finished
+
+    def _lost_model(self, generation: int) -> bool:
+        made = self._catalogue.last_slot(generation) is not None
+        return made and not self._layout.model(generation).exists()
 
     def _embedder(self, model: PlaceModel) -> Embedder:
         options = self._options
@@ -212,8 +218,11 @@ class _Run:
             self._layout, generation, options, self._catalogue, embedder, _reader(options), self._progress
         )
 
-    def _embed(self, generation: int, options: FitOptions, embedder: Embedder) -> None:
-        """Descriptors of all pending photos into the shards, first those whose unreduced ones are spooled."""
+    def _embed(self, generation: int, options: FitOptions, embedder: Embedder) -> int:
+        """Descriptors of all pending photos into the shards, first those whose unreduced ones are spooled.
+
+        Returns how many photos have one now.
+        """
         writer = ShardWriter(
             self._layout.shards(generation),
             embedder.model.config.output_dim,
@@ -222,17 +231,19 @@ class _Run:
         spool = Spool(self._layout.spool(generation))
         pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
         spooled = [item for item in pending if spool.has("pooled", item[0])]
+        stored = 0
         for batch in _reduced(spooled, spool, embedder):
-            self._store(generation, writer, batch, _reader(options))
+            stored += self._store(generation, writer, batch, _reader(options))
         rest = [item for item in pending if not spool.has("pooled", item[0])]
         self._progress.stage("embedding", len(rest))
         for batch in embedder.stream(rest, _reader(options)):
-            self._store(generation, writer, batch, _reader(options))
+            stored += self._store(generation, writer, batch, _reader(options))
             self._progress.advance(len(batch))
+        return stored
 
     def _store(
         self, generation: int, writer: ShardWriter, batch: Sequence[Embedded[fit.Pending]], reader: Reader
-    ) -> None:
+    ) -> int:
         rows = [
             (embedded.item[0], view, yaw, descriptor)
             for embedded in batch
@@ -245,10 +256,11 @@ class _Run:
             self._catalogue.add_descriptors(
                 generation, [(*row[:3], slot) for row, slot in zip(rows, slots, strict=True)]
             )
-        for embedded in batch:
-            if embedded.error is not None:
-                with self._catalogue.transaction() as db:
-                    self._catalogue.set_status(db, [embedded.item[0]], "failed", embedded.error)
+        failed = [embedded for embedded in batch if embedded.error is not None]
+        with self._catalogue.transaction() as db:
+            for embedded in failed:
+                self._catalogue.set_status(db, [embedded.item[0]], "failed", embedded.error)
+        return len(batch) - len(failed)
 
 
 def _reduced(
@@ -257,48 +269,14 @@ def _reduced(
     for start in range(0, len(items), 64):
         batch = []
         for item in items[start : start + 64]:
-            whole = torch.from_numpy(spool.get("pooled", item[0])[:, 0]).to(embedder.device)  # V K·D
+            whole = torch.from_numpy(spool.get("pooled", item[0])[:, 0])  # V K·D
             with torch.inference_mode():
-                batch.append(Embedded(item, tuple(embedder.model.reduce(whole).cpu().numpy())))
+                batch.append(Embedded(item, tuple(embedder.model.reduce(whole).numpy())))
         yield batch
 
 
 def _reader(options: FitOptions) -> Reader:
     return Reader(options.image_size, options.panoramas)
-
-
-@contextmanager
-def _target(into: Path) -> Iterator[None]:
-    """The index folder, made where it is not there, and removed again when nothing came of it."""
-    fresh = not into.exists()
-    with _translated(into):
-        if not fresh and not _is_index(into) and (not into.is_dir() or any(into.iterdir())):
-            raise IndexerError(
-                f"{into} is neither an index nor an empty folder: name another folder by --into"
-            )
-        into.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        except BaseException:
-            if fresh and not Layout(into).newest_generation():
-                shutil.rmtree(into, ignore_errors=True)
-            raise
-
-
-@contextmanager
-def _translated(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise IndexerError(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
-def _is_index(folder: Path) -> bool:
-    return (folder / FILE).is_file()
-
-
-def _dim(layout: Layout, generation: int) -> int:
-    return load_model(layout.model(generation)).config.output_dim
 
 
 def _notes(collected: Collected, scanned: ScanResult, model: PlaceModel, manifest: Manifest) -> list[str]:

@@ -18,41 +18,10 @@ from indexer.answers import Photo, Place
 from indexer.errors import FormatTooNew, IndexerError, IndexMissing, NotFound
 from indexer.metadata import PhotoMetadata
 from indexer.places import AssignedPlace
+from indexer.schema import MIGRATIONS, migrate, version_of
 
 FILE = "catalogue.sqlite"
-
-
-def _m001_photos_files_descriptors_places(db: sqlite3.Connection) -> None:
-    db.executescript(
-        """
-        CREATE TABLE photos(
-            id TEXT PRIMARY KEY,               -- first 16 hex digits of sha256
-            sha256 TEXT NOT NULL UNIQUE,
-            width INTEGER NOT NULL, height INTEGER NOT NULL,  -- pixels, upright
-            lat REAL, lon REAL, heading REAL, taken_at TEXT, place TEXT,
-            status TEXT NOT NULL CHECK (status IN ('ok', 'failed', 'removed', 'vanished')),
-            error TEXT,
-            place_id TEXT);
-        CREATE INDEX photos_place ON photos(place_id);
-        CREATE TABLE files(
-            root TEXT NOT NULL, relative TEXT NOT NULL,
-            size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-            photo TEXT NOT NULL REFERENCES photos(id),
-            PRIMARY KEY (root, relative)) WITHOUT ROWID;
-        CREATE INDEX files_photo ON files(photo);
-        CREATE TABLE descriptors(
-            id INTEGER PRIMARY KEY AUTOINCREMENT,
-            photo TEXT NOT NULL REFERENCES photos(id),
-            view INTEGER NOT NULL, yaw REAL NOT NULL,  -- of a panorama; else 0, 0
-            generation INTEGER NOT NULL, shard INTEGER NOT NULL, row INTEGER NOT NULL,
-            UNIQUE (photo, view, generation), UNIQUE (generation, shard, row));
-        CREATE TABLE places(
-            id TEXT PRIMARY KEY, name TEXT, medoid TEXT NOT NULL, lat REAL, lon REAL);
-        """
-    )
-
-
-MIGRATIONS = (_m001_photos_files_descriptors_places,)
+ASKED_AT_ONCE = 10_000  # values a statement; SQLite allows 32,766
 
 
 @dataclass(frozen=True)
@@ -92,7 +61,8 @@ class Hit:
     """A descriptor's photo, as a search needs it."""
 
     photo: Photo
-    place_id: str | None
+    place: Place | None
+    """Without the number of its photos; None until the photo has been assigned to one."""
     yaw: float
 
 
@@ -110,17 +80,17 @@ class Catalogue:
         if not create and not self.path.is_file():
             raise IndexMissing(f"no index in {folder}: make one with 'loci index PHOTOS --into {folder}'")
         self._writable = create
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        with self._explained("read"):
+            version = version_of(self._db)
         if version > len(MIGRATIONS):
+            self.close()
             raise FormatTooNew(
                 f"the catalogue of {folder} has format {version}: a newer loci reads it, this one up to "
                 f"{len(MIGRATIONS)}"
             )
         if create:
-            for number, migrate in enumerate(MIGRATIONS[version:], version + 1):
+            with self._explained("written"):
                 migrate(self._db)
-                self._db.execute(f"PRAGMA user_version = {number}")
-                self._db.commit()
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -143,6 +113,18 @@ class Catalogue:
             raise IndexerError(f"the catalogue {self.path} cannot be opened: {error}") from error
         return db
 
+    @contextmanager
+    def _explained(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise IndexerError(f"the catalogue {self.path} cannot be {done}: {error}") from error
+
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows of a query; none of a damaged catalogue is worth half an answer."""
+        with self._explained("read"):
+            return self._db.execute(query, values).fetchall()
+
     def close(self) -> None:
         """Close this thread's connection."""
         db = getattr(self._local, "db", None)
@@ -153,22 +135,23 @@ class Catalogue:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing; on disk when it returns."""
-        try:
-            with self._db as db:
-                yield db
-        except sqlite3.Error as error:
-            raise IndexerError(f"the catalogue {self.path} cannot be written: {error}") from error
+        with self._explained("written"), self._db as db:
+            yield db
 
     # Files and photos
 
     def files(self) -> dict[tuple[str, str], FileRow]:
         """Every known path, by root and relative path."""
-        rows = self._db.execute("SELECT root, relative, size, mtime_ns, photo FROM files")
+        rows = self._rows("SELECT root, relative, size, mtime_ns, photo FROM files")
         return {(root, relative): FileRow(size, mtime, photo) for root, relative, size, mtime, photo in rows}
 
     def statuses(self) -> dict[str, str]:
         """Every photo's status."""
-        return dict(self._db.execute("SELECT id, status FROM photos"))
+        return dict(self._rows("SELECT id, status FROM photos"))
+
+    def with_status(self, status: str) -> set[str]:
+        """The photos of a status."""
+        return {photo for (photo,) in self._rows("SELECT id FROM photos WHERE status = ?", (status,))}
 
     def put_photo(self, db: sqlite3.Connection, facts: PhotoFacts) -> None:
         """Record a photo, or complete what is known of it; a removed photo stays removed."""
@@ -223,29 +206,29 @@ class Catalogue:
         query = (
             "SELECT id FROM photos WHERE status IN ('ok', 'failed') AND id NOT IN (SELECT photo FROM files)"
         )
-        return {photo for (photo,) in self._db.execute(query)}
+        return {photo for (photo,) in self._rows(query)}
 
     def failures(self) -> list[tuple[str, str]]:
         """Path and reason of every photo that could not be read."""
-        return self._db.execute(
+        return self._rows(
             "SELECT f.root || '/' || f.relative, p.error FROM photos p JOIN files f ON f.photo = p.id "
             "WHERE p.status = 'failed' ORDER BY 1"
-        ).fetchall()
+        )
 
     def count(self, status: str = "ok") -> int:
         """How many photos have a status."""
-        return int(self._db.execute("SELECT count(*) FROM photos WHERE status = ?", (status,)).fetchone()[0])
+        return int(self._rows("SELECT count(*) FROM photos WHERE status = ?", (status,))[0][0])
 
     def file_of(self, photo: str) -> list[Path]:
         """The paths that hold a photo."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT root, relative FROM files WHERE photo = ? ORDER BY root, relative", (photo,)
         )
         return [Path(root) / relative for root, relative in rows]
 
     def pending(self, generation: int) -> list[tuple[str, Path]]:
         """Photos to be embedded, by id and one of their paths, in id order."""
-        rows = self._db.execute(
+        rows = self._rows(
             """
             SELECT p.id, min(f.root || '/' || f.relative) FROM photos p JOIN files f ON f.photo = p.id
             WHERE p.status = 'ok' AND NOT EXISTS (
@@ -268,20 +251,25 @@ class Catalogue:
 
     def last_slot(self, generation: int) -> Slot | None:
         """The last slot that a row claims."""
-        row = self._db.execute(
+        rows = self._rows(
             "SELECT shard, row FROM descriptors WHERE generation = ? ORDER BY shard DESC, row DESC LIMIT 1",
             (generation,),
-        ).fetchone()
-        return Slot(*row) if row else None
+        )
+        return Slot(*rows[0]) if rows else None
 
     def live_descriptors(self, generation: int) -> list[tuple[int, str, Slot]]:
         """Descriptor id, photo and slot of all that a snapshot holds, in id order."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT d.id, d.photo, d.shard, d.row FROM descriptors d JOIN photos p ON p.id = d.photo "
             "WHERE d.generation = ? AND p.status = 'ok' ORDER BY d.id",
             (generation,),
         )
         return [(number, photo, Slot(shard, row)) for number, photo, shard, row in rows]
+
+    def drop_descriptors(self, generation: int) -> None:
+        """Drop the descriptors of one generation."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM descriptors WHERE generation = ?", (generation,))
 
     def drop_generations(self, keep: Iterable[int]) -> None:
         """Drop the descriptors of all other generations."""
@@ -291,37 +279,41 @@ class Catalogue:
             db.execute(f"DELETE FROM descriptors WHERE generation NOT IN ({marks})", kept)
 
     def hits(self, descriptors: Sequence[int]) -> dict[int, Hit]:
-        """The photos behind descriptor ids; those removed meanwhile are left out."""
-        marks = ", ".join("?" * len(descriptors))
-        rows = self._db.execute(
-            f"SELECT d.id, d.yaw, p.place_id, {_PHOTO_COLUMNS} FROM descriptors d "
-            f"JOIN photos p ON p.id = d.photo WHERE p.status = 'ok' AND d.id IN ({marks})",
-            list(descriptors),
-        )
-        return {row[0]: Hit(_photo(row[3:]), row[2], row[1]) for row in rows}
+        """The photos behind descriptor ids, with their places; those removed meanwhile are left out."""
+        found: dict[int, Hit] = {}
+        for start in range(0, len(descriptors), ASKED_AT_ONCE):
+            part = descriptors[start : start + ASKED_AT_ONCE]
+            rows = self._rows(
+                f"SELECT d.id, d.yaw, l.id, l.name, l.lat, l.lon, {_PHOTO_COLUMNS} FROM descriptors d "
+                "JOIN photos p ON p.id = d.photo LEFT JOIN places l ON l.id = p.place_id "
+                f"WHERE p.status = 'ok' AND d.id IN ({', '.join('?' * len(part))})",
+                part,
+            )
+            for number, yaw, place, name, lat, lon, *photo in rows:
+                found[number] = Hit(_photo(photo), Place(place, name, lat, lon, 0) if place else None, yaw)
+        return found
 
     # Reading by id
 
     def photo(self, photo: str) -> Photo:
         """One photo. Raises NotFound."""
-        row = self._db.execute(
-            f"SELECT {_PHOTO_COLUMNS} FROM photos p WHERE p.id = ? AND p.status = 'ok'", (photo,)
-        ).fetchone()
-        if row is None:
+        query = f"SELECT {_PHOTO_COLUMNS} FROM photos p WHERE p.id = ? AND p.status = 'ok'"
+        rows = self._rows(query, (photo,))
+        if not rows:
             raise NotFound(f"no photo {photo!r} in this index")
-        return _photo(row)
+        return _photo(rows[0])
 
     def photos(self) -> list[Photo]:
         """All photos of the index, by path."""
-        rows = self._db.execute(f"SELECT {_PHOTO_COLUMNS} FROM photos p WHERE p.status = 'ok'")
+        rows = self._rows(f"SELECT {_PHOTO_COLUMNS} FROM photos p WHERE p.status = 'ok'")
         return sorted((_photo(row) for row in rows), key=lambda photo: photo.path)
 
     def paths(self) -> list[tuple[str, str, str]]:
         """Root, relative path and photo of every file whose photo is in the index."""
-        return self._db.execute(
+        return self._rows(
             "SELECT f.root, f.relative, f.photo FROM files f JOIN photos p ON p.id = f.photo "
             "WHERE p.status = 'ok' ORDER BY f.root, f.relative"
-        ).fetchall()
+        )
 
     # Places
 
@@ -342,11 +334,11 @@ class Catalogue:
     def assigned_places(self) -> list[AssignedPlace]:
         """The places with their members' ids, as the next assignment needs them."""
         members: dict[str, list[str]] = {}
-        for place, photo in self._db.execute(
+        for place, photo in self._rows(
             "SELECT place_id, id FROM photos WHERE place_id IS NOT NULL ORDER BY id"
         ):
             members.setdefault(place, []).append(photo)
-        rows = self._db.execute("SELECT id, name, medoid, lat, lon FROM places ORDER BY id")
+        rows = self._rows("SELECT id, name, medoid, lat, lon FROM places ORDER BY id")
         return [
             AssignedPlace(id_, name, medoid, lat, lon, tuple(members.get(id_, ())))
             for id_, name, medoid, lat, lon in rows
@@ -354,7 +346,7 @@ class Catalogue:
 
     def places(self) -> list[Place]:
         """All places with the number of their photos, by id."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT l.id, l.name, l.lat, l.lon, count(p.id) FROM places l "
             "JOIN photos p ON p.place_id = l.id AND p.status = 'ok' GROUP BY l.id ORDER BY l.id"
         )
@@ -362,21 +354,15 @@ class Catalogue:
 
     def place(self, place: str) -> Place:
         """One place with its photos. Raises NotFound."""
-        row = self._db.execute("SELECT id, name, lat, lon FROM places WHERE id = ?", (place,)).fetchone()
-        rows = self._db.execute(
+        places = self._rows("SELECT id, name, lat, lon FROM places WHERE id = ?", (place,))
+        rows = self._rows(
             f"SELECT {_PHOTO_COLUMNS} FROM photos p WHERE p.place_id = ? AND p.status = 'ok'", (place,)
         )
         members = tuple(sorted((_photo(r) for r in rows), key=lambda photo: photo.path))
-        if row is None or not members:
+        if not places or not members:
             raise NotFound(f"no place {place!r} in this index")
-        id_, name, lat, lon = row
+        id_, name, lat, lon = places[0]
         return Place(id_, name, lat, lon, len(members), members)
-
-    def places_by_id(self, places: Sequence[str]) -> dict[str, Place]:
-        """Places by id, without counting their photos."""
-        marks = ", ".join("?" * len(places))
-        rows = self._db.execute(f"SELECT id, name, lat, lon FROM places WHERE id IN ({marks})", list(places))
-        return {row[0]: Place(row[0], row[1], row[2], row[3], 0) for row in rows}
 
     def integrity(self) -> str:
         """SQLite's own check of every page: "ok" or what is wrong."""
@@ -403,13 +389,21 @@ def display_path(root: str, relative: str) -> str:
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
-    """Read-only; where SQLite cannot even keep its shared memory, as a file that never changes."""
+    """Read-only; where SQLite cannot even keep its shared memory, as a file that never changes.
+
+    Raises:
+        sqlite3.Error: no catalogue, or one whose last changes still wait in a log beside it: read as a file
+            that never changes, it would lack them.
+    """
     uri = path.resolve().as_uri()
     db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=30)
     try:
         db.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.OperationalError:
         db.close()
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise
         db = sqlite3.connect(f"{uri}?immutable=1", uri=True)
         db.execute("SELECT count(*) FROM sqlite_master")
     return db

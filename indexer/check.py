@@ -65,14 +65,14 @@ def _store_problems(layout: Layout, manifest: Manifest) -> list[str]:
 
 def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> list[str]:
     generation = generation_of(manifest.snapshot)
-    live = catalogue.live_descriptors(generation)
     problems = []
     bad = 0
     try:
+        live = catalogue.live_descriptors(generation)
         for block in read_slots(layout.shards(generation), [slot for *_, slot in live], manifest.dim):
             lengths = np.linalg.norm(block, axis=1)
             bad += int((~(np.abs(lengths - 1) < LENGTH_TOLERANCE)).sum())
-    except (IndexerError, IndexError) as error:
+    except IndexerError as error:
         problems.append(f"the descriptors cannot be read: {error}")
     if bad:
         problems.append(

@@ -51,13 +51,13 @@ def collect(
     """Bring the catalogue up to date with what was scanned.
 
     Raises:
-        IndexerError: over a fifth of the photos below the scanned folders would vanish, and not `prune`.
+        IndexerError: over a fifth of the photos below one of the scanned folders would vanish, and not
+            `prune`; or no photo that can be read would be left. Nothing is removed then.
     """
-    known = catalogue.files()
-    statuses = catalogue.statuses()
-    suspects = [file for file in scanned.files if rehash or not _as_known(file, known, statuses)]
+    before = _Before(catalogue)
+    suspects = [file for file in scanned.files if rehash or not before.has(file)]
     progress.stage("reading", len(suspects))
-    outcomes = _Outcomes(known, statuses)
+    outcomes = _Outcomes(before, scanned.files)
     for chunk in _chunks(_read_all(suspects, table, progress)):
         with catalogue.transaction() as db:
             for file, facts in chunk:
@@ -65,11 +65,18 @@ def collect(
                 if facts.sha256:
                     catalogue.put_photo(db, facts)
                     row = FileRow(file.size, file.mtime_ns, facts.id)
-                    catalogue.put_file(db, str(file.root), file.relative, row)
+                    catalogue.put_file(db, *before.key(file), row)
     if table is not None:
-        _apply_table(catalogue, scanned.files, table)
-    vanished = _drop_vanished(catalogue, scanned, known, prune)
-    return outcomes.summary(len(scanned.files), vanished)
+        _apply_table(catalogue, before, scanned.files, table)
+    gone = _gone(before, scanned)
+    held = {row.photo for key, row in catalogue.files().items() if _full(key) not in gone}
+    vanished = _vanished(catalogue, before, gone, held)
+    if not prune:
+        _refuse_unmounted(before, scanned, vanished)
+    if not held & catalogue.with_status("ok"):
+        raise nothing_readable(catalogue, outcomes.unreadable)
+    _forget(catalogue, before, gone)
+    return outcomes.summary(catalogue, len(vanished))
 
 
 def nothing_readable(catalogue: Catalogue, unreadable: Sequence[tuple[Path, str]] = ()) -> IndexerError:
@@ -81,56 +88,75 @@ def nothing_readable(catalogue: Catalogue, unreadable: Sequence[tuple[Path, str]
     return IndexerError(f"none of the {len(failures)} photos can be read; the first is {path}: {reason}")
 
 
+class _Before:
+    """What the catalogue knew before this run. A file is its full path, whatever folder it was found from."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.files = {_full(key): (key, row) for key, row in catalogue.files().items()}
+        self.statuses = catalogue.statuses()
+
+    def key(self, file: ScannedFile) -> tuple[str, str]:
+        """Under which root and relative path the catalogue has or gets this file."""
+        path = str(file.path)
+        return self.files[path][0] if path in self.files else (str(file.root), file.relative)
+
+    def photo(self, path: str) -> str | None:
+        """The photo that a path held."""
+        return self.files[path][1].photo if path in self.files else None
+
+    def has(self, file: ScannedFile) -> bool:
+        """Same size and time as before; what failed is tried again, since what it lacked may be there now."""
+        _, row = self.files.get(str(file.path), (None, None))
+        if row is None or (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
+            return False
+        return self.statuses.get(row.photo) in ("ok", "removed")
+
+
 class _Outcomes:
     """Counts what each file turned out to be."""
 
-    def __init__(self, known: dict[tuple[str, str], FileRow], statuses: dict[str, str]) -> None:
-        self._known = known
-        self._statuses = statuses
+    def __init__(self, before: _Before, files: Sequence[ScannedFile]) -> None:
+        self._before = before
+        self._paths = {str(file.path) for file in files}
+        self._stayed = {before.photo(path) for path in self._paths}
         self._added: set[str] = set()
         self._changed: set[str] = set()
         self._moved: set[str] = set()
         self._returned: set[str] = set()
         self._still_removed: set[str] = set()
-        self._unreadable: list[tuple[Path, str]] = []
+        self.unreadable: list[tuple[Path, str]] = []
 
     def add(self, file: ScannedFile, facts: PhotoFacts) -> None:
         if not facts.sha256:
-            self._unreadable.append((file.path, facts.error or "cannot be read"))
+            self.unreadable.append((file.path, facts.error or "cannot be read"))
             return
-        before = self._known.get((str(file.root), file.relative))
-        status = self._statuses.get(facts.id)
+        held = self._before.photo(str(file.path))
+        status = self._before.statuses.get(facts.id)
         if status == "removed":
             self._still_removed.add(facts.id)
         elif status == "vanished":
             self._returned.add(facts.id)
-        elif before is not None and before.photo != facts.id:
+        elif held is not None and held != facts.id:
             self._changed.add(facts.id)
         elif status is None:
             self._added.add(facts.id)
-        elif before is None:
+        elif facts.id not in self._stayed:  # else a copy
             self._moved.add(facts.id)
 
-    def summary(self, files: int, vanished: int) -> Collected:
-        new = self._added | self._changed | self._moved | self._returned | self._still_removed
+    def summary(self, catalogue: Catalogue, vanished: int) -> Collected:
+        present = {row.photo for key, row in catalogue.files().items() if _full(key) in self._paths}
+        counted = self._added | self._changed | self._moved | self._returned
+        live = catalogue.with_status("ok") | catalogue.with_status("failed")
         return Collected(
             added=len(self._added),
-            changed=len(self._changed),
+            changed=len(self._changed - self._added),
             moved=len(self._moved),
             vanished=vanished,
             returned=len(self._returned),
-            unchanged=max(0, files - len(new) - len(self._unreadable)),
+            unchanged=len((present & live) - counted),
             still_removed=len(self._still_removed),
-            unreadable=tuple(self._unreadable),
+            unreadable=tuple(self.unreadable),
         )
-
-
-def _as_known(file: ScannedFile, known: dict[tuple[str, str], FileRow], statuses: dict[str, str]) -> bool:
-    """Same size and time as before; what failed is tried again, since what it lacked may be there now."""
-    row = known.get((str(file.root), file.relative))
-    if row is None or (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
-        return False
-    return statuses.get(row.photo) in ("ok", "removed")
 
 
 def _read_all(
@@ -147,7 +173,7 @@ def _read(file: ScannedFile, table: MetadataTable | None) -> PhotoFacts:
     try:
         data = file.path.read_bytes()
     except OSError as error:
-        return PhotoFacts("", error=f"cannot be read: {error.strerror}")
+        return PhotoFacts("", error=f"cannot be read: {error.strerror or error}")
     sha256 = hashlib.sha256(data).hexdigest()
     named = from_name(Path(file.relative).name)
     listed = table.for_photo(file.root, file.relative) if table else None
@@ -160,46 +186,63 @@ def _read(file: ScannedFile, table: MetadataTable | None) -> PhotoFacts:
         return PhotoFacts(sha256, metadata=metadata, error="empty file" if not data else str(error))
 
 
-def _apply_table(catalogue: Catalogue, files: Sequence[ScannedFile], table: MetadataTable) -> None:
+def _apply_table(
+    catalogue: Catalogue, before: _Before, files: Sequence[ScannedFile], table: MetadataTable
+) -> None:
     """A table given now counts for photos that were known before, too."""
     known = catalogue.files()
     with catalogue.transaction() as db:
         for file in files:
             listed = table.for_photo(file.root, file.relative)
-            row = known.get((str(file.root), file.relative))
+            row = known.get(before.key(file))
             if listed is not None and row is not None:
                 catalogue.set_metadata(db, row.photo, listed)
 
 
-def _drop_vanished(
-    catalogue: Catalogue, scanned: ScanResult, before: dict[tuple[str, str], FileRow], prune: bool
-) -> int:
-    present = {(str(file.root), file.relative) for file in scanned.files}
+def _gone(before: _Before, scanned: ScanResult) -> set[str]:
+    """Paths below the scanned folders that are not there any more."""
+    present = {str(file.path) for file in scanned.files}
     blind = [path for path, _ in scanned.problems]  # what could not be looked into has not vanished
-    gone = {
-        key for key in before if key not in present and _below(key, scanned.roots) and not _below(key, blind)
+    return {
+        path
+        for path in before.files.keys() - present
+        if _below(path, scanned.roots) and not _below(path, blind)
     }
-    held = {row.photo for key, row in catalogue.files().items() if key not in gone}
-    statuses = catalogue.statuses()
-    vanished = {
-        photo
-        for photo in (before[key].photo for key in gone)
-        if photo not in held and statuses.get(photo) in ("ok", "failed")
-    }
-    below = {row.photo for key, row in before.items() if _below(key, scanned.roots)}
-    if not prune and len(vanished) > VANISHED_SHARE * len(below):
-        raise IndexerError(
-            f"{len(vanished)} of {len(below)} photos are gone from {', '.join(map(str, scanned.roots))}: "
-            "if that is right, say --prune; if a disk is not mounted, mount it; nothing was removed"
-        )
+
+
+def _vanished(catalogue: Catalogue, before: _Before, gone: set[str], held: set[str]) -> set[str]:
+    """Photos that no path holds any more, since theirs are gone."""
+    live = catalogue.with_status("ok") | catalogue.with_status("failed")
+    return {before.files[path][1].photo for path in gone} & live - held
+
+
+def _refuse_unmounted(before: _Before, scanned: ScanResult, vanished: set[str]) -> None:
+    """Root by root: a small disk that is not mounted would not show among the photos of a large one."""
+    for root in scanned.roots:
+        below = {
+            row.photo
+            for path, (_, row) in before.files.items()
+            if _below(path, [root]) and before.statuses.get(row.photo) != "removed"
+        }
+        lost = below & vanished
+        if len(lost) > VANISHED_SHARE * len(below):
+            raise IndexerError(
+                f"{len(lost)} of {len(below)} photos are gone from {root}: if that is right, say --prune; "
+                "if a disk is not mounted, mount it; nothing was removed"
+            )
+
+
+def _forget(catalogue: Catalogue, before: _Before, gone: set[str]) -> None:
     with catalogue.transaction() as db:
-        catalogue.forget_files(db, gone)
+        catalogue.forget_files(db, [before.files[path][0] for path in gone])
         catalogue.set_status(db, catalogue.without_files(), "vanished")
-    return len(vanished)
 
 
-def _below(key: tuple[str, str], folders: Sequence[Path]) -> bool:
-    path = f"{key[0]}/{key[1]}"
+def _full(key: tuple[str, str]) -> str:
+    return f"{key[0].rstrip('/')}/{key[1]}"
+
+
+def _below(path: str, folders: Sequence[Path]) -> bool:
     return any(path == str(folder) or path.startswith(f"{str(folder).rstrip('/')}/") for folder in folders)
 
 

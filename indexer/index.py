@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.answers import Answer, Photo, PhotoHit, Place, PlaceHit
+from indexer.answers import Answer, Photo, PhotoHit, Place, PlaceHit, Position
 from indexer.catalogue import Catalogue, Hit
-from indexer.errors import ModelMismatch, NotFound
+from indexer.errors import ModelMismatch, NotFound, UsageError
 from indexer.layout import Layout, generation_of
 from indexer.localise import group_hits, locate
 from indexer.options import load_options
 from indexer.shards import read_slots
-from indexer.snapshot import Manifest, open_store, read_manifest
+from indexer.snapshot import Manifest, open_store, other_model, read_manifest
 from indexer.stores.faiss import FaissStore
 from model.embedder import Embedder
 from model.images import Source, read_photo
@@ -28,7 +30,7 @@ Floats = NDArray[np.float32]
 
 LOCATE_BY = 20  # best photos that the position is found from
 PHOTOS_A_PLACE = 5  # shown in an answer
-NOT_CALIBRATED = "this version does not calibrate confidence: known and confidence are null"
+NOT_CALIBRATED = "this version does not say how sure it is"
 
 
 class Index:
@@ -67,10 +69,7 @@ class Index:
     def _with(cls, layout: Layout, manifest: Manifest, embedder: Embedder) -> Index:
         header = read_header(layout.model(generation_of(manifest.snapshot)))
         if header["fingerprint"] != manifest.model:
-            raise ModelMismatch(
-                f"the snapshot {manifest.snapshot} was made by the model {manifest.model}, but the model "
-                f"file is {header['fingerprint']}: put its own back, or run 'loci index' with --refit"
-            )
+            raise other_model(manifest, header["fingerprint"])
         catalogue = Catalogue(layout.folder)
         return cls(layout, manifest, catalogue, open_store(layout, catalogue, manifest), embedder)
 
@@ -128,16 +127,20 @@ class Index:
         """The answer for a photo's descriptor (d): search → places → position.
 
         Raises:
+            UsageError: `k` is below 1.
             ModelMismatch: a descriptor of another dimension than this index's.
         """
+        if k < 1:
+            raise UsageError(f"k counts places and must be at least 1, got {k}")
         start = time.perf_counter()
-        hits = self._hits(descriptor, max(LOCATE_BY, 4 * PHOTOS_A_PLACE * k))
-        places = self._places(hits, k)
+        hits, places = self._hits_of_places(descriptor, k)
         position = locate([_photo_hit(score, hit) for score, hit in hits[:LOCATE_BY]])
         timings = dict(timings_ms or {}) | {"search": 1000 * (time.perf_counter() - start)}
+        if position is not None:  # to a centimetre and a decimetre
+            position = Position(round(position.lat, 7), round(position.lon, 7), round(position.radius_m, 1))
         note = NOT_CALIBRATED
         if position is None:
-            note += "; no photo among the nearest has a position: position is null"
+            note += "; none of the nearest photos has a position"
         return Answer(
             known=None,
             confidence=None,
@@ -172,14 +175,22 @@ class Index:
                 return list(best.values())[:n]
             ask *= 4
 
+    def _hits_of_places(
+        self, descriptor: Floats, k: int
+    ) -> tuple[list[tuple[float, Hit]], tuple[PlaceHit, ...]]:
+        """The nearest photos, as many as it takes to name k places (or all), and those places."""
+        n = max(LOCATE_BY, 4 * PHOTOS_A_PLACE * k)
+        while True:
+            hits = self._hits(descriptor, n)
+            places = self._places(hits, k)
+            if len(places) >= min(k, self.manifest.places) or len(hits) < n:
+                return hits, places
+            n *= 4
+
     def _places(self, hits: Sequence[tuple[float, Hit]], k: int) -> tuple[PlaceHit, ...]:
         """The k best places that the hits show, with the best of their photos."""
-        of_photo = {hit.photo.id: hit.place_id for _, hit in hits if hit.place_id}
-        places = self._catalogue.places_by_id(list(set(of_photo.values())))
-        found = group_hits(
-            (_photo_hit(score, hit) for score, hit in hits),
-            lambda photo: places.get(of_photo.get(photo, "")),
-        )
+        places = {hit.photo.id: hit.place for _, hit in hits}
+        found = group_hits((_photo_hit(score, hit) for score, hit in hits), places.get)
         return tuple(replace(place, photos=place.photos[:PHOTOS_A_PLACE]) for place in found[:k])
 
     def descriptors(self) -> tuple[list[str], Floats]:
@@ -256,7 +267,7 @@ def _photo_hit(score: float, hit: Hit) -> PhotoHit:
     return PhotoHit(
         photo.id,
         photo.path,
-        score,
+        min(1.0, round(score, 6)),  # what fp32 rounding leaves of a cosine is not worth more digits
         lat=photo.lat,
         lon=photo.lon,
         heading=heading,
@@ -266,5 +277,10 @@ def _photo_hit(score: float, hit: Hit) -> PhotoHit:
 
 def _disk_use(folder: Path) -> int:
     """Bytes that files take on disk; shards are preallocated, so that their size says more than they take."""
-    found = [file.stat() for file in folder.rglob("*") if file.is_file()]
-    return sum(int(getattr(stat, "st_blocks", stat.st_size / 512)) * 512 for stat in found)
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # a run beside this one drops what is old
+                stat = (Path(parent) / name).lstat()
+                total += int(getattr(stat, "st_blocks", stat.st_size / 512)) * 512
+    return total

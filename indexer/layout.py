@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from indexer.errors import IndexerError, IndexMissing
@@ -39,9 +40,13 @@ class Layout:
         generation, _, number = name.partition("/")
         return self.generations / generation / "snapshots" / number
 
+    def manifest(self, name: str) -> Path:
+        """Written last: a snapshot that has one is whole."""
+        return self.snapshot(name) / "manifest.json"
+
     def newest_generation(self) -> int:
-        """The generation begun last; 0 when there is none."""
-        return max(_numbers(self.generations), default=0)
+        """The generation begun last; 0 when there is none. It begins with its options."""
+        return max((n for n in _numbers(self.generations) if self.options(n).exists()), default=0)
 
     def next_snapshot(self, generation: int) -> str:
         """The name of the snapshot after the newest of a generation."""
@@ -54,43 +59,69 @@ class Layout:
         Raises:
             IndexMissing: there is no index, or its first run has not finished.
         """
+        path = self.folder / "CURRENT"
         try:
-            name = (self.folder / "CURRENT").read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            if self.newest_generation():
-                raise IndexMissing(
-                    f"the index {self.folder} is not finished: "
-                    f"run 'loci index PHOTOS --into {self.folder}' again"
-                ) from None
-            raise IndexMissing(
-                f"no index in {self.folder}: make one with 'loci index PHOTOS --into {self.folder}'"
-            ) from None
-        if not re.fullmatch(r"\d{2,}/\d{6,}", name):
-            raise IndexerError(f"{self.folder / 'CURRENT'} is damaged: it names no snapshot")
+            name = path.read_text(encoding="utf-8", errors="replace").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing() from None
+        except OSError as error:
+            raise IndexerError(f"{path} cannot be read: {error.strerror}") from error
+        if not re.fullmatch(r"\d{2,}/\d{6,}", name, re.ASCII):
+            raise IndexerError(
+                f"{path} is damaged, it names no snapshot: run 'loci index PHOTOS --into {self.folder}' again"
+            )
         return name
 
-    def current_or_none(self) -> str | None:
-        """`current`, or None before the first run has finished."""
+    def _missing(self) -> IndexMissing:
+        again = f"'loci index PHOTOS --into {self.folder}'"
+        if self.newest_generation():
+            return IndexMissing(f"the index {self.folder} is not finished: run {again} again")
+        return IndexMissing(f"no index in {self.folder}: make one with {again}")
+
+    def last_finished(self) -> str | None:
+        """`current`, or where that is missing or damaged, the last snapshot that is whole; None without."""
         try:
-            return self.current()
-        except IndexMissing:
-            return None
+            name = self.current()
+            if self.manifest(name).is_file():
+                return name
+        except IndexerError:
+            pass
+        whole = [
+            f"{number:02}/{folder.name}"
+            for number in sorted(_numbers(self.generations))
+            for folder in sorted((self.generation(number) / "snapshots").glob("*"))
+            if (folder / "manifest.json").is_file()
+        ]
+        return whole[-1] if whole else None
 
     def set_current(self, name: str) -> None:
+        """Let a snapshot answer from now on."""
         replace_text(self.folder / "CURRENT", name + "\n")
 
     def drop_old(self, keep: Iterable[str]) -> list[int]:
-        """Remove other snapshots, and other generations' files; returns the generations kept."""
+        """Remove other snapshots, and older generations without any; returns the generations kept.
+
+        A newer generation, still being fitted, stays.
+        """
         names = set(keep)
-        generations = {int(name.partition("/")[0]) for name in names}
+        generations = set(map(generation_of, names))
         for number in _numbers(self.generations):
             if number not in generations and number < max(generations):
-                shutil.rmtree(self.generation(number), ignore_errors=True)
-                continue
+                self.discard(number)
             for snapshot in (self.generation(number) / "snapshots").glob("*"):
                 if f"{number:02}/{snapshot.name}" not in names:
                     shutil.rmtree(snapshot, ignore_errors=True)
-        return sorted(generations)
+        for rubbish in self.generations.glob("*.discarded"):  # of a run killed at it
+            shutil.rmtree(rubbish, ignore_errors=True)
+        return _numbers(self.generations)
+
+    def discard(self, number: int) -> None:
+        """Remove a generation: at once, by a rename, so that a killed run does not leave half of one."""
+        rubbish = self.generations / f"{number:02}.discarded"
+        shutil.rmtree(rubbish, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            self.generation(number).rename(rubbish)
+        shutil.rmtree(rubbish, ignore_errors=True)
 
 
 def generation_of(snapshot: str) -> int:

@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from indexer.errors import IndexLocked
 
+FILES = ("LOCK", "LOCK.holder")
+
 
 @contextmanager
 def write_lock(folder: Path) -> Iterator[None]:
@@ -21,13 +23,13 @@ def write_lock(folder: Path) -> Iterator[None]:
     Raises:
         IndexLocked: another run holds it.
     """
-    holder = folder / "LOCK.holder"
-    lock = FileLock(folder / "LOCK")
+    lock, holder = FileLock(folder / FILES[0]), folder / FILES[1]
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "another run"
-        raise IndexLocked(f"the index {folder} is being written by {who}: wait until it is done") from None
+        raise IndexLocked(
+            f"the index {folder} is being written by {_name(holder)}: wait until it is done"
+        ) from None
     try:
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n", encoding="utf-8")
@@ -35,3 +37,10 @@ def write_lock(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _name(holder: Path) -> str:
+    try:
+        return holder.read_text(encoding="utf-8", errors="replace").strip() or "another run"
+    except FileNotFoundError:  # it is only just starting, or done this moment
+        return "another run"

@@ -34,6 +34,10 @@ class PlaceOptions:
     places: str = "auto"
     place_radius_m: float = 25.0
 
+    def describe(self) -> str:
+        """Both in a few words, to see whether either has changed."""
+        return f"{self.places} within {self.place_radius_m} m"
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -61,6 +65,7 @@ class BuildOptions:
         _at_least("--clusters", self.clusters, 1)
         _at_least("--image-size", self.image_size, MIN_SIDE)
         _at_least("--panoramas", self.panoramas, 2)
+        _at_least("--seed", self.seed, 0)
         _at_least("--batch-size", self.batch_size, 1)
         _one_of("--weights", self.weights, ("imagenet",))
         _one_of("--pooling", self.pooling, ("netvlad",))

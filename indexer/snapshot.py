@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from indexer.catalogue import Catalogue
-from indexer.errors import FormatTooNew, IndexerError
+from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
 from indexer.files import replace_file, replace_text, sha256_of, sync_folder
 from indexer.layout import Layout, generation_of
 from indexer.options import PlaceOptions
-from indexer.places import PlacePhoto, assign_places
+from indexer.places import AssignedPlace, PlacePhoto, assign_places
 from indexer.shards import Floats, read_slots
 from indexer.stores.faiss import FACTORY, FaissStore, Ids
 
@@ -40,6 +40,8 @@ class Manifest:
     """Descriptors; more than photos where panoramas were cut."""
     photos: int
     places: int
+    places_by: str
+    """How photos became places: see `PlaceOptions.describe`."""
     factory: str
     recall: float
     """Of the search against exact search: 1.0, since this factory is exact."""
@@ -60,17 +62,18 @@ def publish(
 
     Raises:
         IndexerError: there is no descriptor, or the disk cannot be written.
+        FormatTooNew: a newer version wrote its snapshot.
     """
     content = _content(catalogue, generation, options)
-    current = _current(layout, generation)
-    if current is not None and current.content == content and current.model == model:
-        return current
+    previous = layout.last_finished()
+    last = _manifest(layout, previous) if previous else None
+    if last is not None and last.content == content and _is_sound(layout, last):
+        layout.set_current(last.snapshot)  # which may have been damaged
+        return last
     live = catalogue.live_descriptors(generation)
     if not live:
         raise IndexerError(f"no photo would be left in {layout.folder}: nothing was published")
-    assigned = assign_places(
-        _place_photos(catalogue), options.places, options.place_radius_m, catalogue.assigned_places()
-    )
+    assigned = _assign(catalogue, options, last)
     name = layout.next_snapshot(generation)
     folder = layout.snapshot(name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +86,7 @@ def publish(
         count=len(live),
         photos=len({photo for _, photo, _ in live}),
         places=len(assigned),
+        places_by=options.describe(),
         factory=FACTORY,
         recall=1.0,
         calibration=None,
@@ -91,14 +95,20 @@ def publish(
         index_sha256=sha256_of(index),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    replace_text(folder / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=1))
-    sync_folder(folder.parent)
     catalogue.replace_places(assigned)
+    replace_text(layout.manifest(name), json.dumps(dataclasses.asdict(manifest), indent=1))
+    sync_folder(folder.parent)
     layout.set_current(name)
     # Readers that opened the last one may still be at it; what is older goes.
-    kept = layout.drop_old({name} | ({current.snapshot} if current else set()) | _previous(layout, name))
-    catalogue.drop_generations(kept)
+    catalogue.drop_generations(layout.drop_old({name, previous or name}))
     return manifest
+
+
+def _assign(catalogue: Catalogue, options: PlaceOptions, last: Manifest | None) -> list[AssignedPlace]:
+    # Places last from snapshot to snapshot, but not from one way of making them to another.
+    remade = last is not None and last.places_by != options.describe()
+    existing = [] if remade else catalogue.assigned_places()
+    return assign_places(_place_photos(catalogue), options.places, options.place_radius_m, existing)
 
 
 def read_manifest(layout: Layout, name: str) -> Manifest:
@@ -108,7 +118,7 @@ def read_manifest(layout: Layout, name: str) -> Manifest:
         IndexerError: it is missing or damaged.
         FormatTooNew: a newer version wrote it.
     """
-    path = layout.snapshot(name) / "manifest.json"
+    path = layout.manifest(name)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] > FORMAT:
@@ -153,7 +163,7 @@ def _blocks(layout: Layout, catalogue: Catalogue, generation: int, dim: int) -> 
 
 
 def _content(catalogue: Catalogue, generation: int, options: PlaceOptions) -> str:
-    digest = hashlib.sha256(f"{generation} {options.places} {options.place_radius_m}".encode())
+    digest = hashlib.sha256(f"{generation} {options.describe()}".encode())
     for number, photo, _ in catalogue.live_descriptors(generation):
         digest.update(f"{number} {photo}\n".encode())
     for place_photo in _place_photos(catalogue):
@@ -172,23 +182,41 @@ def _place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
     ]
 
 
-def _current(layout: Layout, generation: int) -> Manifest | None:
-    name = layout.current_or_none()
+def check_model(layout: Layout, generation: int, fingerprint: str) -> None:
+    """Refuse another model than the one that made a generation's descriptors.
+
+    Raises:
+        ModelMismatch: `fingerprint` is not its.
+    """
+    name = layout.last_finished()
     if name is None or generation_of(name) != generation:
-        return None
-    path = layout.snapshot(name) / "index.faiss"
+        return
+    manifest = _manifest(layout, name)
+    if manifest is not None and manifest.model != fingerprint:
+        raise other_model(manifest, fingerprint)
+
+
+def other_model(manifest: Manifest, fingerprint: str) -> ModelMismatch:
+    """The error for a model file that is not the one a snapshot was made by."""
+    return ModelMismatch(
+        f"the snapshot {manifest.snapshot} was made by the model {manifest.model}, but the model file is "
+        f"{fingerprint}: put its own back, or run 'loci index' with --refit"
+    )
+
+
+def _manifest(layout: Layout, name: str) -> Manifest | None:
+    """A snapshot's manifest; None where it is damaged, since it is made anew then."""
     try:
-        manifest = read_manifest(layout, name)
-        whole = path.is_file() and path.stat().st_size == manifest.index_bytes
+        return read_manifest(layout, name)
+    except FormatTooNew:
+        raise
     except IndexerError:
         return None
-    return manifest if whole else None
 
 
-def _previous(layout: Layout, name: str) -> set[str]:
-    """The last snapshot of the generation before, kept for one more round after a refit."""
-    before = generation_of(name) - 1
-    if before < 1 or not name.endswith("/000001"):
-        return set()
-    last = layout.next_snapshot(before).partition("/")[2]
-    return {f"{before:02}/{int(last) - 1:06}"}
+def _is_sound(layout: Layout, manifest: Manifest) -> bool:
+    """Whether every byte of a snapshot is as it was written."""
+    try:
+        return sha256_of(layout.snapshot(manifest.snapshot) / "index.faiss") == manifest.index_sha256
+    except OSError:
+        return False

@@ -36,15 +36,16 @@ class FaissStore:
         """Read a store. Raises IndexerError when the file is damaged."""
         try:
             return cls(faiss.read_index(str(path)))
-        except RuntimeError as error:
-            raise IndexerError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        except (RuntimeError, MemoryError) as error:  # a damaged length may ask for any amount of memory
+            reason = str(error).partition("\n")[0] or "it asks for more memory than there is"
+            raise IndexerError(f"{path} is damaged: {reason}") from error
 
     def save(self, path: Path) -> None:
-        """Write the store; not atomic, so write to a temporary name."""
-        try:
-            faiss.write_index(self._index, str(path))
-        except RuntimeError as error:
-            raise IndexerError(f"{path} cannot be written: {str(error).splitlines()[-1]}") from error
+        """Write the store; not atomic, so write to a temporary name. Raises OSError when it does not fit."""
+        # Through Python's file: FAISS's own drops what fails when it closes it, as the last bytes do.
+        with path.open("wb") as file:
+            writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined, unused-ignore]
+            faiss.write_index(self._index, writer)
 
     @property
     def count(self) -> int:

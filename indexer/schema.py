@@ -1,0 +1,58 @@
+"""The catalogue's tables. A change is a new function at the end, so that every older index stays readable."""
+
+from __future__ import annotations
+
+import sqlite3
+
+_M001 = (
+    """
+    CREATE TABLE photos(
+        id TEXT PRIMARY KEY,               -- first 16 hex digits of sha256
+        sha256 TEXT NOT NULL UNIQUE,
+        width INTEGER NOT NULL, height INTEGER NOT NULL,  -- pixels, upright
+        lat REAL, lon REAL, heading REAL, taken_at TEXT, place TEXT,
+        status TEXT NOT NULL CHECK (status IN ('ok', 'failed', 'removed', 'vanished')),
+        error TEXT,
+        place_id TEXT)
+    """,
+    "CREATE INDEX photos_place ON photos(place_id)",
+    """
+    CREATE TABLE files(
+        root TEXT NOT NULL, relative TEXT NOT NULL,
+        size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+        photo TEXT NOT NULL REFERENCES photos(id),
+        PRIMARY KEY (root, relative)) WITHOUT ROWID
+    """,
+    "CREATE INDEX files_photo ON files(photo)",
+    """
+    CREATE TABLE descriptors(
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        photo TEXT NOT NULL REFERENCES photos(id),
+        view INTEGER NOT NULL, yaw REAL NOT NULL,  -- of a panorama; else 0, 0
+        generation INTEGER NOT NULL, shard INTEGER NOT NULL, row INTEGER NOT NULL,
+        UNIQUE (photo, view, generation), UNIQUE (generation, shard, row))
+    """,
+    "CREATE TABLE places(id TEXT PRIMARY KEY, name TEXT, medoid TEXT NOT NULL, lat REAL, lon REAL)",
+)
+
+
+def _m001_photos_files_descriptors_places(db: sqlite3.Connection) -> None:
+    for statement in _M001:
+        db.execute(statement)
+
+
+MIGRATIONS = (_m001_photos_files_descriptors_places,)
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """The format that a catalogue is in; 0 before it has any table."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring a catalogue up to this version's format, each step whole or not at all."""
+    for number in range(version_of(db), len(MIGRATIONS)):
+        with db:
+            db.execute("BEGIN IMMEDIATE")  # else each statement that creates would be a step of its own
+            MIGRATIONS[number](db)
+            db.execute(f"PRAGMA user_version = {number + 1}")

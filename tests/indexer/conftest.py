@@ -1,0 +1,126 @@
+"""Tiny photos of walls, an index of them, and the two copied to where a test may change them."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from indexer.build import BuildReport, build_index
+from indexer.index import Index
+from indexer.options import BuildOptions
+from model.backbone import CHANNELS
+
+WALLS, VIEWS = 4, 2
+LAT, LON, STEP = 52.0, 0.25, 0.01
+OPTIONS: dict[str, Any] = {"clusters": 4, "image_size": 48, "device": "cpu", "precision": "fp32"}
+
+Paint = Callable[..., Path]
+
+
+def paint(
+    path: Path, wall: int, view: int = 0, *, size: tuple[int, int] = (48, 32), gps: bool = True
+) -> Path:
+    """Save a photo of a wall: its squares with some noise, taken a kilometre north of the wall before."""
+    squares = np.random.default_rng(wall).integers(0, 256, (size[1] // 8, size[0] // 8, 3))
+    noise = np.random.default_rng([wall, view]).integers(-9, 9, (size[1], size[0], 3))
+    pixels = (squares.repeat(8, axis=0).repeat(8, axis=1) + noise).clip(0, 255).astype(np.uint8)
+    exif = Image.Exif()
+    if gps:
+        exif.get_ifd(0x8825).update({1: "N", 2: (LAT + wall * STEP, 0.0, 0.0), 3: "E", 4: (LON, 0.0, 0.0)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95, exif=exif)
+    return path
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder of photos and the index of it, a test's own."""
+
+    photos: Path
+    index: Path
+
+    def build(self, *sources: Path, **options: Any) -> BuildReport:
+        return build_index(sources or [self.photos], self.index, BuildOptions(**{**OPTIONS, **options}))
+
+    def open(self) -> Index:
+        return Index.open(self.index, device="cpu", precision="fp32")
+
+    def photo(self, wall: int, view: int = 0) -> Path:
+        return self.photos / f"wall{wall}" / f"view{view}.jpg"
+
+    def nearest(self, photo: Path) -> str:
+        """The path, as answers show it, of the photo most like this one."""
+        index = self.open()
+        return index.nearest(index.embed([photo])[0], 1)[0].path
+
+
+def tiny_backbone() -> nn.Sequential:
+    """A network of VGG16's input, output and stride with a fortieth of its weights."""
+    layer = nn.Conv2d(3, CHANNELS, 16, stride=16)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), device="cpu")
+            parameter.copy_(values)
+    return nn.Sequential(layer)
+
+
+def make_fast(patch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes a tiny index longest: VGG16's weights, and waiting for the disk."""
+    patch.setattr("model.modelfile.imagenet_backbone", tiny_backbone)
+    patch.setattr("model.modelfile.vgg16_conv5", tiny_backbone)
+    patch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_fast(monkeypatch)
+
+
+@pytest.fixture(scope="session", name="paint")
+def paint_fixture() -> Paint:
+    return paint
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Two photos of each of four walls, indexed; tests read it only."""
+    folder = tmp_path_factory.mktemp("made")
+    world = World(folder / "photos", folder / "index")
+    for wall in range(WALLS):
+        for view in range(VIEWS):
+            paint(world.photo(wall, view), wall, view)
+    with pytest.MonkeyPatch.context() as patch:
+        make_fast(patch)
+        world.build()
+    return world
+
+
+@pytest.fixture
+def world(made: World, tmp_path: Path) -> World:
+    """A copy to change, as if the photos had been indexed where they are now."""
+    own = World(tmp_path / "photos", tmp_path / "index")
+    shutil.copytree(made.photos, own.photos)
+    shutil.copytree(made.index, own.index)
+    with sqlite3.connect(own.index / "catalogue.sqlite") as db:
+        db.execute("UPDATE files SET root = ?", [str(own.photos)])
+    db.close()
+    return own
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> World:
+    """Photos of two walls that are not indexed yet."""
+    own = World(tmp_path / "new" / "photos", tmp_path / "new" / "index")
+    for wall in range(2):
+        for view in range(2):
+            paint(own.photo(wall, view), wall, view)
+    return own
