@@ -40,7 +40,7 @@ def sample_local(conv_map: NDArray[np.floating], rng: np.random.Generator) -> Fl
 def kmeans(points: Floats, clusters: int, *, seed: int = 0) -> Floats:
     """Centres of `points` (n D) by k-means, K D: 100 iterations from the best of three k-means++ starts.
 
-    Restarts and spread starts (Arthur and Vassilvitskii, 2007) lessen how far recall moves with the seed.
+    Source: Arthur and Vassilvitskii (SODA 2007) for the starts.
 
     Raises:
         ModelError: fewer points than clusters.
