@@ -104,6 +104,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
+@pytest.fixture(scope="session")
+def opened(made: World) -> Index:
+    """That index, opened."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_fast(patch)
+        return made.open()
+
+
 @pytest.fixture
 def world(made: World, tmp_path: Path) -> World:
     """A copy to change, as if the photos had been indexed where they are now."""

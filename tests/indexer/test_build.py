@@ -309,6 +309,25 @@ def test_starting_over_may_be_killed_too(empty: World, monkeypatch: pytest.Monke
     assert [p.name for p in (empty.index / "generations").iterdir()] == ["01"]
 
 
+def test_maps_of_photos_that_newer_ones_pushed_out_of_the_sample_are_used(
+    empty: World, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr("indexer.fit.SAMPLE_PHOTOS", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr("indexer.fit.kmeans", killed)
+        with pytest.raises(Killed):
+            empty.build()
+    spool = empty.index / "generations/01/spool/maps"
+    assert len(list(spool.iterdir())) == 4
+    for number in range(12):
+        paint(empty.photos / f"{number}.jpg", 10 + number)
+    assert empty.build().photos == 16
+    assert empty.nearest(empty.photo(1)) == "photos/wall1/view0.jpg"
+
+
 def test_a_generation_without_options_was_not_begun(world: World) -> None:
     (world.index / "generations" / "02").mkdir()
     assert world.build().snapshot.startswith("01/")

@@ -109,19 +109,25 @@ READS: list[Callable[[Catalogue], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("read", READS)
-def test_a_damaged_catalogue_is_one_sentence(
-    catalogue: Catalogue, tmp_path: Path, read: Callable[[Catalogue], Any]
-) -> None:
-    for number in range(300):
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalogue of which only the first page is left."""
+    folder = tmp_path_factory.mktemp("damaged")
+    catalogue = Catalogue(folder, create=True)
+    for number in range(50):
         put(catalogue, number)
     catalogue.close()
-    file = tmp_path / "catalogue.sqlite"
+    file = folder / "catalogue.sqlite"
     data = bytearray(file.read_bytes())
     data[4096:] = b"\x55" * (len(data) - 4096)
     file.write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_damaged_catalogue_is_one_sentence(damaged: Path, read: Callable[[Catalogue], Any]) -> None:
     with pytest.raises(IndexerError, match=r"the catalogue .*sqlite cannot be read: .*malformed"):
-        read(Catalogue(tmp_path))
+        read(Catalogue(damaged))
 
 
 @pytest.mark.parametrize("create", [False, True])

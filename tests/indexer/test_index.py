@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from tests.indexer.conftest import Paint, World
 
 
-@pytest.fixture(scope="module")
-def opened(made: World) -> Index:
-    with pytest.MonkeyPatch.context() as patch:
-        from tests.indexer.conftest import make_fast
-
-        make_fast(patch)
-        return made.open()
-
-
 def test_the_answer_to_a_photo_of_the_index(opened: Index, made: World) -> None:
     answer = opened.query(made.photo(2), k=3)
     assert [place.score for place in answer.places] == sorted((p.score for p in answer.places), reverse=True)

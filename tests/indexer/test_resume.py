@@ -19,7 +19,6 @@ import pytest
 from indexer.catalogue import Catalogue
 from indexer.check import check_index
 from indexer.index import Index
-from tests.indexer import resume_child
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Paint
@@ -92,7 +91,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, paint: Paint) -> Path:
 def zygote() -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [sys.executable, resume_child.__file__],
+        [sys.executable, str(Path(__file__).with_name("resume_child.py"))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -176,7 +175,7 @@ def test_killed_in_every_stage(runs: Runs, unbroken: Runs, photos: Path) -> None
 
 def test_killed_from_outside_at_random_moments(runs: Runs, unbroken: Runs, photos: Path) -> None:
     draw = random.Random(1)
-    for _ in range(8):
+    for _ in range(6):
         runs.run(seconds=draw.uniform(0.05, 0.9))
     assert runs.run() == 0
     assert set(runs.embedded().values()) == {1}
