@@ -1,14 +1,12 @@
 """What every test is protected from."""
 
-from collections.abc import Iterator
-
 import pytest
 from PIL import Image
 
+PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
+
 
 @pytest.fixture(autouse=True)
-def _pillows_own_pixel_limit() -> Iterator[None]:
-    """The command line switches Pillow's process-wide limit off; no test leaves it so for the next."""
-    limit = Image.MAX_IMAGE_PIXELS
-    yield
-    Image.MAX_IMAGE_PIXELS = limit
+def _pillows_own_pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line switches Pillow's process-wide limit off; every test starts with it on."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PILLOWS_LIMIT)
