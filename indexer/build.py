@@ -16,7 +16,7 @@ import torch
 
 from indexer import fit
 from indexer.catalogue import Catalogue, Slot
-from indexer.collect import Collected, collect
+from indexer.collect import Collected, collect, no_photos
 from indexer.errors import IndexerError
 from indexer.layout import Layout, generation_of
 from indexer.lock import write_lock
@@ -91,7 +91,7 @@ def build_index(
     progress.stage("scanning", None)
     scanned = scan(sources)
     if not scanned.files and not is_index(into):
-        raise IndexerError(f"no photos in {', '.join(map(str, sources))}: nothing was indexed")
+        raise no_photos(sources)
     with target(into):
         catalogue = Catalogue(into, create=True)
         try:

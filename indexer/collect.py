@@ -52,9 +52,12 @@ def collect(
 
     Raises:
         IndexerError: over a fifth of the photos below one of the scanned folders would vanish, and not
-            `prune`; or no photo that can be read would be left. Nothing is removed then.
+            `prune`; or no photo that can be read would be left; or there is none and was none. Nothing is
+            removed then.
     """
     before = _Before(catalogue)
+    if not scanned.files and not any(_below(path, scanned.roots) for path in before.files):
+        raise no_photos(scanned.roots)
     suspects = [file for file in scanned.files if rehash or not before.has(file)]
     progress.stage("reading", len(suspects))
     outcomes = _Outcomes(before, scanned.files)
@@ -77,6 +80,11 @@ def collect(
         raise nothing_readable(catalogue, outcomes.unreadable)
     _forget(catalogue, before, gone)
     return outcomes.summary(catalogue, len(vanished))
+
+
+def no_photos(sources: Sequence[Path]) -> IndexerError:
+    """The error for folders without a photo."""
+    return IndexerError(f"no photos in {', '.join(map(str, sources))}: nothing was indexed")
 
 
 def nothing_readable(catalogue: Catalogue, unreadable: Sequence[tuple[Path, str]] = ()) -> IndexerError:

@@ -95,6 +95,14 @@ def test_no_photos_is_an_error_before_anything_is_made(empty: World, tmp_path: P
     assert not empty.index.exists()
 
 
+def test_no_photos_is_an_error_for_an_index_too(empty: World, tmp_path: Path) -> None:
+    report = empty.build()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(IndexerError, match=r"^no photos in .*none: nothing was indexed$"):
+        empty.build(tmp_path / "none")
+    assert empty.open().snapshot == report.snapshot
+
+
 def test_interrupted_while_reading_what_was_read_stays(empty: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
