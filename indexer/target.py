@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from indexer.catalogue import FILE
+from indexer.database import FILE
 from indexer.errors import IndexerError
 from indexer.layout import Layout
 from indexer.lock import FILES as LOCK_FILES

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from indexer import catalogue as module
-from indexer import schema
+from indexer import database, schema
 from indexer.catalogue import Catalogue, FileRow, PhotoFacts, Slot
 from indexer.errors import FormatTooNew, IndexerError, IndexMissing, NotFound
 from indexer.metadata import PhotoMetadata
@@ -83,7 +82,7 @@ def test_a_later_migration_keeps_what_is_there(
     def more(db: sqlite3.Connection) -> None:
         db.execute("ALTER TABLE photos ADD COLUMN quality REAL")
 
-    for where in (schema, module):
+    for where in (schema, database):
         monkeypatch.setattr(where, "MIGRATIONS", (*schema.MIGRATIONS[:1], more))
     assert Catalogue(tmp_path, create=True).photo(photo).width == 4
     with sqlite3.connect(tmp_path / "catalogue.sqlite") as db:
