@@ -45,7 +45,7 @@ class RememberedMaps:
         keys = [hashlib.sha256(image.contiguous().numpy()).digest() for image in images]
         if any(key not in self._maps for key in keys):
             self._maps.update(zip(keys, self._compute(model, images), strict=True))
-        # In the order that the network leaves in memory, so that every sum rounds as if nothing were remembered.
+        # In the network's own memory order, so that every sum rounds as if nothing were remembered.
         stacked = torch.stack([self._maps[key] for key in keys])
         return stacked.contiguous(memory_format=torch.channels_last)
 
