@@ -88,8 +88,8 @@ def test_an_address_that_is_not_ours_is_refused(tmp_path: Path, host: str) -> No
 def test_the_port_is_given_back(tmp_path: Path) -> None:
     with listen(Settings(index=tmp_path, host="localhost", port=0)) as listener:
         port = listener.getsockname()[1]
-    with listen(Settings(index=tmp_path, port=port)):
-        pass
+    with listen(Settings(index=tmp_path, port=port)) as again:
+        assert again.getsockname()[1] == port
 
 
 def test_a_process_without_an_index_ends_with_the_reason(tmp_path: Path) -> None:
