@@ -1,5 +1,7 @@
 """Fitting a generation's model on the collection itself, resumably: clusters first, then the reduction.
 
+What the model brings is kept: weights that were trained or published have their pooling, some a reduction.
+
 Each photo goes through the network once. The maps of the photos that the clusters are fitted on, and the
 unreduced descriptors of those that the reduction is fitted on, are spooled; what was spooled is reused.
 """
@@ -10,11 +12,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from torch import Tensor
 
 from indexer.catalogue import Catalogue
 from indexer.collect import nothing_readable
@@ -25,13 +29,15 @@ from indexer.options import FitOptions
 from indexer.progress import Progress
 from indexer.reading import Reader
 from indexer.spool import Spool
-from model.clusters import SAMPLE_PHOTOS, kmeans, sample_local, sharpness
+from model.clusters import SAMPLE_PHOTOS, kmeans, rank_by_halves, sample_local, sharpness
 from model.embedder import Embedded, Embedder
-from model.modelfile import ModelConfig, PlaceModel, load_model, save_model
-from model.poolings import NetVLAD
+from model.modelfile import PlaceModel, load_model, save_model
+from model.poolings import CLUSTERED, VLAD, NetVLAD, Pooling
 from model.reduction import choose_reduction, fit_reduction
 
 REDUCTION_VIEWS = 4096
+GHOST_PHOTOS = 200  # whose halves say which clusters become ghosts
+IMAGENET = "imagenet"  # weights whose clusters are still to be fitted
 
 Floats = NDArray[np.float32]
 Pending = tuple[str, Path]  # a photo's id and one of its files
@@ -55,24 +61,19 @@ class FitRun:
 
 
 def unfitted_model(options: FitOptions) -> PlaceModel:
-    """The network before its clusters are known."""
-    return PlaceModel.unfitted(
-        ModelConfig(
-            weights=options.weights,
-            pooling=options.pooling,
-            clusters=options.clusters,
-            image_size=options.image_size,
-        )
-    )
+    """The network before its pooling and reduction are fitted."""
+    return PlaceModel.unfitted(options.model_config())
 
 
 def fit_model(run: FitRun) -> PlaceModel:
-    """The generation's model; fitted, saved and returned with the embedder set to it."""
+    """The generation's model; what is missing fitted, saved and returned with the embedder set to it."""
     path = run.layout.model(run.generation)
     if not path.exists():
-        _fit_clusters(run)
-        reduced = _fit_reduction(run)
-        _save(reduced, path)
+        if run.embedder.model.reduction is None:
+            _fit_pooling(run)
+            _save(_fit_reduction(run), path)
+        else:
+            _save(run.embedder.model, path)
     model = load_model(path)
     run.embedder.set_model(model)
     return model
@@ -90,20 +91,55 @@ def _sample(run: FitRun, count: int) -> list[Pending]:
     return sample_order(pending, run.options.seed)[:count]
 
 
-def _fit_clusters(run: FitRun) -> None:
+def _fit_pooling(run: FitRun) -> None:
+    """Spool the sample's maps, and fit the clusters on them where the pooling has some to be fitted."""
     if run.spool.model_path.exists():
         run.embedder.set_model(load_model(run.spool.model_path))
         return
-    photos = _spooled_sample(run, "maps", SAMPLE_PHOTOS)
-    run.progress.stage("fitting clusters", None)
-    points = np.concatenate([_sample_local(run, photo) for photo, _ in photos])
-    centres = torch.from_numpy(kmeans(points, run.options.clusters, seed=run.options.seed))
-    alpha = sharpness(torch.from_numpy(points), centres)
-    provenance = {"cluster_photos": len(photos), "local_descriptors": len(points), "alpha": alpha}
-    pooling = NetVLAD.from_centres(centres, alpha)
-    model = run.embedder.model.fitted(pooling, provenance=provenance)
+    photos = [photo for photo, _ in _spooled_sample(run, "maps", SAMPLE_PHOTOS)]
+    model = run.embedder.model
+    if model.config.weights == IMAGENET and model.config.pooling in CLUSTERED:
+        run.progress.stage("fitting clusters", None)
+        model = _with_clusters(run, photos)
     _save(model, run.spool.model_path)
     run.embedder.set_model(load_model(run.spool.model_path))
+
+
+def _with_clusters(run: FitRun, photos: Sequence[str]) -> PlaceModel:
+    config = run.embedder.model.config
+    points = np.concatenate([_sample_local(run, photo) for photo in photos])
+    centres = torch.from_numpy(kmeans(points, config.clusters + config.ghosts, seed=run.options.seed))
+    provenance: dict[str, Any] = {"cluster_photos": len(photos), "local_descriptors": len(points)}
+    if config.pooling == "vlad":
+        pooling: Pooling = VLAD.from_centres(centres, normalisation=config.normalisation)
+    else:
+        alpha = sharpness(torch.from_numpy(points), centres, version=config.version)
+        provenance["alpha"] = alpha
+        layer = NetVLAD.from_centres(centres, alpha, version=config.version)
+        if config.ghosts:
+            centres = centres[_ghosts_last(run, layer, photos)]
+            layer = NetVLAD.from_centres(centres, alpha, version=config.version, ghosts=config.ghosts)
+        pooling = layer
+    return run.embedder.model.fitted(pooling, provenance=provenance)
+
+
+def _ghosts_last(run: FitRun, layer: NetVLAD, photos: Sequence[str]) -> Tensor:
+    """The clusters' order, those last that tell photos apart least by their halves."""
+    if len(photos) < 2:
+        return torch.arange(len(layer.centres))
+    halves: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with torch.inference_mode():
+        for photo in photos[:GHOST_PHOTOS]:
+            view = torch.from_numpy(run.spool.get("maps", photo))[:1]  # 1 D H W
+            for half, part in zip(halves, _halves(view), strict=True):
+                half.append(layer.accumulate(part).unflatten(1, (len(layer.centres), -1)))  # 1 K D
+        return rank_by_halves(torch.cat(halves[0]), torch.cat(halves[1]))
+
+
+def _halves(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Left and right, V D H W each."""
+    half = max(1, maps.shape[3] // 2)
+    return maps[..., :half], maps[..., -half:]
 
 
 def _save(model: PlaceModel, path: Path) -> None:
@@ -133,11 +169,19 @@ def _spool(run: FitRun, embedded: Embedded[Pending], stage: str) -> None:
         with run.catalogue.transaction() as db:
             run.catalogue.set_status(db, [photo], "failed", embedded.error)
     elif stage == "maps":
-        views = [view / np.maximum(np.linalg.norm(view, axis=0), 1e-12) for view in embedded.outputs]
-        run.spool.put("maps", photo, np.stack(views))  # V D H W, unit length over D so that fp16 holds it
+        each = run.embedder.model.config.pooling in CLUSTERED
+        views = [_scaled(view, each_local=each) for view in embedded.outputs]
+        run.spool.put("maps", photo, np.stack(views))  # V D H W
     else:
         run.spool.put("pooled", photo, np.stack(embedded.outputs)[:, None])  # V 1 K·D
     run.progress.advance()
+
+
+def _scaled(view: Floats, *, each_local: bool) -> Floats:
+    """A map that fp16 holds, D H W: each local descriptor to unit length, as VLAD does anyway, or the longest."""
+    lengths = np.linalg.norm(view, axis=0)  # H W
+    scaled: Floats = view / np.maximum(lengths if each_local else lengths.max(), 1e-12)
+    return scaled
 
 
 def _sample_local(run: FitRun, photo: str) -> Floats:
@@ -168,10 +212,9 @@ def _fit_reduction(run: FitRun) -> PlaceModel:
 def _pool_maps(run: FitRun, photo: str) -> None:
     """Maps → descriptors of the whole and, for choosing the reduction, of its left and right halves."""
     maps = torch.from_numpy(run.spool.get("maps", photo))  # V D H W
-    half = max(1, maps.shape[3] // 2)
     pool = run.embedder.model.pool
     with torch.inference_mode():
-        parts = [pool(maps), pool(maps[..., :half]), pool(maps[..., -half:])]
+        parts = [pool(maps), *map(pool, _halves(maps))]
     run.spool.put("pooled", photo, torch.stack(parts, 1).numpy())  # V 3 K·D
     run.spool.drop("maps", photo)
 

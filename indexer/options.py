@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,18 @@ from indexer.errors import IndexerError, UsageError
 from indexer.files import replace_text
 from indexer.places import parse_mode
 from model.images import DEFAULT_IMAGE_SIZE, MIN_SIDE
+from model.modelfile import ModelConfig
+from model.poolings import CLUSTERED, NORMALISATIONS, POOLINGS
+
+
+DEFAULT_GHOSTS = 8
+POOLING_OPTIONS = {
+    "clusters": CLUSTERED,
+    "netvlad_version": ("netvlad", "ghostvlad"),
+    "ghosts": ("ghostvlad",),
+    "vlad_normalisation": ("vlad",),
+}
+"""Which poolings have a setting."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +35,24 @@ class FitOptions:
     clusters: int = 64
     image_size: int = DEFAULT_IMAGE_SIZE
     panoramas: int | None = None  # views that a 360° photo is cut into
-    weights: str = "imagenet"
+    weights: str = "imagenet"  # or a fitted model's name, with its fingerprint
     pooling: str = "netvlad"
+    netvlad_version: int = 1
+    ghosts: int = 0
+    vlad_normalisation: str = "intra"
     seed: int = 0
+
+    def model_config(self) -> ModelConfig:
+        """The network that these ask for, still to be fitted."""
+        return ModelConfig(
+            weights=self.weights,
+            pooling=self.pooling,
+            version=self.netvlad_version,
+            clusters=self.clusters,
+            ghosts=self.ghosts,
+            normalisation=self.vlad_normalisation,
+            image_size=self.image_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -49,6 +77,9 @@ class BuildOptions:
     panoramas: int | None = None
     weights: str | None = None
     pooling: str | None = None
+    netvlad_version: int | None = None
+    ghosts: int | None = None
+    vlad_normalisation: str | None = None
     seed: int | None = None
     places: str | None = None
     place_radius_m: float | None = None
@@ -65,18 +96,38 @@ class BuildOptions:
         _at_least("--clusters", self.clusters, 1)
         _at_least("--image-size", self.image_size, MIN_SIDE)
         _at_least("--panoramas", self.panoramas, 2)
+        _at_least("--ghosts", self.ghosts, 1)
         _at_least("--seed", self.seed, 0)
         _at_least("--batch-size", self.batch_size, 1)
-        _one_of("--weights", self.weights, ("imagenet",))
-        _one_of("--pooling", self.pooling, ("netvlad",))
+        _one_of("--pooling", self.pooling, POOLINGS)
+        _one_of("--netvlad-version", self.netvlad_version, (1, 2))
+        _one_of("--vlad-normalisation", self.vlad_normalisation, NORMALISATIONS)
         if self.places is not None:
             parse_mode(self.places)
         if self.place_radius_m is not None and not self.place_radius_m > 0:
             raise UsageError(f"--place-radius must be above 0 metres, got {self.place_radius_m}")
 
     def fit_over(self, base: FitOptions) -> FitOptions:
-        """`base` with what was said."""
-        return dataclasses.replace(base, **self._said(FitOptions))
+        """`base` with what was said; a setting of one pooling does not pass on to another.
+
+        Raises:
+            UsageError: a setting that the pooling does not have.
+        """
+        said = self._said(FitOptions)
+        pooling = said.get("pooling", base.pooling)
+        if pooling != base.pooling or said.get("weights", base.weights) != base.weights:
+            fresh = FitOptions(pooling=pooling)
+            own = {name: getattr(fresh, name) for name in POOLING_OPTIONS}
+            base = dataclasses.replace(base, **own)
+        for name, poolings in POOLING_OPTIONS.items():
+            if name in said and pooling not in poolings:
+                raise UsageError(f"--{_dashed(name)} is for {' and '.join(poolings)}, not for {pooling}")
+        wanted = dataclasses.replace(base, **said)
+        if pooling not in CLUSTERED:
+            return dataclasses.replace(wanted, clusters=0)
+        if pooling == "ghostvlad" and not wanted.ghosts:
+            return dataclasses.replace(wanted, ghosts=DEFAULT_GHOSTS)
+        return wanted
 
     def places_over(self, base: PlaceOptions) -> PlaceOptions:
         """`base` with what was said."""
@@ -106,7 +157,7 @@ def load_options(path: Path) -> tuple[FitOptions, PlaceOptions]:
 def differences(old: FitOptions, new: FitOptions) -> str:
     """In words, which fit options differ."""
     words = [
-        f"--{field.name.replace('_', '-')} {getattr(old, field.name)}, not {getattr(new, field.name)}"
+        f"--{_dashed(field.name)} {getattr(old, field.name)}, not {getattr(new, field.name)}"
         for field in dataclasses.fields(FitOptions)
         if getattr(old, field.name) != getattr(new, field.name)
     ]
@@ -118,6 +169,10 @@ def _at_least(name: str, value: int | None, least: int) -> None:
         raise UsageError(f"{name} must be at least {least}, got {value}")
 
 
-def _one_of(name: str, value: str | None, known: tuple[str, ...]) -> None:
+def _one_of(name: str, value: str | int | None, known: Sequence[str | int]) -> None:
     if value is not None and value not in known:
-        raise UsageError(f"{name} must be {' or '.join(known)}, got {value!r}")
+        raise UsageError(f"{name} must be {' or '.join(map(str, known))}, got {value!r}")
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -62,20 +62,51 @@ def index(
         ),
     ] = False,
     weights: Annotated[
-        Literal["imagenet"] | None,
+        str | None,
         typer.Option(
-            metavar="NAME", help="Weights of the network. [default: imagenet]", rich_help_panel=MODEL
+            metavar="NAME",
+            help="imagenet, a name that 'loci weights list' knows, or a model file. [default: imagenet]",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     pooling: Annotated[
-        Literal["netvlad"] | None,
+        str | None,
         typer.Option(
-            metavar="NAME", help="How local descriptors become one. [default: netvlad]", rich_help_panel=MODEL
+            metavar="NAME",
+            help="How local descriptors become one: netvlad, vlad, ghostvlad, average, gem. "
+            "[default: netvlad]",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     clusters: Annotated[
         int | None,
-        typer.Option(metavar="K", help="Clusters of the pooling. [default: 64]", rich_help_panel=MODEL),
+        typer.Option(
+            metavar="K", help="Clusters of netvlad, vlad, ghostvlad. [default: 64]", rich_help_panel=MODEL
+        ),
+    ] = None,
+    ghosts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="G",
+            help="Clusters of ghostvlad that are left out of the descriptor. [default: 8]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    netvlad_version: Annotated[
+        int | None,
+        typer.Option(
+            metavar="V",
+            help="1: assigned by direction, as published; 2: by distance, with a bias. [default: 1]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    vlad_normalisation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Of vlad: intra (each cluster), ssr (signed square root), none. [default: intra]",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     dim: Annotated[
         int | None,
@@ -125,6 +156,9 @@ def index(
         panoramas=panoramas,
         weights=weights,
         pooling=pooling,
+        ghosts=ghosts,
+        netvlad_version=netvlad_version,
+        vlad_normalisation=vlad_normalisation,
         seed=seed,
         places=places,
         place_radius_m=place_radius,

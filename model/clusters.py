@@ -104,3 +104,20 @@ def sharpness(points: Tensor, centres: Tensor, *, version: int = 1) -> float:
     if not gap > 1e-9:
         raise ModelError("the clusters coincide: the photos are all alike or blank")
     return -math.log(0.01) / gap
+
+
+def rank_by_halves(left: Tensor, right: Tensor) -> Tensor:
+    """Clusters in the order of how well they tell photos apart, best first: K indices.
+
+    A cluster that says something about a place has residuals by which the left half of a photo resembles
+    its own right half more than it does those of other photos, in units of the spread over all pairs. What
+    says nothing (sky, road) looks alike everywhere, so that the last clusters are the ghosts to start with.
+
+    Args:
+        left, right: n K D, residuals of the halves of n photos (`NetVLAD.accumulate`), n ≥ 2.
+    """
+    a, b = (F.normalize(half, dim=2).transpose(0, 1) for half in (left, right))  # K n D
+    similarity = a @ b.mT  # K n n
+    own = similarity.diagonal(dim1=1, dim2=2).mean(1)
+    scores = (own - similarity.mean((1, 2))) / similarity.std((1, 2)).clamp_min(1e-12)
+    return scores.argsort(descending=True, stable=True)

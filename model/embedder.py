@@ -21,7 +21,7 @@ from model.modelfile import PlaceModel
 T = TypeVar("T")
 Image = NDArray[np.uint8]
 
-STAGES = ("maps", "pooled", "descriptors")
+STAGES = ("maps", "sums", "pooled", "descriptors")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -84,10 +84,31 @@ class Embedder:
             return np.empty((0, self.model.config.output_dim), np.float32)
         return np.stack(self.outputs(images, "descriptors"))
 
+    def embed_clips(self, clips: Sequence[Sequence[Image]]) -> NDArray[np.float32]:
+        """Descriptors (B d, unit length) of clips, each of one frame or more, whose order does not matter.
+
+        A clip's frames are pooled as one (ActionVLAD: Girdhar et al., CVPR 2017), so that its descriptor
+        lives in the same space as a photo's, and a clip of one frame has that photo's.
+
+        Raises:
+            ModelError: a clip without frames.
+        """
+        if not all(len(clip) for clip in clips):
+            raise ModelError("a clip needs at least one frame, got none")
+        if all(len(clip) == 1 for clip in clips):
+            return self.embed([clip[0] for clip in clips])
+        sums = iter(self.outputs([frame for clip in clips for frame in clip], "sums"))
+        # In fp64, so that the order of the frames is lost in rounding.
+        added = [np.sum([next(sums) for _ in clip], axis=0, dtype=np.float64) for clip in clips]
+        with torch.inference_mode():
+            rows = torch.from_numpy(np.stack(added).astype(np.float32)).to(self.device)  # B S
+            descriptors: Tensor = self._running.reduce(self._running.pooling.finish(rows))
+        return descriptors.cpu().numpy()
+
     def outputs(self, images: Sequence[Image], stage: str) -> list[NDArray[np.float32]]:
         """What a stage makes of each image, in their order; images of one shape go through together.
 
-        Stages: "maps" (512 H/16 W/16), "pooled" (K·512), "descriptors" (d).
+        Stages: "maps" (D H W), "sums" (what the pooling adds up), "pooled" (unreduced), "descriptors" (d).
         """
         if stage not in STAGES:
             raise ModelError(f"unknown stage {stage!r}: one of {', '.join(STAGES)}")
@@ -171,7 +192,9 @@ class Embedder:
     def _forward(self, images: list[Image], stage: str) -> NDArray[np.float32]:
         stacked = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)  # B 3 H W
         output: Tensor = self._running.maps(stacked)
-        if stage != "maps":
+        if stage == "sums":
+            output = self._running.pooling.accumulate(output)
+        elif stage != "maps":
             output = self._running.pool(output)
         if stage == "descriptors":
             output = self._running.reduce(output)

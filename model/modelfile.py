@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from torch import Tensor, nn
 from model.backbone import CHANNELS, imagenet_backbone, vgg16_conv5
 from model.errors import ModelError
 from model.images import DEFAULT_IMAGE_SIZE
-from model.poolings import NetVLAD
+from model.poolings import CLUSTERED, Pooling, build_pooling
 from model.reduction import Reduction
 
 FORMAT = 1
+BACKBONES: dict[str, tuple[int, Callable[[], nn.Module]]] = {
+    "vgg16": (CHANNELS, lambda: vgg16_conv5()),  # looked up when it is built
+}
+"""By name: channels of its maps, and how it is built."""
 IMAGENET_MEAN = (123.68, 116.779, 103.939)  # RGB 0–255; Oxford's weights take no scaling
 
 
@@ -30,10 +35,13 @@ class ModelConfig:
     """What rebuilds a `PlaceModel`, and what its weights expect of an image."""
 
     weights: str = "imagenet"
+    backbone: str = "vgg16"
     pooling: str = "netvlad"
     version: int = 1  # of NetVLAD: 1 without, 2 with assignment bias
-    clusters: int = 64
-    dim: int | None = None  # None: unreduced, clusters · 512
+    clusters: int = 64  # 0 where the pooling has none
+    ghosts: int = 0  # of GhostVLAD
+    normalisation: str = "intra"  # of VLAD
+    dim: int | None = None  # None: unreduced
     power: float | None = None  # of the whitening, 0 … 1
     image_size: int = DEFAULT_IMAGE_SIZE  # longest side in pixels, never enlarged
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -41,12 +49,34 @@ class ModelConfig:
     provenance: dict[str, Any] = field(default_factory=dict)  # how it was fitted; not in the fingerprint
 
     @property
+    def channels(self) -> int:
+        """D of the backbone's maps."""
+        return BACKBONES[self.backbone][0]
+
+    @property
+    def pooled_dim(self) -> int:
+        """Numbers in an unreduced descriptor."""
+        return self.channels * (self.clusters if self.pooling in CLUSTERED else 1)
+
+    @property
     def output_dim(self) -> int:
-        return self.dim or self.clusters * CHANNELS
+        """Numbers in a descriptor."""
+        return self.dim or self.pooled_dim
+
+    def build_pooling(self) -> Pooling:
+        """The pooling that this describes, still to be fitted or loaded."""
+        return build_pooling(
+            self.pooling,
+            clusters=self.clusters,
+            channels=self.channels,
+            version=self.version,
+            ghosts=self.ghosts,
+            normalisation=self.normalisation,
+        )
 
 
 class PlaceModel(nn.Module):
-    """VGG16 → NetVLAD → reduction.
+    """Backbone → pooling → reduction.
 
     Input: uint8 images, B 3 H W, RGB. Output: B d, fp32, unit length.
     """
@@ -55,7 +85,7 @@ class PlaceModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, config: ModelConfig, backbone: nn.Sequential, pooling: NetVLAD, reduction: Reduction | None
+        self, config: ModelConfig, backbone: nn.Module, pooling: Pooling, reduction: Reduction | None
     ) -> None:
         super().__init__()
         self.config = config
@@ -69,21 +99,24 @@ class PlaceModel(nn.Module):
     def unfitted(cls, config: ModelConfig) -> PlaceModel:
         """ImageNet's convolutions with clusters and reduction still to be fitted."""
         if config.weights != "imagenet":
-            raise ModelError(f"unknown weights {config.weights!r}: this version has 'imagenet'")
-        if config.pooling != "netvlad":
-            raise ModelError(f"unknown pooling {config.pooling!r}: this version has 'netvlad'")
-        pooling = NetVLAD(config.clusters, CHANNELS, version=config.version)
-        return cls(config, imagenet_backbone(), pooling, None)
+            raise ModelError(
+                f"a model that is still to be fitted has weights 'imagenet', not {config.weights!r}"
+            )
+        if config.backbone != "vgg16":
+            raise ModelError(
+                f"there are ImageNet weights for the backbone vgg16, not for {config.backbone!r}"
+            )
+        return cls(config, imagenet_backbone(), config.build_pooling(), None)
 
     def fitted(
-        self, pooling: NetVLAD | None = None, reduction: Reduction | None = None, **config: Any
+        self, pooling: Pooling | None = None, reduction: Reduction | None = None, **config: Any
     ) -> PlaceModel:
         """A model with the same backbone and other parts; `config` holds the fields that change."""
         changed = dataclasses.replace(self.config, **config)
         return PlaceModel(changed, self.backbone, pooling or self.pooling, reduction or self.reduction)
 
     def maps(self, images: Tensor) -> Tensor:
-        """Conv maps, B 512 H/16 W/16, in the backbone's precision."""
+        """Conv maps, B 512 H/16 W/16 of VGG16, in the backbone's precision."""
         weight = next(self.backbone.parameters())
         x = (images.to(weight.device) - self.mean) / self.std
         x = x.to(weight.dtype, memory_format=torch.channels_last)
@@ -91,7 +124,7 @@ class PlaceModel(nn.Module):
         return maps
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Unreduced descriptors, B K·512, fp32."""
+        """Unreduced descriptors, B C, fp32."""
         pooled: Tensor = self.pooling(maps)
         return pooled
 
@@ -141,9 +174,9 @@ def load_model(path: Path) -> PlaceModel:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"model file {path} is damaged: {error}") from error
     with torch.device("meta"):
-        pooling = NetVLAD(config.clusters, CHANNELS, version=config.version)
-        reduction = Reduction(config.clusters * CHANNELS, config.dim) if config.dim else None
-        backbone = vgg16_conv5()
+        pooling = config.build_pooling()
+        reduction = Reduction(config.pooled_dim, config.dim) if config.dim else None
+        backbone = BACKBONES[config.backbone][1]()
     model = PlaceModel(config, backbone, pooling, reduction)
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
@@ -183,6 +216,8 @@ def _config(text: str, path: Path) -> ModelConfig:
         config = ModelConfig(**json.loads(text))
         r, g, b = config.mean
         x, y, z = config.std
+        if config.backbone not in BACKBONES:
+            raise ValueError(f"unknown backbone {config.backbone!r}")
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"model file {path} has a configuration this version cannot read: {error}"
@@ -191,8 +226,12 @@ def _config(text: str, path: Path) -> ModelConfig:
 
 
 def _identity(config: ModelConfig) -> dict[str, Any]:
+    """What the fingerprint covers; a younger field where it says something, so that files keep theirs."""
     fields = dataclasses.asdict(config)
     del fields["provenance"]
+    for name in ("backbone", "ghosts", "normalisation"):
+        if fields[name] == ModelConfig.__dataclass_fields__[name].default:
+            del fields[name]
     return fields
 
 

@@ -24,16 +24,14 @@ Floats = NDArray[np.float32]
 class Reduction(nn.Module):
     """y = P(v − µ), L2-normalised, with P = diag((λ + ε)^(−p/2))·Uᵀ; p = 0 is PCA, p = 1 whitening.
 
-    Input: B C. Output: B d, unit length. µ and P are buffers, so that they travel with the model.
+    Input: B C. Output: B d, unit length. µ and P are parameters that only training, which goes on
+    from the fit, lets learn.
     """
-
-    mean: Tensor
-    projection: Tensor
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("projection", torch.zeros(dim, channels))
+        self.mean = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.projection = nn.Parameter(torch.zeros(dim, channels), requires_grad=False)
 
     def forward(self, descriptors: Tensor) -> Tensor:
         if descriptors.ndim != 2 or descriptors.shape[1] != len(self.mean):
@@ -99,8 +97,8 @@ def fit_reduction(descriptors: Floats, dim: int, power: float) -> Reduction:
     basis = _Basis(torch.tensor(descriptors), dim)
     scale = (basis.values + EPSILON).pow(-power / 2)
     reduction = Reduction(descriptors.shape[1], dim)
-    reduction.mean.copy_(basis.mean)
-    torch.mm((basis.dual * scale).T, basis.centred, out=reduction.projection)
+    reduction.mean.data = basis.mean
+    torch.mm((basis.dual * scale).T, basis.centred, out=reduction.projection.data)
     return reduction
 
 

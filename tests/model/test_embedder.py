@@ -94,7 +94,7 @@ def test_stages(embedder: Embedder) -> None:
     )
     assert (maps.shape, pooled.shape, descriptors.shape) == ((512, 3, 4), (1024,), (8,))
     assert maps.dtype == pooled.dtype == np.float32
-    with pytest.raises(ModelError, match=r"^unknown stage 'conv5': one of maps, pooled, descriptors$"):
+    with pytest.raises(ModelError, match=r"^unknown stage 'conv5': one of maps, sums, pooled, descriptors$"):
         embedder.outputs(images, "conv5")
 
 
