@@ -132,7 +132,7 @@ def _ghosts_last(run: FitRun, layer: NetVLAD, photos: Sequence[str]) -> Tensor:
         for photo in photos[:GHOST_PHOTOS]:
             view = torch.from_numpy(run.spool.get("maps", photo))[:1]  # 1 D H W
             for half, part in zip(halves, _halves(view), strict=True):
-                half.append(layer.accumulate(part).unflatten(1, (len(layer.centres), -1)))  # 1 K D
+                half.append(layer.accumulate(part).view(1, len(layer.centres), -1))  # 1 K D
         return rank_by_halves(torch.cat(halves[0]), torch.cat(halves[1]))
 
 
@@ -178,7 +178,7 @@ def _spool(run: FitRun, embedded: Embedded[Pending], stage: str) -> None:
 
 
 def _scaled(view: Floats, *, each_local: bool) -> Floats:
-    """A map that fp16 holds, D H W: each local descriptor to unit length, as VLAD does anyway, or the longest."""
+    """A map that fp16 holds, D H W: each local descriptor of unit length, as VLAD has it, or the longest."""
     lengths = np.linalg.norm(view, axis=0)  # H W
     scaled: Floats = view / np.maximum(lengths if each_local else lengths.max(), 1e-12)
     return scaled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from indexer.shards import read_slots
 from indexer.snapshot import Manifest, open_store, other_model, read_manifest
 from indexer.stores.faiss import FaissStore
 from model.embedder import Embedder
+from model.errors import ImageError
 from model.images import Source, read_photo
 from model.modelfile import load_model, read_header
 
@@ -111,10 +112,37 @@ class Index:
         Raises:
             ImageError: it cannot be read.
         """
+        return self.query_clip([photo], k)
+
+    def query_clip(
+        self,
+        frames: Sequence[Source],
+        k: int = 5,
+        *,
+        on_unreadable: Callable[[Source, ImageError], None] | None = None,
+    ) -> Answer:
+        """Where were these photos of one place taken; they are pooled as one, in whatever order.
+
+        Args:
+            on_unreadable: told of each frame that cannot be read, which is then left out.
+
+        Raises:
+            ImageError: a frame cannot be read; with `on_unreadable`, none can.
+            ModelError: there is no frame.
+        """
         start = time.perf_counter()
-        image = read_photo(photo, self.image_size)
+        images = []
+        for frame in frames:
+            try:
+                images.append(read_photo(frame, self.image_size))
+            except ImageError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(frame, error)
+        if frames and not images:
+            raise ImageError("no frame of the clip can be read")
         decoded = time.perf_counter()
-        descriptor = self.embedder.embed([image])[0]
+        descriptor = self.embedder.embed_clips([images])[0]
         embedded = time.perf_counter()
         timings = {"decode": 1000 * (decoded - start), "embed": 1000 * (embedded - decoded)}
         return self.answer(descriptor, k, timings)
@@ -248,6 +276,8 @@ class Index:
             "image_size": config.image_size,
             "panoramas": fit.panoramas,
             "pooling": config.pooling,
+            "pooling_settings": config.pooling_settings(),
+            "backbone": config.backbone,
             "weights": config.weights,
             "whitening_power": config.power,
             "fit": config.provenance,

@@ -16,7 +16,6 @@ from model.images import DEFAULT_IMAGE_SIZE, MIN_SIDE
 from model.modelfile import ModelConfig
 from model.poolings import CLUSTERED, NORMALISATIONS, POOLINGS
 
-
 DEFAULT_GHOSTS = 8
 POOLING_OPTIONS = {
     "clusters": CLUSTERED,

@@ -48,14 +48,21 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
         f"{found['places']:,}, by {found['places_by']}, radius {distance(found['place_radius_m'])}",
     )
     yield "descriptors", f"{found['descriptors']:,} of {found['dim']:,} numbers{_reduction(found)}"
-    yield "model", f"{found['model']}: {found['weights']}, {found['pooling']} of {found['clusters']} clusters"
-    yield "fitted on", count(found["fit"]["cluster_photos"], "photo")
+    yield "model", f"{found['model']}: {found['weights']}, {_pooling(found)}"
+    fitted_on = found["fit"].get("cluster_photos") or found["fit"].get("reduction_photos")
+    yield "fitted on", fitted_on and count(fitted_on, "photo")
     yield "image size", f"{found['image_size']:,} px at most"
     yield "panoramas", found["panoramas"] and f"cut into {found['panoramas']} views"
     yield "snapshot", f"{found['snapshot']} of {found['created_at']}"
     yield "search", f"{found['factory']}, finds {found['search_recall']:.1%} of what an exact search finds"
     yield "runs on", f"{found['device']}, {found['precision']}"
     yield "size", size(found["bytes"])
+
+
+def _pooling(found: dict[str, Any]) -> str:
+    clusters = f" of {found['clusters']} clusters" if found["clusters"] else ""
+    settings = ", ".join(f"{name} {value}" for name, value in found["pooling_settings"].items())
+    return f"{found['pooling']}{clusters}{settings and f' ({settings})'}"
 
 
 def _reduction(found: dict[str, Any]) -> str:

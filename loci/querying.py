@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from loci.options import DeviceOption, IndexOption, JsonFlag, PrecisionOption, a
 
 if TYPE_CHECKING:
     from indexer.answers import Answer, PlaceHit
+    from model.images import Source
 
 COLUMNS = (
     ("", "right"),
@@ -27,6 +28,10 @@ COLUMNS = (
 def query(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Photos to ask about.")],
     index: IndexOption,
+    clip: Annotated[
+        bool,
+        typer.Option("--clip", help="The photos are frames of one place, in any order: answer once for all."),
+    ] = False,
     k: Annotated[
         int, typer.Option("-k", metavar="N", callback=at_least(1), help="How many places to name.")
     ] = 5,
@@ -36,35 +41,50 @@ def query(
 ) -> None:
     """Find where photos were taken.
 
-    For each photo: its position, the nearest places and the photo that shows each best. The exit code is 0
-    even where the place is unknown, 3 if some photos could not be read, 1 if none could.
+    For each photo, or with --clip for all of them: the position, the nearest places and the photo that
+    shows each best. The exit code is 0 even where the place is unknown, 3 if some photos could not be read,
+    1 if none could.
     """
     from indexer.index import Index
     from model.errors import ImageError
 
     opened = Index.open(index, device=device, precision=precision)
-    answers: list[tuple[Path, Answer]] = []
-    for photo in photos:
+    answers: list[tuple[list[Path], Answer]] = []
+    failed: list[Source] = []
+
+    def skip(photo: "Source", error: ImageError) -> None:
+        note(f"loci: {photo!s}: {error}")
+        failed.append(photo)
+
+    for asked in [photos] if clip else [[photo] for photo in photos]:
         try:
-            answer = opened.query(photo, k)
-        except ImageError as error:
-            note(f"loci: {photo}: {error}")
+            answer = opened.query_clip(asked, k, on_unreadable=skip)
+        except ImageError:  # none of them can be read, as was said
             continue
-        answers.append((photo, answer))
+        answers.append((asked, answer))
         if not as_json:
-            print_answer(photo, answer)
+            print_answer(_name(asked), answer)
     if as_json:
-        say_json([{"query": str(photo)} | answer.to_json() for photo, answer in answers])
+        say_json([_to_json(asked, answer, clip=clip) for asked, answer in answers])
     else:
         for remark in dict.fromkeys(answer.note for _, answer in answers if answer.note):
             note(f"Note: {remark}")
-    if len(answers) < len(photos):
+    if failed:
         raise SomeUnreadable if answers else typer.Exit(FAILED)
 
 
-def print_answer(photo: Path, answer: "Answer") -> None:
-    """Print one photo's answer: where it was taken, and the nearest places."""
-    say(f"{photo}: {headline(answer)}")
+def _name(photos: Sequence[Path]) -> str:
+    return str(photos[0]) if len(photos) == 1 else f"{photos[0]} and {len(photos) - 1} more"
+
+
+def _to_json(photos: Sequence[Path], answer: "Answer", *, clip: bool) -> dict[str, Any]:
+    paths = [str(photo) for photo in photos]
+    return {"query": paths if clip else paths[0]} | answer.to_json()
+
+
+def print_answer(name: object, answer: "Answer") -> None:
+    """Print the answer for a photo or clip: where it was taken, and the nearest places."""
+    say(f"{name}: {headline(answer)}")
     table(COLUMNS, [_row(rank, place) for rank, place in enumerate(answer.places, 1)])
     say("")
 

@@ -63,6 +63,17 @@ class ModelConfig:
         """Numbers in a descriptor."""
         return self.dim or self.pooled_dim
 
+    def pooling_settings(self) -> dict[str, int | str]:
+        """What the pooling has to be set, and how it is."""
+        match self.pooling:
+            case "netvlad":
+                return {"version": self.version}
+            case "ghostvlad":
+                return {"version": self.version, "ghosts": self.ghosts}
+            case "vlad":
+                return {"normalisation": self.normalisation}
+        return {}
+
     def build_pooling(self) -> Pooling:
         """The pooling that this describes, still to be fitted or loaded."""
         return build_pooling(

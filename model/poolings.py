@@ -46,7 +46,7 @@ class Pooling(nn.Module):
         return self.finish(self.accumulate(maps))
 
     def pool_clip(self, frames: Sequence[Tensor]) -> Tensor:
-        """One descriptor a clip: T maps of B D H W each, whose H and W may differ from frame to frame → B C."""
+        """One descriptor a clip: T maps of B D H W, where H and W may differ between frames → B C."""
         if not frames:
             raise ModelError("a clip needs at least one frame, got none")
         return self.finish(torch.stack([self.accumulate(maps) for maps in frames]).sum(0))
@@ -238,13 +238,15 @@ def build_pooling(
 
 def _inverse_length(x: Tensor) -> Tensor:
     """1/max(‖x‖, ε) of each local descriptor, B D N → B 1 N."""
-    return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(EPSILON).reciprocal()
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return length.clamp_min(EPSILON).reciprocal()
 
 
 def _intra(sums: Tensor, clusters: int) -> Tensor:
     """Each cluster's D numbers to unit length, B K·D → B K·D."""
-    residuals = sums.unflatten(1, (clusters, -1))  # B K D
-    return F.normalize(residuals, dim=2, eps=EPSILON).flatten(1)
+    residuals = sums.view(len(sums), clusters, -1)  # B K D
+    normalised: Tensor = F.normalize(residuals, dim=2, eps=EPSILON)
+    return normalised.flatten(1)
 
 
 def _unit(descriptors: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ BEAT_SECONDS = 1.0
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    image: Image
+    clip: Sequence[Image]
     embedder: Embeds
     future: Future[Descriptor] = field(default_factory=Future)
 
@@ -28,8 +28,9 @@ class Dispatcher:
     """Sends images through the network, as many at a time as have queued up.
 
     An idle network starts at once; a busy one next takes whatever came in meanwhile, up to
-    `max_batch`. Each image names the embedder it was decoded for, so that a request is answered
-    by one model even when a new one is swapped in while it waits; a batch has one embedder.
+    `max_batch` images; a longer clip goes by itself. Each photo or clip names the embedder it was
+    decoded for, so that a request is answered by one model even when a new one is swapped in while
+    it waits; a batch has one embedder.
     """
 
     def __init__(
@@ -68,22 +69,22 @@ class Dispatcher:
         if self._thread.ident is not None:
             self._thread.join(timeout)
 
-    async def embed(self, image: Image, embedder: Embeds) -> Descriptor:
-        """Wait for an image's descriptor, D.
+    async def embed(self, clip: Sequence[Image], embedder: Embeds) -> Descriptor:
+        """Wait for the descriptor, D, of a clip's frames; a photo is a clip of one.
 
         Raises:
             Overloaded: the queue is full.
             NotReady: the thread is not running.
-            Exception: whatever the network raised on this very image.
+            Exception: whatever the network raised on these very images.
         """
-        job = _Job(image, embedder)
+        job = _Job(clip, embedder)
         self._admit(job)
         return await asyncio.wrap_future(job.future)
 
     @property
     def queued(self) -> int:
         """How many images wait."""
-        return len(self._jobs)
+        return sum(len(job.clip) for job in tuple(self._jobs))
 
     def trouble(self) -> str | None:
         """Say why no image would be answered now, or None when all is well."""
@@ -100,9 +101,9 @@ class Dispatcher:
         with self._changed:
             if not self._admitting:
                 raise NotReady(self.trouble() or "the dispatcher is not running")
-            if len(self._jobs) >= self._queue_size:
+            if self.queued >= self._queue_size:
                 self._jobs = deque(waiting for waiting in self._jobs if not waiting.future.cancelled())
-            if len(self._jobs) >= self._queue_size:
+            if self.queued >= self._queue_size:
                 raise Overloaded(f"{self._queue_size} images are waiting already, try again in a moment")
             self._jobs.append(job)
             self._changed.notify()
@@ -127,35 +128,38 @@ class Dispatcher:
             while not self._jobs and self._admitting:
                 self._changed.wait(BEAT_SECONDS)
                 self._beat = time.monotonic()
-            while self._jobs and len(self._batch) < self._max_batch and self._fits(self._jobs[0]):
+            while self._jobs and self._fits(self._jobs[0]):
                 job = self._jobs.popleft()
                 if job.future.set_running_or_notify_cancel():  # False: its caller has gone
                     self._batch.append(job)
             return bool(self._batch or self._jobs or self._admitting)
 
     def _fits(self, job: _Job) -> bool:
-        return not self._batch or job.embedder is self._batch[0].embedder
+        if not self._batch:
+            return True
+        images = sum(len(taken.clip) for taken in self._batch) + len(job.clip)
+        return images <= self._max_batch and job.embedder is self._batch[0].embedder
 
     def _serve(self, batch: list[_Job]) -> None:
         if not batch:
             return
         try:
-            rows = batch[0].embedder.embed([job.image for job in batch])  # B D
+            rows = batch[0].embedder.embed_clips([job.clip for job in batch])  # B D
             answered = list(zip(batch, rows, strict=True))
         except Exception as error:
             self._isolate(batch, error)
             return
         if self._on_batch is not None:
-            self._on_batch(len(batch))
+            self._on_batch(sum(len(job.clip) for job in batch))
         for job, row in answered:
             job.future.set_result(row)
 
     def _isolate(self, batch: list[_Job], error: Exception) -> None:
-        """One image must not fail the others: give each a try of its own."""
+        """One photo or clip must not fail the others: give each a try of its own."""
         if len(batch) == 1:
             batch[0].future.set_exception(error)
             return
-        logger.warning("a batch of %d failed (%s), trying its images one by one", len(batch), error)
+        logger.warning("a batch of %d failed (%s), trying one by one", len(batch), error)
         for job in batch:
             self._beat = time.monotonic()
             self._serve([job])

@@ -70,10 +70,14 @@ class Engine:
         """Say why queries cannot be answered now, or None when they can."""
         return self.live.trouble() or self.dispatcher.trouble()
 
-    async def answer(self, index: ServedIndex, photo: bytes, k: int) -> Answer:
-        """Take a photo the straight way: decode → embed → answer, all by the one snapshot `index`."""
-        image, decode_ms = await self._timed("decode", self._decode(index, photo))
-        descriptor, embed_ms = await self._timed("embed", self.dispatcher.embed(image, index.embedder))
+    async def answer(self, index: ServedIndex, clip: Sequence[bytes], k: int) -> Answer:
+        """Take a clip the straight way: decode → embed → answer, all by the one snapshot `index`.
+
+        A photo is a clip of one. One failing image fails the call, by its number.
+        """
+        decoding = (self._decode(index, photo, n, len(clip)) for n, photo in enumerate(clip, 1))
+        images, decode_ms = await self._timed("decode", asyncio.gather(*decoding))
+        descriptor, embed_ms = await self._timed("embed", self.dispatcher.embed(images, index.embedder))
         timings = {"decode": decode_ms, "embed": embed_ms}
         search = asyncio.to_thread(index.answer, descriptor, k, timings)
         answer, _ = await self._timed("search", search)
@@ -91,19 +95,19 @@ class Engine:
         return descriptors
 
     async def _embed_one(self, index: ServedIndex, photo: bytes, number: int, total: int) -> Descriptor:
+        image, _ = await self._timed("decode", self._decode(index, photo, number, total))
+        descriptor, _ = await self._timed("embed", self.dispatcher.embed([image], index.embedder))
+        return descriptor
+
+    async def _decode(self, index: ServedIndex, photo: bytes, number: int, total: int) -> Image:
         try:
-            image, _ = await self._timed("decode", self._decode(index, photo))
-            descriptor, _ = await self._timed("embed", self.dispatcher.embed(image, index.embedder))
+            return await self.workers.run(
+                partial(read_photo, photo, index.image_size, max_pixels=self.settings.max_pixels)
+            )
         except ImageError as error:
             if total == 1:
                 raise
             raise type(error)(f"image {number} of {total}: {error}") from error
-        return descriptor
-
-    async def _decode(self, index: ServedIndex, photo: bytes) -> Image:
-        return await self.workers.run(
-            partial(read_photo, photo, index.image_size, max_pixels=self.settings.max_pixels)
-        )
 
     async def _timed(self, stage: str, work: Awaitable[T]) -> tuple[T, float]:
         """Await `work`; give its result and the milliseconds that it took."""

@@ -18,8 +18,8 @@ Descriptor = NDArray[np.float32]
 class Embeds(Protocol):
     """A network with its device; used by one thread only."""
 
-    def embed(self, images: Sequence[Image], /) -> NDArray[np.float32]:
-        """Turn B images into descriptors, B D."""
+    def embed_clips(self, clips: Sequence[Sequence[Image]], /) -> NDArray[np.float32]:
+        """Turn B clips of one image or more into descriptors, B D."""
         ...
 
 

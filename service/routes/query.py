@@ -20,7 +20,23 @@ async def query(engine: EngineDep, index: IndexDep, image: ImageDep, k: K = 5) -
 
     Send the photo as multipart part `image`, or as the body itself with a content type `image/*`.
     """
-    answer = await engine.answer(index, image, k)
+    answer = await engine.answer(index, [image], k)
+    return QueryAnswer.model_validate(answer.to_json())
+
+
+@router.post(
+    "/v1/query/clip",
+    summary="Find where a clip was taken",
+    openapi_extra=image_body(several=True),
+    responses=problems(409),
+)
+async def query_clip(engine: EngineDep, index: IndexDep, images: ImagesDep, k: K = 5) -> QueryAnswer:
+    """Give the nearest places, the position and the confidence for several photos of one place.
+
+    Send each frame as a multipart part `image`; their order does not matter. They are pooled into one
+    descriptor, so that what one frame misses another may show.
+    """
+    answer = await engine.answer(index, images, k)
     return QueryAnswer.model_validate(answer.to_json())
 
 

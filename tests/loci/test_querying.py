@@ -43,6 +43,27 @@ def test_query_prints_position_and_places(loci: Loci, index: Path, question: Pat
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_clip_answers_once_for_all_its_frames(
+    loci: Loci, index: Path, photos: Path, question: Path, broken: Path
+) -> None:
+    frames = [question, photos / "wall2" / "view1.jpg"]
+    result = loci("query", "--clip", *frames, "--index", index, "-k", 1)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{question} and 1 more: at {WALL_2}, within ")
+    one, other = (
+        json.loads(loci("query", "--clip", *order, "--index", index, "--json").stdout)
+        for order in (frames, frames[::-1])
+    )
+    assert one[0]["query"] == [str(frame) for frame in frames]
+    assert len(one) == 1
+    assert one[0]["places"] == other[0]["places"]
+    result = loci("query", "--clip", broken, question, "--index", index, "--json")
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"loci: {broken}: ")
+    single = json.loads(loci("query", question, "--index", index, "--json").stdout)
+    assert json.loads(result.stdout)[0]["places"] == single[0]["places"]
+
+
 def test_query_json_is_a_list_with_the_documented_names(loci: Loci, index: Path, question: Path) -> None:
     result = loci("query", question, question, "--index", index, "-k", 3, "--json")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -137,6 +137,7 @@ def test_fingerprint_and_file_do_not_depend_on_the_precision(
 
 
 def test_fingerprint_covers_what_descriptors_depend_on(model: PlaceModel) -> None:
+    assert isinstance(model.pooling, NetVLAD)
     pooling = NetVLAD.from_centres(model.pooling.centres.detach() + 0.001, 30.0)
     assert model.reduction is not None
     reduction = Reduction(1024, 8)

@@ -42,13 +42,14 @@ class Network:
     error: Exception | None = None
     """Raised instead of an answer."""
 
-    def embed(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        self.batches.append(len(images))
+    def embed_clips(self, clips: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.float32]:
+        self.batches.append(sum(map(len, clips)))
         self.entered.release()
         self.open.wait(10)
         if self.error is not None:
             raise self.error
-        rows = np.stack([image.mean(axis=(0, 1)) for image in images]).astype(np.float32)
+        means = [sum(image.mean(axis=(0, 1)) for image in clip) for clip in clips]
+        rows = np.stack(means).astype(np.float32)
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 

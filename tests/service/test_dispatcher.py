@@ -23,8 +23,8 @@ class SlowNetwork:
         self.entered = threading.Event()
         self.fatal: BaseException | None = None
 
-    def embed(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        values = [int(image[0, 0, 0]) for image in images]
+    def embed_clips(self, clips: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.float32]:
+        values = [sum(int(image[0, 0, 0]) for image in clip) for clip in clips]
         self.batches.append(values)
         self.entered.set()
         self.open.wait(10)
@@ -79,7 +79,7 @@ def make(network: SlowNetwork) -> Iterator[Make]:
 
 async def busy(dispatcher: Dispatcher, network: SlowNetwork) -> "asyncio.Task[NDArray[np.float32]]":
     """Keep the network busy with an image of its own until it is opened."""
-    first = asyncio.create_task(dispatcher.embed(picture(0), network))
+    first = asyncio.create_task(dispatcher.embed([picture(0)], network))
     await asyncio.to_thread(network.entered.wait, 10)
     return first
 
@@ -87,7 +87,7 @@ async def busy(dispatcher: Dispatcher, network: SlowNetwork) -> "asyncio.Task[ND
 async def submit(
     dispatcher: Dispatcher, network: SlowNetwork, values: Sequence[int]
 ) -> "list[asyncio.Task[NDArray[np.float32]]]":
-    tasks = [asyncio.create_task(dispatcher.embed(picture(value), network)) for value in values]
+    tasks = [asyncio.create_task(dispatcher.embed([picture(value)], network)) for value in values]
     await asyncio.sleep(0)  # each task runs up to its wait
     return tasks
 
@@ -110,6 +110,26 @@ def test_an_idle_network_starts_at_once_and_a_busy_one_takes_what_queued_up(
     assert sizes == [1, 4, 3]
 
 
+def test_a_clip_counts_by_its_images(make: Make, network: SlowNetwork) -> None:
+    sizes: list[int] = []
+    dispatcher = make(max_batch=4, on_batch=sizes.append)
+
+    async def run() -> list[float]:
+        tasks = [await busy(dispatcher, network)]
+        clips = ([1, 2, 3], [4], [5, 6, 7, 8, 9], [10])
+        tasks += [
+            asyncio.create_task(dispatcher.embed([picture(v) for v in clip], network)) for clip in clips
+        ]
+        await asyncio.sleep(0)
+        assert dispatcher.queued == 10
+        network.open.set()
+        return [float(row[0]) for row in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(run()) == [0, 6, 4, 35, 10]
+    assert network.batches == [[0], [6, 4], [35], [10]]
+    assert sizes == [1, 4, 5, 1]
+
+
 def test_a_full_queue_is_overloaded_and_says_when_to_return(make: Make, network: SlowNetwork) -> None:
     dispatcher = make(queue_size=2)
 
@@ -117,7 +137,7 @@ def test_a_full_queue_is_overloaded_and_says_when_to_return(make: Make, network:
         first = await busy(dispatcher, network)
         rest = await submit(dispatcher, network, [1, 2])
         with pytest.raises(Overloaded, match="2 images are waiting already") as caught:
-            await dispatcher.embed(picture(3), network)
+            await dispatcher.embed([picture(3)], network)
         assert caught.value.retry_after == 1
         network.open.set()
         await asyncio.gather(first, *rest)
@@ -206,7 +226,7 @@ def test_when_the_thread_dies_everybody_is_told(make: Make, network: SlowNetwork
             with pytest.raises(NotReady, match="the dispatcher died of SystemExit"):
                 await caller
         with pytest.raises(NotReady):
-            await dispatcher.embed(picture(2), network)
+            await dispatcher.embed([picture(2)], network)
 
     asyncio.run(run())
     dispatcher.stop(5)
@@ -236,7 +256,7 @@ def test_stopping_finishes_what_was_admitted(make: Make, network: SlowNetwork) -
         stop = asyncio.create_task(asyncio.to_thread(dispatcher.stop, 10))
         await asyncio.sleep(0.05)
         with pytest.raises(NotReady, match="not running"):
-            await dispatcher.embed(picture(3), network)
+            await dispatcher.embed([picture(3)], network)
         network.open.set()
         await stop
         return [float(row[0]) for row in await asyncio.gather(first, *rest)]

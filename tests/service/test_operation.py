@@ -32,7 +32,7 @@ def test_a_dead_dispatcher_is_not_ready_but_alive(
     def die(*_: object) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(index.network, "embed", die)
+    monkeypatch.setattr(index.network, "embed_clips", die)
     client = start(index)
     problem(client.post("/v1/query", files={"image": make_photo()}), 503)
     assert problem(client.get("/readyz"), 503)["detail"] == "the dispatcher died of SystemExit"
@@ -136,6 +136,7 @@ def description(tmp_path: Path) -> dict[str, Any]:
 def test_openapi_documents_every_answer(description: dict[str, Any]) -> None:
     assert set(description["paths"]) == {
         "/v1/query",
+        "/v1/query/clip",
         "/v1/embed",
         "/v1/places",
         "/v1/places.geojson",

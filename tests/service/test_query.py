@@ -222,3 +222,23 @@ def test_embed_limits_the_number_of_images(
 ) -> None:
     response = start(index, max_images=2).post("/v1/embed", files=[("image", make_photo())] * 3)
     assert problem(response, 422, "image")["detail"] == "3 images came, at most 2 are taken at once"
+
+
+def test_clip_answers_once_for_all_its_frames(client: httpx.Client, make_photo: MakePhoto) -> None:
+    files = [
+        ("image", (f"{n}.jpg", make_photo(c), "image/jpeg")) for n, c in enumerate(("red", "red", "blue"))
+    ]
+    answer = client.post("/v1/query/clip", params={"k": 2}, files=files)
+    assert answer.status_code == 200
+    assert [place["id"] for place in answer.json()["places"]] == ["red", "blue"]
+    backwards = client.post("/v1/query/clip", params={"k": 2}, files=files[::-1]).json()
+    assert backwards["places"] == answer.json()["places"]
+
+
+def test_clip_names_the_frame_that_cannot_be_read(
+    client: httpx.Client, make_photo: MakePhoto, problem: Problem
+) -> None:
+    files = [("image", make_photo("red")), ("image", make_photo("red")[:200])]
+    body = problem(client.post("/v1/query/clip", files=files), 400, "image")
+    assert body["detail"].startswith("image 2 of 2: ")
+    assert "no image came" in problem(client.post("/v1/query/clip"), 422, "image")["detail"]

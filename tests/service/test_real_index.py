@@ -48,6 +48,17 @@ def test_http_answers_as_python_does(client: httpx.Client, opened: Index, real_p
     assert best["score"] == pytest.approx(1, abs=0.01)
 
 
+def test_clip_is_answered_as_the_library_does(
+    client: httpx.Client, opened: Index, real_photos: list[Path]
+) -> None:
+    frames = real_photos[2:5]
+    files = [("image", frame.read_bytes()) for frame in frames]
+    served = client.post("/v1/query/clip", files=files).json()
+    asked = opened.query_clip(frames).to_json()
+    del served["timings_ms"], asked["timings_ms"]
+    assert served == asked
+
+
 def test_embed_gives_the_indexs_own_descriptors(
     client: httpx.Client, opened: Index, real_photos: list[Path]
 ) -> None:
