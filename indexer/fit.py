@@ -12,13 +12,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from torch import Tensor
 
 from indexer.catalogue import Catalogue
 from indexer.collect import nothing_readable
@@ -29,14 +27,14 @@ from indexer.options import FitOptions
 from indexer.progress import Progress
 from indexer.reading import Reader
 from indexer.spool import Spool
-from model.clusters import SAMPLE_PHOTOS, kmeans, rank_by_halves, sample_local, sharpness
+from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder
+from model.fitting import fit_clusters, halves
 from model.modelfile import PlaceModel, load_model, save_model
-from model.poolings import CLUSTERED, VLAD, NetVLAD, Pooling
+from model.poolings import CLUSTERED
 from model.reduction import choose_reduction, fit_reduction
 
 REDUCTION_VIEWS = 4096
-GHOST_PHOTOS = 200  # whose halves say which clusters become ghosts
 IMAGENET = "imagenet"  # weights whose clusters are still to be fitted
 
 Floats = NDArray[np.float32]
@@ -100,46 +98,12 @@ def _fit_pooling(run: FitRun) -> None:
     model = run.embedder.model
     if model.config.weights == IMAGENET and model.config.pooling in CLUSTERED:
         run.progress.stage("fitting clusters", None)
-        model = _with_clusters(run, photos)
+        pooling, provenance = fit_clusters(
+            model.config, photos, lambda photo: run.spool.get("maps", photo), seed=run.options.seed
+        )
+        model = model.fitted(pooling, provenance=provenance)
     _save(model, run.spool.model_path)
     run.embedder.set_model(load_model(run.spool.model_path))
-
-
-def _with_clusters(run: FitRun, photos: Sequence[str]) -> PlaceModel:
-    config = run.embedder.model.config
-    points = np.concatenate([_sample_local(run, photo) for photo in photos])
-    centres = torch.from_numpy(kmeans(points, config.clusters + config.ghosts, seed=run.options.seed))
-    provenance: dict[str, Any] = {"cluster_photos": len(photos), "local_descriptors": len(points)}
-    if config.pooling == "vlad":
-        pooling: Pooling = VLAD.from_centres(centres, normalisation=config.normalisation)
-    else:
-        alpha = sharpness(torch.from_numpy(points), centres, version=config.version)
-        provenance["alpha"] = alpha
-        layer = NetVLAD.from_centres(centres, alpha, version=config.version)
-        if config.ghosts:
-            centres = centres[_ghosts_last(run, layer, photos)]
-            layer = NetVLAD.from_centres(centres, alpha, version=config.version, ghosts=config.ghosts)
-        pooling = layer
-    return run.embedder.model.fitted(pooling, provenance=provenance)
-
-
-def _ghosts_last(run: FitRun, layer: NetVLAD, photos: Sequence[str]) -> Tensor:
-    """The clusters' order, those last that tell photos apart least by their halves."""
-    if len(photos) < 2:
-        return torch.arange(len(layer.centres))
-    halves: tuple[list[Tensor], list[Tensor]] = ([], [])
-    with torch.inference_mode():
-        for photo in photos[:GHOST_PHOTOS]:
-            view = torch.from_numpy(run.spool.get("maps", photo))[:1]  # 1 D H W
-            for half, part in zip(halves, _halves(view), strict=True):
-                half.append(layer.accumulate(part).view(1, len(layer.centres), -1))  # 1 K D
-        return rank_by_halves(torch.cat(halves[0]), torch.cat(halves[1]))
-
-
-def _halves(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Left and right, V D H W each."""
-    half = max(1, maps.shape[3] // 2)
-    return maps[..., :half], maps[..., -half:]
 
 
 def _save(model: PlaceModel, path: Path) -> None:
@@ -184,12 +148,6 @@ def _scaled(view: Floats, *, each_local: bool) -> Floats:
     return scaled
 
 
-def _sample_local(run: FitRun, photo: str) -> Floats:
-    rng = np.random.default_rng([run.options.seed, int(photo, 16)])
-    maps = run.spool.get("maps", photo)
-    return np.concatenate([sample_local(view, rng) for view in maps])
-
-
 def _fit_reduction(run: FitRun) -> PlaceModel:
     count = max(SAMPLE_PHOTOS, REDUCTION_VIEWS // (run.options.panoramas or 1))
     photos = [photo for photo, _ in _spooled_sample(run, "pooled", count)]
@@ -214,7 +172,7 @@ def _pool_maps(run: FitRun, photo: str) -> None:
     maps = torch.from_numpy(run.spool.get("maps", photo))  # V D H W
     pool = run.embedder.model.pool
     with torch.inference_mode():
-        parts = [pool(maps), *map(pool, _halves(maps))]
+        parts = [pool(maps), *map(pool, halves(maps))]
     run.spool.put("pooled", photo, torch.stack(parts, 1).numpy())  # V 3 K·D
     run.spool.drop("maps", photo)
 

@@ -1,0 +1,253 @@
+"""Kinds of connection between two maps: full, local, tiled, convolution. One family, one constructor.
+
+Letters: B batch, C in channels, H W in size, O out channels, P = Hout·Wout positions, J = C·kh·kw inputs of one
+output, K kernels. The last three kinds differ in K alone: own kernels at every position are locally connected
+(unshared convolution; LeCun 1989), t×t kernels that repeat across the plane are tiled (Le et al., NIPS 2010),
+one kernel is a convolution. They multiply the same numbers equally often; what differs is which weights are one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.errors import ModelError
+from model.unshared import unshared_convolution
+
+CONNECTIONS = ("full", "local", "tiled", "convolution")
+Size = int | tuple[int, int]
+
+
+class Connection(nn.Module):
+    """What all kinds share: sizes, counts, parameters. Input: B C H W. Output: B O Hout Wout.
+
+    Weights are K O J, so that a locally connected layer's stream from memory once, position by position;
+    biases K O. They start as He et al. (ICCV 2015) have it for ReLU: normal, variance 2/J; biases 0.
+
+    Args:
+        in_size: H and W, or one number for both; kernel likewise.
+        stride: in pixels of the input, the same both ways; padding, with zeros on all four sides, likewise.
+        generator: what draws the weights; None is PyTorch's own.
+
+    Raises:
+        ModelError: sizes that do not fit, or maps of another shape than B×C×H×W.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        in_size: Size,
+        kernel: Size,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.in_size, self.kernel = _pair(in_size), _pair(kernel)
+        self.stride, self.padding = stride, padding
+        self._check_sizes()
+        kernels, outputs, inputs = self._shape()
+        self.weight = nn.Parameter(torch.empty(kernels, outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(kernels, outputs)) if bias else None
+        nn.init.normal_(self.weight, std=(2 / inputs) ** 0.5, generator=generator)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Hout and Wout; as with `nn.Conv2d`, what a stride leaves over at the lower right is not seen."""
+        height, width = (
+            (size + 2 * self.padding - kernel) // self.stride + 1
+            for size, kernel in zip(self.in_size, self.kernel, strict=True)
+        )
+        return height, width
+
+    @property
+    def receptive_field(self) -> tuple[int, int]:
+        """Height and width of what one output sees, in pixels of the input."""
+        return self.kernel
+
+    @property
+    def weights(self) -> int:
+        """How many weights there are, without biases."""
+        return self.weight.numel()
+
+    @property
+    def biases(self) -> int:
+        """How many biases there are."""
+        return 0 if self.bias is None else self.bias.numel()
+
+    @property
+    def multiplies(self) -> int:
+        """Multiplications for one image, those with the padding's zeros among them."""
+        height, width = self.output_size
+        kernels, outputs, inputs = self._shape()
+        return height * width * outputs * inputs
+
+    def extra_repr(self) -> str:
+        (height, width), (kh, kw) = self.in_size, self.kernel
+        return (
+            f"{self.in_channels}×{height}×{width} → {self.out_channels}, kernel {kh}×{kw}, "
+            f"stride {self.stride}, padding {self.padding}"
+        )
+
+    def _shape(self) -> tuple[int, int, int]:
+        """K, O and J."""
+        raise NotImplementedError
+
+    def _check_sizes(self) -> None:
+        name = type(self).__name__
+        least = min(self.in_channels, self.out_channels, *self.in_size, *self.kernel, self.stride)
+        if least < 1 or self.padding < 0:
+            raise ModelError(
+                f"{name} needs channels, sizes, kernel and stride of at least 1 and a padding of at least 0, "
+                f"got {self.in_channels} → {self.out_channels} channels, in_size {self.in_size}, "
+                f"kernel {self.kernel}, stride {self.stride}, padding {self.padding}"
+            )
+        if min(self.output_size) < 1:
+            raise ModelError(
+                f"{name}'s kernel {self.kernel} is larger than its input: "
+                f"in_size {self.in_size} with a padding of {self.padding}"
+            )
+
+    def _check_maps(self, maps: Tensor) -> Tensor:
+        if maps.ndim != 4 or maps.shape[1:] != (self.in_channels, *self.in_size):
+            want = "×".join(map(str, (self.in_channels, *self.in_size)))
+            raise ModelError(f"{type(self).__name__} expects maps B×{want}, got {tuple(maps.shape)}")
+        return maps
+
+
+class FullyConnected(Connection):
+    """Every output sees every input: kernel, stride and padding say how many outputs there are, no more."""
+
+    @property
+    def receptive_field(self) -> tuple[int, int]:
+        return self.in_size
+
+    @property
+    def multiplies(self) -> int:
+        return self.weights
+
+    def _shape(self) -> tuple[int, int, int]:
+        (height, width), (in_height, in_width) = self.output_size, self.in_size
+        return 1, self.out_channels * height * width, self.in_channels * in_height * in_width
+
+    def forward(self, maps: Tensor) -> Tensor:
+        x = self._check_maps(maps).flatten(1)  # B C·H·W
+        y = F.linear(x, self.weight[0], None if self.bias is None else self.bias[0])  # B O·P
+        return y.unflatten(1, (self.out_channels, *self.output_size))
+
+
+class Tiled(Connection):
+    """t×t kernels that repeat across the plane: output (r, c) has kernel (r mod t, c mod t).
+
+    t = 1 is convolution; t ≥ the output's size is locally connected. Between them t² convolutions of stride
+    t·stride run, one for each kernel: made for a small t, since each costs a launch or two.
+
+    y[o,p] = b[o,p] + Σ_j W[o,p,j]·unfold(x)[j,p] (W[o,p] = W[o,p'] where p and p' share their kernel).
+
+    Args:
+        tile: t, at least 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        in_size: Size,
+        kernel: Size,
+        *,
+        tile: int = 2,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if tile < 1:
+            raise ModelError(f"{type(self).__name__} needs a tile of at least 1, got {tile}")
+        self.tile = tile
+        super().__init__(
+            *(in_channels, out_channels, in_size, kernel),
+            stride=stride,
+            padding=padding,
+            bias=bias,
+            generator=generator,
+        )
+
+    @property
+    def kernels(self) -> tuple[int, int]:
+        """Kernels down and across: t, or fewer where the output is smaller."""
+        height, width = self.output_size
+        return min(self.tile, height), min(self.tile, width)
+
+    def _shape(self) -> tuple[int, int, int]:
+        (down, across), (kh, kw) = self.kernels, self.kernel
+        return down * across, self.out_channels, self.in_channels * kh * kw
+
+    def forward(self, maps: Tensor) -> Tensor:
+        x = self._check_maps(maps)
+        if self.kernels == (1, 1):
+            return self._convolve(x, 0, 1, self.padding)
+        x = F.pad(x, (self.padding,) * 4) if self.padding else x
+        return self._local(x) if self.kernels == self.output_size else self._repeated(x)
+
+    def _local(self, x: Tensor) -> Tensor:
+        y = unshared_convolution(x, self.weight, self.kernel, self.stride)  # B O Hout Wout
+        return y if self.bias is None else y + self.bias.mT.unflatten(1, self.output_size)
+
+    def _repeated(self, x: Tensor) -> Tensor:
+        y = x.new_empty(len(x), self.out_channels, *self.output_size)
+        down, across = self.kernels
+        for k in range(down * across):
+            r, c = divmod(k, across)
+            seen = x[:, :, r * self.stride :, c * self.stride :]
+            y[:, :, r :: self.tile, c :: self.tile] = self._convolve(seen, k, self.tile, 0)
+        return y
+
+    def _convolve(self, x: Tensor, k: int, step: int, padding: int) -> Tensor:
+        weight = self.weight[k].unflatten(1, (self.in_channels, *self.kernel))  # O C kh kw
+        bias = None if self.bias is None else self.bias[k]
+        return F.conv2d(x, weight, bias, stride=step * self.stride, padding=padding)
+
+
+class Convolution(Tiled):
+    """One kernel for all positions: `nn.Conv2d` on maps of a fixed size."""
+
+    @property
+    def kernels(self) -> tuple[int, int]:
+        return 1, 1
+
+
+class LocallyConnected(Tiled):
+    """Own kernels at every position (unshared convolution)."""
+
+    @property
+    def kernels(self) -> tuple[int, int]:
+        return self.output_size
+
+
+def build_connection(
+    kind: str,
+    in_channels: int,
+    out_channels: int,
+    in_size: Size,
+    kernel: Size,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    tile: int = 2,
+    bias: bool = True,
+    generator: torch.Generator | None = None,
+) -> Connection:
+    """A connection by its kind's name; `tile` is for the tiled kind alone.
+
+    Raises:
+        ModelError: an unknown kind, or sizes that do not fit.
+    """
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size

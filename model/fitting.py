@@ -1,0 +1,69 @@
+"""Fitting a pooling's clusters on maps of photos, and the halves by which parts of a model are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.clusters import kmeans, rank_by_halves, sample_local, sharpness
+from model.modelfile import ModelConfig
+from model.poolings import VLAD, NetVLAD, Pooling
+
+GHOST_PHOTOS = 200  # whose halves say which clusters become ghosts
+
+Floats = NDArray[np.float32]
+Maps = Callable[[str], Floats]
+"""A photo's maps by its id (hex digits): V D H W, V views of a panorama or one."""
+
+
+def fit_clusters(
+    config: ModelConfig, photos: Sequence[str], maps: Maps, *, seed: int
+) -> tuple[Pooling, dict[str, Any]]:
+    """The pooling of `config` with k-means clusters, and how they came about.
+
+    What is drawn of a photo depends on the seed and its id, not on the others.
+
+    Raises:
+        ModelError: fewer local descriptors than clusters, or photos all alike.
+    """
+    points = np.concatenate([_draw(maps(photo), photo, seed) for photo in photos])
+    centres = torch.from_numpy(kmeans(points, config.clusters + config.ghosts, seed=seed))
+    provenance: dict[str, Any] = {"cluster_photos": len(photos), "local_descriptors": len(points)}
+    if config.pooling == "vlad":
+        return VLAD.from_centres(centres, normalisation=config.normalisation), provenance
+    alpha = sharpness(torch.from_numpy(points), centres, version=config.version)
+    provenance["alpha"] = alpha
+    layer = NetVLAD.from_centres(centres, alpha, version=config.version)
+    if config.ghosts:
+        centres = centres[_ghosts_last(layer, photos[:GHOST_PHOTOS], maps)]
+        layer = NetVLAD.from_centres(centres, alpha, version=config.version, ghosts=config.ghosts)
+    return layer, provenance
+
+
+def halves(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Left and right of maps, V D H W each."""
+    half = max(1, maps.shape[3] // 2)
+    return maps[..., :half], maps[..., -half:]
+
+
+def _draw(maps: Floats, photo: str, seed: int) -> Floats:
+    rng = np.random.default_rng([seed, int(photo, 16)])
+    return np.concatenate([sample_local(view, rng) for view in maps])
+
+
+def _ghosts_last(layer: NetVLAD, photos: Sequence[str], maps: Maps) -> Tensor:
+    """The clusters' order, those last that tell photos apart least by their halves."""
+    if len(photos) < 2:
+        return torch.arange(len(layer.centres))
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with torch.inference_mode():
+        for photo in photos:
+            view = torch.from_numpy(maps(photo))[:1]  # 1 D H W
+            for side, part in zip(sides, halves(view), strict=True):
+                side.append(layer.accumulate(part).view(1, len(layer.centres), -1))  # 1 K D
+        return rank_by_halves(torch.cat(sides[0]), torch.cat(sides[1]))
