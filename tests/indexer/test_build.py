@@ -328,7 +328,7 @@ def test_maps_of_photos_that_newer_ones_pushed_out_of_the_sample_are_used(
 
     monkeypatch.setattr("indexer.fit.SAMPLE_PHOTOS", 4)
     with monkeypatch.context() as patch:
-        patch.setattr("indexer.fit.kmeans", killed)
+        patch.setattr("model.fitting.kmeans", killed)
         with pytest.raises(Killed):
             empty.build()
     spool = empty.index / "generations/01/spool/maps"

@@ -1,0 +1,43 @@
+"""A training run's state as one file: tensors, and a JSON beside them in the header. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.errors import ModelError
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write both by a temporary name, synced: a crash leaves the old file or the new one.
+
+    Raises:
+        ModelError: it cannot be written; a full disk, for one.
+    """
+    partial = path.with_suffix(".partial")
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, partial, metadata={"state": json.dumps(state)})
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise ModelError(f"cannot write {path}: {error}") from error
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state. Raises ModelError for a file that is damaged or something else."""
+    try:
+        with safe_open(path, "pt") as file:
+            state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
+        return load_file(path), state
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ModelError(f"the checkpoint {path} cannot be read: {error}; --restart begins anew") from error

@@ -1,0 +1,116 @@
+"""Which photos a query is trained against: its best positive and its hardest negatives, by cached descriptors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Photos as rows 0 … n − 1, and what is known of their pairs.
+
+    `queries` are trained to find `database`; `held_queries`, of places that training does not see (with
+    softmax: other photos of the same places), are to find theirs in `held_database`.
+    """
+
+    ids: tuple[str, ...]
+    """Hex digits, from the photo's file."""
+    queries: Rows
+    database: Rows
+    held_queries: Rows
+    held_database: Rows
+    positives: tuple[Rows, ...]
+    """Of each photo: those near enough to show the same, itself not among them."""
+    near: tuple[Rows, ...]
+    """Of each photo: those too near to be told apart, which are no negatives; right answers when held out."""
+    labels: Rows
+    """The place of each photo, 0 … classes − 1; −1 where it is in none that is trained."""
+
+    @property
+    def classes(self) -> int:
+        """How many places are told apart by a softmax."""
+        return int(self.labels.max(initial=-1)) + 1
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """One query with what it is trained against, as rows."""
+
+    query: int
+    positive: int
+    negatives: Rows
+    violating: bool
+    """Whether any negative is, in cached descriptors, within the margin."""
+
+
+class Miner:
+    """Mines as NetVLAD does; remembers each query's hardest negatives from one time to the next.
+
+    Source: Arandjelović et al., CVPR 2016, appendix: the best of the potential positives under the current
+    descriptors; the hardest of `sampled` negatives drawn afresh, and of those remembered.
+    """
+
+    def __init__(self, data: TrainingSet, *, negatives: int, sampled: int, margin: float) -> None:
+        self._data = data
+        self._count = negatives
+        self._sampled = sampled
+        self._margin = margin
+        self._in_database = np.zeros(len(data.ids), bool)
+        self._in_database[data.database] = True
+        self.hardest = np.full((len(data.ids), negatives), -1, np.int64)
+        """Of each query the negatives of last time, −1 where there were fewer."""
+
+    def mine(self, query: int, descriptors: Floats, rng: np.random.Generator) -> Triplets:
+        """A query's triplets under `descriptors` (n d). It has a positive and a negative at least."""
+        data = self._data
+        own = descriptors[query]
+        positives = data.positives[query]
+        positives = positives[self._in_database[positives]]
+        similar = descriptors[positives] @ own
+        best = int(similar.argmax())
+        drawn = rng.choice(data.database, min(self._sampled, len(data.database)), replace=False)
+        candidates = np.union1d(drawn, self.hardest[query][self.hardest[query] >= 0])
+        candidates = candidates[~np.isin(candidates, data.near[query]) & (candidates != query)]
+        alike = descriptors[candidates] @ own
+        order = np.argsort(-alike, kind="stable")[: self._count]
+        self.hardest[query] = -1
+        self.hardest[query, : len(order)] = candidates[order]
+        # ‖a − b‖² = 2 − 2·cos
+        violating = len(order) > 0 and 2 * (alike[order[0]] - similar[best]) + self._margin > 0
+        return Triplets(query, int(positives[best]), candidates[order], bool(violating))
+
+    def trainable(self, queries: Rows) -> Rows:
+        """Those that have a positive in the database and a photo that is none of theirs."""
+        kept = [
+            query
+            for query in queries
+            if self._in_database[self._data.positives[query]].any()
+            and self._in_database[self._data.near[query]].sum() < self._in_database.sum()
+        ]
+        return np.array(kept, np.int64)
+
+
+def recall_at(
+    descriptors: Floats, data: TrainingSet, ranks: tuple[int, ...] = (1, 5, 10)
+) -> dict[int, float]:
+    """Share of the held-out queries that have a right photo among the N nearest, for each N.
+
+    A query that is in the database is left out of its own ranking; one without a right answer is not counted.
+    """
+    found = np.zeros(len(ranks))
+    asked = 0
+    for query in data.held_queries:
+        database = data.held_database[data.held_database != query]
+        right = np.isin(database, data.near[query])
+        if not right.any():
+            continue
+        asked += 1
+        nearest = np.argsort(-(descriptors[database] @ descriptors[query]), kind="stable")[: max(ranks)]
+        found += [right[nearest[:n]].any() for n in ranks]
+    return {n: float(f) / max(asked, 1) for n, f in zip(ranks, found, strict=True)}
