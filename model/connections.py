@@ -1,9 +1,9 @@
 """Kinds of connection between two maps: full, local, tiled, convolution. One family, one constructor.
 
-Letters: B batch, C in channels, H W in size, O out channels, P = Hout·Wout positions, J = C·kh·kw inputs of one
-output, K kernels. The last three kinds differ in K alone: own kernels at every position are locally connected
-(unshared convolution; LeCun 1989), t×t kernels that repeat across the plane are tiled (Le et al., NIPS 2010),
-one kernel is a convolution. They multiply the same numbers equally often; what differs is which weights are one.
+Letters: B batch, C in channels, H W in size, O out channels, P = Hout·Wout positions, J = C·kh·kw inputs of
+an output, K kernels. The last three kinds differ in K alone: own kernels at every position are locally
+connected (unshared convolution; LeCun 1989), t×t kernels that repeat across the plane are tiled (Le et al.,
+NIPS 2010), one kernel is a convolution. They multiply equally often; what differs is which weights are one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from model.errors import ModelError
 from model.unshared import unshared_convolution
 
-CONNECTIONS = ("full", "local", "tiled", "convolution")
 Size = int | tuple[int, int]
 
 
@@ -28,6 +27,7 @@ class Connection(nn.Module):
     Args:
         in_size: H and W, or one number for both; kernel likewise.
         stride: in pixels of the input, the same both ways; padding, with zeros on all four sides, likewise.
+        tile: t of the tiled kind; the others pay no heed to it.
         generator: what draws the weights; None is PyTorch's own.
 
     Raises:
@@ -43,13 +43,14 @@ class Connection(nn.Module):
         *,
         stride: int = 1,
         padding: int = 0,
+        tile: int = 2,
         bias: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.in_size, self.kernel = _pair(in_size), _pair(kernel)
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding, self.tile = stride, padding, tile
         self._check_sizes()
         kernels, outputs, inputs = self._shape()
         self.weight = nn.Parameter(torch.empty(kernels, outputs, inputs))
@@ -84,7 +85,7 @@ class Connection(nn.Module):
     def multiplies(self) -> int:
         """Multiplications for one image, those with the padding's zeros among them."""
         height, width = self.output_size
-        kernels, outputs, inputs = self._shape()
+        _, outputs, inputs = self._shape()
         return height * width * outputs * inputs
 
     def extra_repr(self) -> str:
@@ -100,12 +101,12 @@ class Connection(nn.Module):
 
     def _check_sizes(self) -> None:
         name = type(self).__name__
-        least = min(self.in_channels, self.out_channels, *self.in_size, *self.kernel, self.stride)
+        least = min(self.in_channels, self.out_channels, *self.in_size, *self.kernel, self.stride, self.tile)
         if least < 1 or self.padding < 0:
             raise ModelError(
-                f"{name} needs channels, sizes, kernel and stride of at least 1 and a padding of at least 0, "
-                f"got {self.in_channels} → {self.out_channels} channels, in_size {self.in_size}, "
-                f"kernel {self.kernel}, stride {self.stride}, padding {self.padding}"
+                f"{name} needs channels, sizes, kernel, stride and tile of at least 1 and a padding of at "
+                f"least 0, got {self.in_channels} → {self.out_channels} channels, in_size {self.in_size}, "
+                f"kernel {self.kernel}, stride {self.stride}, tile {self.tile}, padding {self.padding}"
             )
         if min(self.output_size) < 1:
             raise ModelError(
@@ -138,50 +139,22 @@ class FullyConnected(Connection):
     def forward(self, maps: Tensor) -> Tensor:
         x = self._check_maps(maps).flatten(1)  # B C·H·W
         y = F.linear(x, self.weight[0], None if self.bias is None else self.bias[0])  # B O·P
-        return y.unflatten(1, (self.out_channels, *self.output_size))
+        return y.view(-1, self.out_channels, *self.output_size)
 
 
-class Tiled(Connection):
-    """t×t kernels that repeat across the plane: output (r, c) has kernel (r mod t, c mod t).
+class Repeating(Connection):
+    """Kernels of which output (r, c) has (r mod down, c mod across).
 
-    t = 1 is convolution; t ≥ the output's size is locally connected. Between them t² convolutions of stride
-    t·stride run, one for each kernel: made for a small t, since each costs a launch or two.
+    y[o,p] = b[o,k(p)] + Σ_j W[o,k(p),j]·unfold(x)[j,p], k(p) the kernel of position p.
 
-    y[o,p] = b[o,p] + Σ_j W[o,p,j]·unfold(x)[j,p] (W[o,p] = W[o,p'] where p and p' share their kernel).
-
-    Args:
-        tile: t, at least 1.
+    One kernel runs as one convolution, own kernels everywhere as `unshared_convolution`. Between them each
+    kernel is a convolution with a wider stride: made for few kernels, since each costs some calls.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        in_size: Size,
-        kernel: Size,
-        *,
-        tile: int = 2,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        if tile < 1:
-            raise ModelError(f"{type(self).__name__} needs a tile of at least 1, got {tile}")
-        self.tile = tile
-        super().__init__(
-            *(in_channels, out_channels, in_size, kernel),
-            stride=stride,
-            padding=padding,
-            bias=bias,
-            generator=generator,
-        )
 
     @property
     def kernels(self) -> tuple[int, int]:
-        """Kernels down and across: t, or fewer where the output is smaller."""
-        height, width = self.output_size
-        return min(self.tile, height), min(self.tile, width)
+        """How many, down and across."""
+        raise NotImplementedError
 
     def _shape(self) -> tuple[int, int, int]:
         (down, across), (kh, kw) = self.kernels, self.kernel
@@ -190,13 +163,13 @@ class Tiled(Connection):
     def forward(self, maps: Tensor) -> Tensor:
         x = self._check_maps(maps)
         if self.kernels == (1, 1):
-            return self._convolve(x, 0, 1, self.padding)
+            return self._convolve(x, 0, (1, 1), self.padding)
         x = F.pad(x, (self.padding,) * 4) if self.padding else x
         return self._local(x) if self.kernels == self.output_size else self._repeated(x)
 
     def _local(self, x: Tensor) -> Tensor:
         y = unshared_convolution(x, self.weight, self.kernel, self.stride)  # B O Hout Wout
-        return y if self.bias is None else y + self.bias.mT.unflatten(1, self.output_size)
+        return y if self.bias is None else y + self.bias.mT.reshape(-1, *self.output_size)
 
     def _repeated(self, x: Tensor) -> Tensor:
         y = x.new_empty(len(x), self.out_channels, *self.output_size)
@@ -204,29 +177,48 @@ class Tiled(Connection):
         for k in range(down * across):
             r, c = divmod(k, across)
             seen = x[:, :, r * self.stride :, c * self.stride :]
-            y[:, :, r :: self.tile, c :: self.tile] = self._convolve(seen, k, self.tile, 0)
+            y[:, :, r::down, c::across] = self._convolve(seen, k, (down, across), 0)
         return y
 
-    def _convolve(self, x: Tensor, k: int, step: int, padding: int) -> Tensor:
-        weight = self.weight[k].unflatten(1, (self.in_channels, *self.kernel))  # O C kh kw
+    def _convolve(self, x: Tensor, k: int, step: tuple[int, int], padding: int) -> Tensor:
+        weight = self.weight[k].view(-1, self.in_channels, *self.kernel)  # O C kh kw
         bias = None if self.bias is None else self.bias[k]
-        return F.conv2d(x, weight, bias, stride=step * self.stride, padding=padding)
+        stride = step[0] * self.stride, step[1] * self.stride
+        return F.conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
-class Convolution(Tiled):
-    """One kernel for all positions: `nn.Conv2d` on maps of a fixed size."""
+class Convolution(Repeating):
+    """One kernel for all positions: `nn.Conv2d` on maps of one size."""
 
     @property
     def kernels(self) -> tuple[int, int]:
         return 1, 1
 
 
-class LocallyConnected(Tiled):
-    """Own kernels at every position (unshared convolution)."""
+class Tiled(Repeating):
+    """t×t kernels that repeat: t = 1 is convolution, t ≥ the output's size is locally connected."""
+
+    @property
+    def kernels(self) -> tuple[int, int]:
+        height, width = self.output_size
+        return min(self.tile, height), min(self.tile, width)
+
+
+class LocallyConnected(Repeating):
+    """Own kernels at every position."""
 
     @property
     def kernels(self) -> tuple[int, int]:
         return self.output_size
+
+
+_KINDS: dict[str, type[Connection]] = {
+    "full": FullyConnected,
+    "local": LocallyConnected,
+    "tiled": Tiled,
+    "convolution": Convolution,
+}
+CONNECTIONS = tuple(_KINDS)
 
 
 def build_connection(
@@ -242,11 +234,21 @@ def build_connection(
     bias: bool = True,
     generator: torch.Generator | None = None,
 ) -> Connection:
-    """A connection by its kind's name; `tile` is for the tiled kind alone.
+    """A connection by its kind's name.
 
     Raises:
         ModelError: an unknown kind, or sizes that do not fit.
     """
+    if kind not in _KINDS:
+        raise ModelError(f"unknown connection {kind!r}: one of {', '.join(CONNECTIONS)}")
+    return _KINDS[kind](
+        *(in_channels, out_channels, in_size, kernel),
+        stride=stride,
+        padding=padding,
+        tile=tile,
+        bias=bias,
+        generator=generator,
+    )
 
 
 def _pair(size: Size) -> tuple[int, int]:

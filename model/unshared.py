@@ -1,9 +1,9 @@
 """Unshared convolution: the product behind a locally connected layer, in blocks that stay in the cache.
 
-The weights, P O J, are far larger than anything else, and each is used once for each image: whatever is fast here
-reads them once, in order. The inputs of a position, its patch, are copied out of the map for a few rows of the
-output at a time, into one buffer; the whole of them (`F.unfold`) would be a tensor B/O times as large as the
-weights, and neither forward nor backward keeps one.
+The weights, P O J, are far larger than anything else, and each is used once for each image: whatever is fast
+reads them once, in order. What a position sees, its patch, is copied out of the map for a few rows of the
+output at a time, into one buffer; all of them together (`F.unfold`) would be a tensor B/O times as large as
+the weights. Neither forward nor backward makes one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 1 << 22
-"""Bytes of patches at a time, about; at least a row of the output. Measured on L4 of DeepFace."""
-FEW = 16
-"""Batches below this have a patch's numbers side by side, the others the numbers of all images."""
+BLOCK = 1 << 23
+"""Bytes of patches at a time; at least a row of the output. Measured on DeepFace's L4 and L5."""
+FEW = 12
+"""In smaller batches a patch's numbers lie side by side, in others those of all images. Measured likewise."""
 
 
 def unshared_convolution(x: Tensor, weight: Tensor, kernel: tuple[int, int], stride: int) -> Tensor:
@@ -33,7 +33,7 @@ def unshared_convolution(x: Tensor, weight: Tensor, kernel: tuple[int, int], str
     Returns:
         B O Hout Wout.
     """
-    y: Tensor = _Unshared.apply(x.to(weight.dtype), weight, kernel, stride)  # type: ignore[no-untyped-call]
+    y: Tensor = _Unshared.apply(x.to(weight.dtype), weight, kernel, stride)
     return y
 
 
@@ -46,10 +46,10 @@ class _Unshared(torch.autograd.Function):
         y = weight.new_empty(*weight.shape[:2], len(x))  # P O B
         for at, seen, patches in _blocks(windows):
             torch.bmm(weight[at], _by_position(patches.copy_(seen)).mT, out=y[at])
-        return y.permute(2, 1, 0).unflatten(2, windows.shape[:2]).contiguous()
+        return y.permute(2, 1, 0).reshape(len(x), weight.shape[1], *windows.shape[:2])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         g = grad.flatten(2).permute(2, 0, 1).contiguous()  # P B O
