@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from loci import (
     comparing,
+    connecting,
     demonstration,
     evaluating,
     exporting,
@@ -69,6 +70,7 @@ COMMANDS = (
     inspecting.check,
     indexing.remove,
     exporting.export,
+    connecting.connections,
 )
 for _command in COMMANDS:
     app.command(_command.__name__, cls=Command)(_command)

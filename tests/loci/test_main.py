@@ -18,7 +18,10 @@ from service.errors import ServiceError
 Loci = Callable[..., Result]
 Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
-COMMANDS = ["demo", "index", "query", "compare", "serve", "evaluate", "info", "check", "remove", "export"]
+COMMANDS = [
+    *("demo", "index", "query", "compare", "serve", "evaluate", "info", "check", "remove", "export"),
+    "connections",
+]
 
 
 def test_without_arguments_it_lists_the_commands(loci: Loci) -> None:
