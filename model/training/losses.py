@@ -42,7 +42,7 @@ def multi_similarity_loss(
 
     Args:
         descriptors: B d, unit length.
-        positives, negatives: B B, bool; a pair that is neither counts for nothing, nor does a photo with itself.
+        positives, negatives: B B, bool; a pair that is neither counts for nothing.
     """
     similarity = descriptors @ descriptors.T  # B B
     own = torch.eye(len(descriptors), dtype=torch.bool, device=descriptors.device)

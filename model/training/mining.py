@@ -1,4 +1,4 @@
-"""Which photos a query is trained against: its best positive and its hardest negatives, by cached descriptors."""
+"""What a query is trained against: its best positive and its hardest negatives, by cached descriptors."""
 
 from __future__ import annotations
 

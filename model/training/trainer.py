@@ -2,9 +2,9 @@
 
 What does not learn runs once a photo: its output is kept (`Inputs`), and training starts behind it.
 
-An epoch is cut into rounds. At the beginning of each the descriptors of all photos are computed anew and the
-random generators are seeded by (seed, epoch, round); at its end everything that the next depends on is
-written. Nothing else passes from one round to the next, which is why a resumed run and an unbroken one are the
+An epoch is cut into rounds. At the beginning of each the descriptors of all photos are computed anew and
+the random generators are seeded by (seed, epoch, round); at its end all that the next depends on is written.
+ Nothing else passes from one round to the next, which is why a resumed run and an unbroken one are the
 same.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -197,7 +197,7 @@ class Trainer:
                     raise ModelError(
                         f"the loss is not a number any more in epoch {state.epoch}: use a lower --lr"
                     )
-                self._scaler.scale(loss / options.accumulate).backward()
+                torch.autograd.backward(self._scaler.scale(loss / options.accumulate))
                 state.loss_sum += float(loss.detach()) * count
                 batches += 1
                 if batches % options.accumulate == 0:
