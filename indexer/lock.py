@@ -17,8 +17,8 @@ FILES = ("LOCK", "LOCK.holder")
 
 
 @contextmanager
-def write_lock(folder: Path) -> Iterator[None]:
-    """Hold the index in `folder` for writing; the system lets go of it when the process ends.
+def write_lock(folder: Path, what: str = "index") -> Iterator[None]:
+    """Hold the index (or `what` it is) in `folder` for writing; the system lets go when the process ends.
 
     Raises:
         IndexLocked: another run holds it.
@@ -28,7 +28,7 @@ def write_lock(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise IndexLocked(
-            f"the index {folder} is being written by {_name(holder)}: wait until it is done"
+            f"the {what} {folder} is being written by {_name(holder)}: wait until it is done"
         ) from None
     try:
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

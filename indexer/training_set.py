@@ -181,11 +181,11 @@ def _by_position(photos: Sequence[TrainingPhoto], how: Supervision) -> tuple[lis
     near = [_NONE] * len(photos)
     positives = [_NONE] * len(photos)
     for found, radius in ((near, how.negative_radius_m), (positives, how.positive_radius_m)):
-        for row, neighbours in zip(rows, tree.query_ball_point(tree.data, chord_m(radius)), strict=True):
+        for row, neighbours in zip(located, tree.query_ball_point(tree.data, chord_m(radius)), strict=True):
             others = rows[np.array(sorted(neighbours))]
             found[row] = others[others != row]
     same_way = [
-        np.array([other for other in found if _same_way(photos[row], photos[other])], np.int64)
+        np.array([o for o in found if _same_way(photos[row], photos[int(o)])], np.int64)
         for row, found in enumerate(positives)
     ]
     return same_way, near
@@ -226,7 +226,7 @@ def _hold_places(places: Sequence[int], how: Supervision) -> NDArray[np.bool_]:
 
 def _hold(groups: Sequence[str], how: Supervision) -> NDArray[np.bool_]:
     order = sorted(set(groups), key=lambda group: _draw(how.seed, group))
-    counts = {group: 0 for group in order}
+    counts = dict.fromkeys(order, 0)
     for group in groups:
         counts[group] += 1
     held: set[str] = set()

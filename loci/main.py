@@ -17,6 +17,7 @@ from loci import (
     inspecting,
     querying,
     serving,
+    training,
 )
 from loci.command import Command
 from loci.console import note, say
@@ -66,6 +67,7 @@ COMMANDS = (
     comparing.compare,
     serving.serve,
     evaluating.evaluate,
+    training.train,
     inspecting.info,
     inspecting.check,
     indexing.remove,

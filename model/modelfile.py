@@ -16,17 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model import deepface
 from model.backbone import CHANNELS, imagenet_backbone, vgg16_conv5
+from model.deepface import DeepFace
 from model.errors import ModelError
 from model.images import DEFAULT_IMAGE_SIZE
 from model.poolings import CLUSTERED, Pooling, build_pooling
 from model.reduction import Reduction
 
 FORMAT = 1
-BACKBONES: dict[str, tuple[int, Callable[[], nn.Module]]] = {
-    "vgg16": (CHANNELS, lambda: vgg16_conv5()),  # looked up when it is built
-}
-"""By name: channels of its maps, and how it is built."""
 IMAGENET_MEAN = (123.68, 116.779, 103.939)  # RGB 0–255; Oxford's weights take no scaling
 
 
@@ -36,6 +34,8 @@ class ModelConfig:
 
     weights: str = "imagenet"
     backbone: str = "vgg16"
+    connection: str = "local"  # of DeepFace's L4 to L6
+    tile: int = 2  # where they are tiled
     pooling: str = "netvlad"
     version: int = 1  # of NetVLAD: 1 without, 2 with assignment bias
     clusters: int = 64  # 0 where the pooling has none
@@ -86,6 +86,13 @@ class ModelConfig:
         )
 
 
+BACKBONES: dict[str, tuple[int, Callable[[ModelConfig], nn.Module]]] = {
+    "vgg16": (CHANNELS, lambda _: vgg16_conv5()),  # looked up when it is built
+    "deepface": (deepface.CHANNELS, lambda config: DeepFace(config.connection, tile=config.tile)),
+}
+"""By name: channels of its maps, and how it is built."""
+
+
 class PlaceModel(nn.Module):
     """Backbone → pooling → reduction.
 
@@ -118,6 +125,11 @@ class PlaceModel(nn.Module):
                 f"there are ImageNet weights for the backbone vgg16, not for {config.backbone!r}"
             )
         return cls(config, imagenet_backbone(), config.build_pooling(), None)
+
+    @classmethod
+    def untrained(cls, config: ModelConfig) -> PlaceModel:
+        """A network with random weights, all of it still to be trained."""
+        return cls(config, BACKBONES[config.backbone][1](config), config.build_pooling(), None)
 
     def fitted(
         self, pooling: Pooling | None = None, reduction: Reduction | None = None, **config: Any
@@ -187,7 +199,7 @@ def load_model(path: Path) -> PlaceModel:
     with torch.device("meta"):
         pooling = config.build_pooling()
         reduction = Reduction(config.pooled_dim, config.dim) if config.dim else None
-        backbone = BACKBONES[config.backbone][1]()
+        backbone = BACKBONES[config.backbone][1](config)
     model = PlaceModel(config, backbone, pooling, reduction)
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
@@ -240,7 +252,7 @@ def _identity(config: ModelConfig) -> dict[str, Any]:
     """What the fingerprint covers; a younger field where it says something, so that files keep theirs."""
     fields = dataclasses.asdict(config)
     del fields["provenance"]
-    for name in ("backbone", "ghosts", "normalisation"):
+    for name in ("backbone", "connection", "tile", "ghosts", "normalisation"):
         if fields[name] == ModelConfig.__dataclass_fields__[name].default:
             del fields[name]
     return fields
