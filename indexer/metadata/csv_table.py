@@ -20,13 +20,15 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 """The names a column may have, the preferred one first; upper and lower case are the same."""
 
 NEEDED = ("path", "lat", "lon")
+"""Columns that must be there; a table of places does without a position."""
 
 
 def parse_csv(text: str, source: str) -> Iterator[tuple[str, PhotoMetadata]]:
     """Yield (path, metadata) for each line of a CSV whose columns are separated by comma, semicolon or tab.
 
     Cells may be empty, lat and lon both or neither; other columns are ignored. Raises UsageError naming
-    `source`, line and column for a needed column that is missing and a value that cannot be read.
+    `source`, line and column for a needed column that is missing (lat and lon, unless there is place) and a
+    value that cannot be read.
     """
     delimiter = _delimiter(text)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -51,7 +53,8 @@ def _find_columns(header: Sequence[str], source: str) -> dict[str, tuple[int, st
         spelling = next((s for s in spellings if s in names), None)
         if spelling is not None:
             found[column] = (names.index(spelling), header[names.index(spelling)].strip())
-    for column in NEEDED:
+    places_only = "place" in found and found.keys().isdisjoint(("lat", "lon"))
+    for column in ("path",) if places_only else NEEDED:
         if column not in found:
             raise UsageError(f"{source}, line 1: {_missing(column, names)}")
     return found
