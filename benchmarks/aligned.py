@@ -81,7 +81,7 @@ def train(network: nn.Module, images: Tensor, reach: int, epochs: int, generator
     for _ in range(epochs):
         known = 0
         order = torch.randperm(len(images), generator=generator)
-        for batch in torch.split(order, 37):  # type: ignore[no-untyped-call]
+        for batch in torch.split(order, 37):
             seen = cut(images[batch], reach, generator)
             gain = 1 + BRIGHTNESS * (2 * torch.rand(len(batch), 1, 1, 1, generator=generator) - 1)
             logits = network(seen * gain)
