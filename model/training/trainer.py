@@ -140,6 +140,10 @@ class Trainer:
         for part in learning:
             part.requires_grad_(True)
         self._parts = nn.ModuleList(learning)
+        if not any(True for _ in self._parts.parameters()):
+            raise ModelError(
+                "nothing that could learn: average pooling without a reduction has no parameters"
+            )
         self._optimizer = torch.optim.SGD(
             self._parts.parameters(),
             lr=options.lr,

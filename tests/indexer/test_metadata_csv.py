@@ -55,11 +55,10 @@ def test_empty_cells_are_unknown(tmp_path: Path) -> None:
     }
 
 
-def test_places_without_positions() -> None:
-    ((path, metadata),) = parse_csv("file,place\na.jpg,Town hall\n", "photos.csv")
-    assert (path, metadata) == ("a.jpg", PhotoMetadata(place="Town hall"))
+def test_places_without_positions(tmp_path: Path) -> None:
+    assert read(tmp_path, "file,place\na.jpg,Town hall\n") == {"a.jpg": PhotoMetadata(place="Town hall")}
     with pytest.raises(UsageError, match="no column `lon`"):
-        list(parse_csv("file,place,lat\na.jpg,Town hall,1\n", "photos.csv"))
+        read(tmp_path, "file,place,lat\na.jpg,Town hall,1\n")
 
 
 @pytest.mark.parametrize(
