@@ -17,7 +17,7 @@ import torch
 from indexer import fit
 from indexer.catalogue import Catalogue, Slot
 from indexer.collect import Collected, collect, no_photos
-from indexer.errors import IndexerError
+from indexer.errors import IndexerError, UsageError
 from indexer.layout import Layout, generation_of
 from indexer.lock import write_lock
 from indexer.metadata import read_table
@@ -40,6 +40,7 @@ from indexer.target import is_index, target, translated
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder
 from model.modelfile import PlaceModel, load_model
+from model.weights import load_weights
 
 GROWN = 4  # times as many photos as the model was fitted on: worth a note
 
@@ -146,6 +147,7 @@ class _Run:
         self._catalogue = catalogue
         self._options = options
         self._progress = progress
+        self._brought: PlaceModel | None = None
 
     def complete(self) -> tuple[Manifest, int, PlaceModel]:
         """The snapshot, how many photos were embedded for it, and the model."""
@@ -153,7 +155,7 @@ class _Run:
         path = self._layout.model(generation)
         embedder: Embedder | None = None
         if not path.exists():
-            embedder = self._embedder(fit.unfitted_model(options))
+            embedder = self._embedder(self._unfitted(options))
             model = fit.fit_model(self._fit_run(generation, options, embedder))
         else:
             model = load_model(path)
@@ -175,7 +177,8 @@ class _Run:
         fitted, places = FitOptions(), PlaceOptions()
         if number:
             fitted, places = load_options(self._layout.options(number))
-        wanted = self._options.fit_over(fitted)
+        self._brought = self._bring()
+        wanted = self._options.fit_over(fitted, self._brought.config if self._brought else None)
         if number and number == finished:
             number = self._go_on(number, fitted, wanted)
         elif number and (wanted != fitted or self._lost_model(number)):
@@ -186,6 +189,22 @@ class _Run:
         places = self._options.places_over(places)
         save_options(self._layout.options(number), wanted, places)
         return number, wanted, places
+
+    def _bring(self) -> PlaceModel | None:
+        """The model that --weights names, where it is more than ImageNet's convolutions."""
+        if self._options.weights in (None, fit.IMAGENET):
+            return None
+        self._progress.stage("loading weights", None)
+        return load_weights(str(self._options.weights))
+
+    def _unfitted(self, options: FitOptions) -> PlaceModel:
+        if options.weights == fit.IMAGENET:
+            return fit.unfitted_model(options)
+        if self._brought is None:
+            raise UsageError(
+                f"the run to go on with was begun with --weights {options.weights}: say --weights again"
+            )
+        return self._brought.fitted(image_size=options.image_size)
 
     def _go_on(self, finished: int, fitted: FitOptions, wanted: FitOptions) -> int:
         """The generation after a finished one: itself, or where it is to be fitted again, the next."""

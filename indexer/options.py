@@ -106,13 +106,18 @@ class BuildOptions:
         if self.place_radius_m is not None and not self.place_radius_m > 0:
             raise UsageError(f"--place-radius must be above 0 metres, got {self.place_radius_m}")
 
-    def fit_over(self, base: FitOptions) -> FitOptions:
+    def fit_over(self, base: FitOptions, brought: ModelConfig | None = None) -> FitOptions:
         """`base` with what was said; a setting of one pooling does not pass on to another.
 
+        Args:
+            brought: of the model that --weights names, whose pooling, and reduction if any, are kept.
+
         Raises:
-            UsageError: a setting that the pooling does not have.
+            UsageError: a setting that the pooling does not have, or that the brought model has otherwise.
         """
         said = self._said(FitOptions)
+        if brought is not None:
+            return _as_brought(brought, base, said)
         pooling = said.get("pooling", base.pooling)
         if pooling != base.pooling or said.get("weights", base.weights) != base.weights:
             fresh = FitOptions(pooling=pooling)
@@ -135,6 +140,26 @@ class BuildOptions:
     def _said(self, kind: type[FitOptions] | type[PlaceOptions]) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _as_brought(brought: ModelConfig, base: FitOptions, said: dict[str, Any]) -> FitOptions:
+    own: dict[str, Any] = {
+        "pooling": brought.pooling,
+        "clusters": brought.clusters,
+        "netvlad_version": brought.version,
+        "ghosts": brought.ghosts,
+        "vlad_normalisation": brought.normalisation,
+    }
+    if brought.dim is not None:
+        own["dim"] = brought.dim
+    for name, value in own.items():
+        if said.get(name, value) != value:
+            raise UsageError(
+                f"--{_dashed(name)} {said[name]} cannot be: the weights {brought.weights} bring {value}"
+            )
+    if base.weights != brought.weights:
+        own["image_size"] = brought.image_size
+    return dataclasses.replace(base, **{**own, **said, "weights": brought.weights})
 
 
 def save_options(path: Path, fit: FitOptions, places: PlaceOptions) -> None:

@@ -42,6 +42,7 @@ from model.training.losses import LOSSES
 from model.training.mining import TrainingSet
 from model.training.record import log_line, write_record
 from model.training.trainer import State, Trainer, TrainOptions
+from model.weights import load_weights
 
 PARTS = ("head", "conv5", "all")
 CONV5 = 24  # VGG16's layers before conv5_1
@@ -396,8 +397,6 @@ def _starting_model(options: TrainingOptions) -> PlaceModel:
         return PlaceModel.untrained(config)
     if options.fit.weights == IMAGENET:
         return unfitted_model(options.fit)
-    from model.weights import load_weights
-
     return load_weights(options.fit.weights)
 
 

@@ -80,9 +80,10 @@ def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingS
 
     Photos with a position go by it: near enough and, where headings are known, looking the same way is
     a positive, further than the negative radius a negative. Those without go by the metadata's place, or by
-    what `how.places` makes a place. Every photo trained on finds the others; held-out ones below folders
-    `database` (`ref`) and `queries` find by queries the database, otherwise each all others. Held-out places
-    are squares of land, or places; training photos too near to a held-out one are left out.
+    what `how.places` makes a place. Every photo trained on is to find its like among the others, and every
+    held-out one among all. Held-out places are squares of land, or places; training photos too near to a
+    held-out one are left out. To classify, photos are held out: below folders `database` (`ref`) and
+    `queries` the queries, otherwise a share of each place's.
 
     Raises:
         IndexerError: too few photos or places for that.
@@ -107,13 +108,13 @@ def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingS
         for row in rows[held]:
             close[near[row]] = True
         trained = ~held & ~close
-        held_database = database
+        held_database = rows
     labels = _labels(places, trained)
     found = TrainingSet(
         ids=tuple(photo.id for photo in photos),
         queries=rows[trained],
         database=rows[trained],
-        held_queries=np.intersect1d(rows[held], queries),
+        held_queries=rows[held],
         held_database=held_database,
         positives=tuple(positives),
         near=tuple(near),

@@ -199,7 +199,7 @@ def train(
     lr: Annotated[
         float,
         typer.Option(metavar="RATE", help="Learning rate, halved every 5 epochs.", rich_help_panel=LEARNING),
-    ] = 1e-3,
+    ] = 0.04,
     batch: Annotated[
         int,
         typer.Option(

