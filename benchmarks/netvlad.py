@@ -24,7 +24,8 @@ Form = Callable[[NetVLAD, Tensor], Tensor]
 
 
 def ours(layer: NetVLAD, maps: Tensor) -> Tensor:
-    return layer(maps)
+    descriptors: Tensor = layer(maps)
+    return descriptors
 
 
 def loop(layer: NetVLAD, maps: Tensor) -> Tensor:
@@ -61,12 +62,14 @@ def backward(form: Form, layer: NetVLAD, maps: Tensor) -> None:
     torch.autograd.backward(descriptor, torch.ones_like(descriptor))
 
 
-def peak_bytes(work: Callable[[], None]) -> int:
+def peak_bytes(
+    work: Callable[[Form, NetVLAD, Tensor], None], form: Form, layer: NetVLAD, maps: Tensor
+) -> int:
     """The largest sum of what was allocated and not freed since the beginning."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
+        work(form, layer, maps)
     now = peak = 0
-    for event in profiled.profiler.kineto_results.events():  # type: ignore
+    for event in profiled.profiler.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
@@ -92,7 +95,7 @@ def measure(batch: int, side: tuple[int, int], repeats: int) -> None:
                 if turn:
                     times[name].append(time.perf_counter() - started)
         medians = [1000 * float(np.median(values)) for values in times.values()]
-        peaks = [peak_bytes(lambda f=form: work(f, layer, maps)) / 1e6 for form in FORMS.values()]
+        peaks = [peak_bytes(work, form, layer, maps) / 1e6 for form in FORMS.values()]
         cells = [f"{ms:.1f} ms, {mb:.0f} MB" for ms, mb in zip(medians, peaks, strict=True)]
         ratios = ", ".join(f"{value / medians[0]:.1f}" for value in medians[1:])
         less = ", ".join(f"{value / peaks[0]:.0f}" for value in peaks[1:])

@@ -55,7 +55,7 @@ def main() -> None:
     print("| pooling | " + " | ".join(f"{name} | its descriptor" for name in options.sets) + " |")
     print("|---|" + "---|---|" * len(options.sets), flush=True)
     for label, told in POOLINGS.items():
-        cells = []
+        cells: list[str] = []
         for name in options.sets:
             with tempfile.TemporaryDirectory() as folder:
                 cells += run(name, options, told, Path(folder))
