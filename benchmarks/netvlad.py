@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from model.poolings import NetVLAD
 
 Form = Callable[[NetVLAD, Tensor], Tensor]
+Pass = Callable[[Form, NetVLAD, Tensor], None]
 
 
 def ours(layer: NetVLAD, maps: Tensor) -> Tensor:
@@ -62,9 +63,7 @@ def backward(form: Form, layer: NetVLAD, maps: Tensor) -> None:
     torch.autograd.backward(descriptor, torch.ones_like(descriptor))
 
 
-def peak_bytes(
-    work: Callable[[Form, NetVLAD, Tensor], None], form: Form, layer: NetVLAD, maps: Tensor
-) -> int:
+def peak_bytes(work: Pass, form: Form, layer: NetVLAD, maps: Tensor) -> int:
     """The largest sum of what was allocated and not freed since the beginning."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work(form, layer, maps)

@@ -4,8 +4,8 @@
 
 For each seed a quarter of cambridge-street, by squares of land, is put aside for the test; `train_model`
 trains pooling and reduction over frozen VGG16 on the rest, of which it holds out a part to choose the
-epoch by. Then the photos put aside are asked for, before and after: each photo among all others, and queries in the
-database.
+epoch by. Then the photos put aside are asked for, before and after: each photo among all others, and
+queries in the database.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def main() -> None:
     PlaceModel.maps = lambda self, images: remembered(self, images)  # type: ignore
     street = options.data / "cambridge-street"
     photos, _ = find_photos(scan([street / "database", street / "queries"]), None)
-    print(
-        "| seed | trained on | epoch kept | photos put aside | recall@1 | queries among them | recall@1 | time |"
-    )
+    print("| seed | trained on | epoch kept | put aside | recall@1 | queries among them | recall@1 | time |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         rows = np.array([run(photos, options, seed, Path(folder)) for seed in range(options.seeds)])

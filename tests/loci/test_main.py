@@ -19,8 +19,8 @@ Loci = Callable[..., Result]
 Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMANDS = [
-    *("demo", "index", "query", "compare", "serve", "evaluate", "info", "check", "remove", "export"),
-    "connections",
+    *("demo", "index", "query", "compare", "serve", "evaluate", "train"),
+    *("info", "check", "remove", "export", "connections", "weights"),
 ]
 
 
