@@ -58,7 +58,8 @@ def pull(
 ) -> None:
     """Fetch weights by name.
 
-    A download that broke off is gone on with. Their publisher names no checksums; what came is recorded as SHA-256 in the model file, and shown.
+    A download that broke off is gone on with. Their publisher names no checksums; what came is recorded as
+    SHA-256 in the model file, and shown.
     """
     from model import weights as model_weights
     from model.modelfile import load_model

@@ -63,7 +63,7 @@ def _fetch(url: str, part: Path, version: Path, told: Told | None) -> None:
         request.add_header("Range", f"bytes={there}-")
         request.add_header("If-Range", known)
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = urllib.request.build_opener().open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not there:
             raise

@@ -54,12 +54,13 @@ def _from_matlab(path: Path) -> PlaceModel:
     the assignment, D K, and minus the centres, D K. The whitening is 1 1 K·D d, over d·K + k.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         net = loadmat(path, struct_as_record=False, squeeze_me=True)["net"]
         layers = list(net.layers)
         mean = np.asarray(net.meta.normalization.averageImage, np.float64)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, NotImplementedError) as error:
+    except (MatReadError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is not the struct of the published NetVLAD weights: {error!r}") from error
     if len(layers) < 31:
         raise ModelError(
