@@ -25,13 +25,13 @@ class Published:
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self.convolutions = {
-            name: 0.04 * rng.standard_normal(tuple(tensor.shape), np.float32)
+        self.convolutions: dict[str, Floats] = {
+            name: np.float32(0.04) * rng.standard_normal(tuple(tensor.shape), np.float32)
             for name, tensor in vgg16_conv5().state_dict().items()
         }
         self.assignment = 10 * rng.standard_normal((K, 512), np.float32)
         self.centres = rng.standard_normal((K, 512), np.float32)
-        self.whitening = rng.standard_normal((DIM, K, 512), np.float32) / 40
+        self.whitening: Floats = rng.standard_normal((DIM, K, 512), np.float32) / np.float32(40)
         self.bias = rng.standard_normal(DIM, np.float32)
 
     def descriptors(self, images: Tensor, *, whitened: bool = True) -> NDArray[np.float64]:
@@ -194,8 +194,8 @@ def test_another_mat_file(tmp_path: Path) -> None:
     savemat(tmp_path / "a.mat", {"x": np.eye(3)})
     with pytest.raises(ModelError, match="is not the struct of the published NetVLAD weights"):
         read_published(tmp_path / "a.mat")
+    (tmp_path / "a.onnx").touch()
     with pytest.raises(ModelError, match="none of the endings"):
-        (tmp_path / "a.onnx").touch()
         read_published(tmp_path / "a.onnx")
     with pytest.raises(ModelError, match="no file"):
         read_published(tmp_path / "b.mat")
