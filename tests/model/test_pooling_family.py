@@ -177,7 +177,7 @@ def test_vlad_by_hand() -> None:
 def test_an_empty_cluster_is_zero(normalisation: str) -> None:
     centres = torch.cat([torch.eye(D)[:2], -10 * torch.ones(1, D)])
     descriptor = VLAD.from_centres(centres, normalisation=normalisation)(draw(2, D, 3, 3).abs().float())
-    assert float(descriptor[:, 2 * D :].abs().max()) < 1e-5
+    assert (descriptor[:, 2 * D :] == 0).all()
     assert torch.isfinite(descriptor).all()
 
 
@@ -199,7 +199,7 @@ def test_ghosts(version: int) -> None:
     assert torch.equal(none(maps), plain(maps))
     ghosts = NetVLAD.from_centres(centres, 5.0, version=version, ghosts=3).double()
     assert ghosts(maps).shape == (2, K * D)
-    taken = ghosts.assign(maps).sum(1)
+    taken = ghosts.assign(maps).sum(1).detach()
     assert float(taken.max()) <= 1
     assert float(taken.min()) < 0.9
     for logit, want in ((-1e4, plain(maps)), (1e4, torch.zeros(2, K * D, dtype=torch.float64))):
