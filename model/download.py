@@ -40,7 +40,7 @@ def download(url: str, path: Path, *, sha256: str | None = None, told: Told | No
         error.close()
         raise _failed(url, path, reason) from error
     except urllib.error.URLError as error:
-        raise _failed(url, path, str(error.reason)) from error
+        raise _failed(url, path, getattr(error.reason, "strerror", None) or str(error.reason)) from error
     except (OSError, http.client.HTTPException) as error:
         raise _failed(url, path, str(error) or type(error).__name__) from error
     found = _sha256(part)
