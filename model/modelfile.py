@@ -169,7 +169,11 @@ class PlaceModel(nn.Module):
 
 
 def save_model(model: PlaceModel, path: Path) -> str:
-    """Write `model` to `path` by a temporary name, synced; returns its fingerprint."""
+    """Write `model` to `path` by a temporary name, synced; returns its fingerprint.
+
+    Raises:
+        ModelError: it cannot be written; a full disk, for one.
+    """
     fingerprint = model.fingerprint
     header = {
         "format": str(FORMAT),
@@ -177,10 +181,14 @@ def save_model(model: PlaceModel, path: Path) -> str:
         "fingerprint": fingerprint,
     }
     partial = path.with_suffix(".partial")
-    save_file(_state(model), partial, metadata=header)
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)
+    try:
+        save_file(_state(model), partial, metadata=header)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise ModelError(f"cannot write {path}: {error}") from error
     return fingerprint
 
 

@@ -17,6 +17,7 @@ from indexer.errors import IndexerError, IndexMissing, ModelMismatch, NotFound, 
 from indexer.layout import Layout
 from indexer.options import BuildOptions, load_options
 from model.errors import ModelError
+from model.errors import ModelError
 from model.modelfile import load_model, save_model
 from model.poolings import NetVLAD
 
