@@ -26,6 +26,7 @@ weights = typer.Typer(
     name="weights", cls=_Group, rich_markup_mode=None, help="List, fetch or convert published weights."
 )
 
+MB = 1_000_000
 COLUMNS = (("name", "left"), ("here", "left"), ("size", "right"), ("what it is", "left"))
 
 
@@ -70,8 +71,8 @@ def pull(
         def told(now: int, total: int | None) -> None:
             nonlocal there
             if there == 0:
-                progress.stage(f"fetching {name} (kB)", None if total is None else total // 1024)
-            progress.advance(now // 1024 - there // 1024)
+                progress.stage(f"fetching {name} (MB)", None if total is None else total // MB, "MB")
+            progress.advance(now // MB - there // MB)
             there = now
 
         path = model_weights.pull(name, sha256=sha256, told=told)
