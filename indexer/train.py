@@ -372,9 +372,7 @@ class _Run:
 
         embedder = Embedder(self._start, device=self._options.device, precision=self._options.precision)
         if (self._folder / CHECKPOINT).exists() and not self._best.exists():
-            raise IndexerError(
-                f"{self._best} is gone, the best model of the run so far: --restart begins anew"
-            )
+            raise IndexerError(f"{self._best} is gone, the run's best model so far: --restart begins anew")
         trainer = Trainer(
             self._initial(data, ids, inputs),
             self._cut,

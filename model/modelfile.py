@@ -172,7 +172,8 @@ def save_model(model: PlaceModel, path: Path) -> str:
     """Write `model` to `path` by a temporary name, synced; returns its fingerprint.
 
     Raises:
-        ModelError: it cannot be written; a full disk, for one.
+        ModelError: the disk is full.
+        OSError: no such folder, or it may not be written to.
     """
     fingerprint = model.fingerprint
     header = {
@@ -183,12 +184,12 @@ def save_model(model: PlaceModel, path: Path) -> str:
     partial = path.with_suffix(".partial")
     try:
         save_file(_state(model), partial, metadata=header)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:  # what it makes of a full disk
         partial.unlink(missing_ok=True)
         raise ModelError(f"cannot write {path}: {error}") from error
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(path)
     return fingerprint
 
 

@@ -82,9 +82,7 @@ def pull(name: str, *, sha256: str | None = None, told: Told | None = None) -> P
 def _check_sum(path: Path, model: PlaceModel, sha256: str | None) -> None:
     found = model.config.provenance.get("sha256")
     if sha256 is not None and found != sha256:
-        raise ModelError(
-            f"{path} comes from a file of SHA-256 {found}, not {sha256}: delete it to fetch it anew"
-        )
+        raise ModelError(f"{path} is of a file with SHA-256 {found}, not {sha256}: delete it to fetch anew")
 
 
 def import_weights(source: Path, into: Path) -> PlaceModel:
