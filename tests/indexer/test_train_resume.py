@@ -81,12 +81,16 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, paint: Paint) -> Path:
-    """Of two shapes, in turn, so that batches are of every size and not in the order of the photos."""
+    """Of two shapes, in turn, so that batches are not in the photos' order; 41 of one, 14 of the other.
+
+    The last of the 41 goes through the network alone, which gives other bits than a batch of two to four.
+    """
     folder = tmp_path_factory.mktemp("walls") / "photos"
     for wall in range(WALLS):
         for view in range(VIEWS):
             size = ((64, 48), (48, 64), (64, 48))[(3 * wall + view) % 3]
             paint(folder / f"wall{wall}-{view}.jpg", wall, view, size=size)
+    (folder / "wall13-3.jpg").unlink()
     return folder
 
 
@@ -139,10 +143,9 @@ def test_in_one_run_each_photo_passes_the_frozen_layers_once(unbroken: Runs) -> 
         *("held-out recall", "training, epoch 1", "held-out recall", "training, epoch 2", "held-out recall"),
     ]
     assert set(unbroken.embedded().values()) == {1}
-    assert len(unbroken.embedded()) == WALLS * VIEWS
+    assert len(unbroken.embedded()) == WALLS * VIEWS - 1
     sizes = Counter(len(line[1]) for line in unbroken.logs[0] if line[0] == "batch")
-    assert sizes[4] > 10
-    assert min(sizes) < 4  # what is left over of a shape
+    assert sizes == {4: 13, 2: 1, 1: 1}
 
 
 def test_killed_in_every_stage(runs: Runs, unbroken: Runs) -> None:
