@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from loci.command import Command
 from loci.console import say, say_json, size, table
+from loci.failures import Interrupted
 from loci.options import JsonFlag, command_line
 from loci.progress import showing_progress
 
@@ -75,7 +76,10 @@ def pull(
             progress.advance(now // MB - there // MB)
             there = now
 
-        path = model_weights.pull(name, sha256=sha256, told=told)
+        try:
+            path = model_weights.pull(name, sha256=sha256, told=told)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the same command goes on where it stopped") from None
     config = load_model(path).config
     digest = config.provenance.get("sha256")
     if as_json:

@@ -70,13 +70,24 @@ def pull(name: str, *, sha256: str | None = None, told: Told | None = None) -> P
         _check_sum(model_file, load_model(model_file), sha256)
         return model_file
     source = cache_folder() / url.rsplit("/", 1)[1]
-    if not source.exists():
+    if source.exists():
+        model = read_published(source)
+    else:
         download(url, source, sha256=sha256, told=told)
-    model = read_published(source)
+        model = _read_download(url, source)
     _check_sum(source, model, sha256)
     _save(model.fitted(weights=name), model_file)
     source.unlink()
     return model_file
+
+
+def _read_download(url: str, path: Path) -> PlaceModel:
+    """Read what came; what is no such file does not lie in the way of the next try."""
+    try:
+        return read_published(path)
+    except ModelError as error:
+        path.unlink()
+        raise ModelError(f"what came from {url} was thrown away: {error}") from error
 
 
 def _check_sum(path: Path, model: PlaceModel, sha256: str | None) -> None:
