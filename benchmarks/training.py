@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from recall import RememberedMaps  # type: ignore
 
-from indexer.options import FitOptions
+from indexer.options import BuildOptions
 from indexer.progress import Silent
 from indexer.scan import scan
 from indexer.train import TrainingOptions, train_model
@@ -62,7 +62,7 @@ def run(photos: list[TrainingPhoto], options: argparse.Namespace, seed: int, fol
     rest = [photos[row].path for row in np.union1d(data.queries, data.database)]
     into = folder / f"seed{seed}.safetensors"
     told = TrainingOptions(
-        fit=FitOptions(image_size=options.image_size, seed=seed),
+        fit=BuildOptions(image_size=options.image_size, seed=seed),
         supervision=Supervision(held_out=0.15, seed=seed),
         train=TrainOptions(epochs=options.epochs, patience=3, loss=options.loss, seed=seed),
     )

@@ -20,7 +20,7 @@ from indexer.collect import Collected, collect, no_photos
 from indexer.errors import IndexerError, UsageError
 from indexer.layout import Layout, generation_of
 from indexer.lock import write_lock
-from indexer.metadata import read_table
+from indexer.metadata import read_table, unused_rows
 from indexer.options import (
     BuildOptions,
     FitOptions,
@@ -103,7 +103,7 @@ def build_index(
             manifest, embedded, model = run.complete()
             notes = _notes(collected, scanned, model, manifest)
             if table is not None and table.unused():
-                notes.append(_unused(table.unused(), options.metadata))
+                notes.append(unused_rows(table))
             return _report(
                 catalogue, collected, manifest, model, embedded, notes, time.perf_counter() - started
             )
@@ -309,11 +309,6 @@ def _notes(collected: Collected, scanned: ScanResult, model: PlaceModel, manifes
             "--refit would fit it again"
         )
     return notes
-
-
-def _unused(paths: Sequence[str], table: Path | None) -> str:
-    shown = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
-    return f"{len(paths)} rows of {table} name no photo that was given: {shown}"
 
 
 def _report(

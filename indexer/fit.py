@@ -16,11 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from indexer.catalogue import Catalogue
 from indexer.collect import nothing_readable
-from indexer.errors import IndexerError
 from indexer.files import sync_folder
 from indexer.layout import Layout
 from indexer.options import FitOptions
@@ -107,10 +105,7 @@ def _fit_pooling(run: FitRun) -> None:
 
 
 def _save(model: PlaceModel, path: Path) -> None:
-    try:
-        save_model(model, path)
-    except SafetensorError as error:  # what it makes of a full disk
-        raise IndexerError(f"cannot write {path}: {error}") from error
+    save_model(model, path)
     sync_folder(path.parent)  # before any descriptor is said to be this model's
 
 

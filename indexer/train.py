@@ -25,13 +25,14 @@ from indexer.errors import IndexerError, UsageError
 from indexer.files import replace_text, save_array
 from indexer.fit import IMAGENET, unfitted_model
 from indexer.lock import write_lock
-from indexer.metadata import read_table
-from indexer.options import FitOptions
+from indexer.metadata import MetadataTable, read_table, unused_rows
+from indexer.options import BuildOptions, FitOptions
 from indexer.progress import Progress
-from indexer.scan import scan
+from indexer.scan import ScanResult, scan
 from indexer.training_set import Supervision, TrainingPhoto, find_photos, training_set
 from model.clusters import SAMPLE_PHOTOS
-from model.embedder import Embedder
+from model.deepface import INPUT_SIZE
+from model.embedder import Embedded, Embedder
 from model.errors import ImageError, ModelError
 from model.fitting import fit_clusters, halves
 from model.images import read_photo
@@ -41,7 +42,7 @@ from model.reduction import choose_reduction, fit_reduction
 from model.training.losses import LOSSES
 from model.training.mining import TrainingSet
 from model.training.record import log_line, write_record
-from model.training.trainer import State, Trainer, TrainOptions
+from model.training.trainer import CHECKPOINT, State, Trainer, TrainOptions
 from model.weights import load_weights
 
 PARTS = ("head", "conv5", "all")
@@ -54,13 +55,13 @@ FP16_MAX = 65504.0
 class TrainingOptions:
     """What `train_model` may be told."""
 
-    fit: FitOptions = field(default_factory=FitOptions)
+    fit: BuildOptions = field(default_factory=BuildOptions)
+    """What was said of the model, --clusters and the like; of an index's other options none counts."""
     backbone: str = "vgg16"
-    connection: str = "local"
+    connection: str | None = None  # of deepface's L4 to L6; None: local
     tile: int = 2
-    parts: str | None = (
-        None  # which learn: head (pooling and reduction), conv5 too, all; None: as the backbone
-    )
+    parts: str | None = None
+    """Which learn: head (pooling and reduction), conv5 too, all; None: as the backbone."""
     supervision: Supervision = field(default_factory=Supervision)
     train: TrainOptions = field(default_factory=TrainOptions)
     metadata: Path | None = None
@@ -71,6 +72,11 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.backbone == "deepface" and self.parts not in (None, "all"):
             raise UsageError("--backbone deepface starts from nothing and is trained whole, by --parts all")
+        if self.backbone == "deepface" and self._said_of_the_model():
+            flag = next(iter(self._said_of_the_model())).replace("_", "-")
+            raise UsageError(f"--{flag} is for --backbone vgg16: deepface has its own sizes")
+        if self.backbone != "deepface" and self.connection is not None:
+            raise UsageError("--connection is of --backbone deepface: vgg16 is made of convolutions")
         for name, known, value in (
             ("--backbone", ("vgg16", "deepface"), self.backbone),
             ("--parts", PARTS, self.learning),
@@ -103,7 +109,16 @@ class TrainingOptions:
         for name in ("epochs", "patience"):
             del said["train"][name]
         said["metadata"] = None if self.metadata is None else str(self.metadata)
+        said["parts"] = self.learning
+        said["connection"] = self.connection or "local"
+        said["fit"] = self._said_of_the_model()
+        if self.fit.weights in (None, IMAGENET):
+            said["fit"] = asdict(self.fit.fit_over(FitOptions())) | {"seed": None}
         return said
+
+    def _said_of_the_model(self) -> dict[str, Any]:
+        names = [known.name for known in dataclasses.fields(FitOptions) if known.name != "seed"]
+        return {name: getattr(self.fit, name) for name in names if getattr(self.fit, name) is not None}
 
 
 class TrainProgress(Progress, Protocol):
@@ -122,6 +137,8 @@ class TrainReport:
     photos: int
     trained_on: int
     held_out: int
+    left_out: int
+    """Photos used for neither: too near to a held-out place, or of a position that nobody knows."""
     epochs: int
     best_epoch: int
     recall_before: list[float]
@@ -129,7 +146,14 @@ class TrainReport:
     accuracy: float | None
     seconds: float
     failed: list[tuple[str, str]]
+    notes: list[str]
     finished_before: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        values = asdict(self)
+        values["failed"] = [{"path": path, "reason": reason} for path, reason in self.failed]
+        return values
 
 
 def train_model(
@@ -144,40 +168,57 @@ def train_model(
     """
     started = time.perf_counter()
     _check_target(into)
+    progress.stage("scanning", None)
     scanned = scan(sources)
     if not scanned.files:
         raise no_photos(sources)
     folder = into.with_name(f"{into.name}.training")
-    folder.mkdir(parents=True, exist_ok=True)
-    with write_lock(folder, "training run"):
-        _begin(folder, [str(Path(source).absolute()) for source in sources], options)
+    wanted = _wanted(sources, options)
+    if not options.restart:
+        _refuse_another(folder, wanted)
         finished = _finished(folder, options)
         if finished is not None and into.exists():
             return finished
-        table = read_table(options.metadata) if options.metadata else None
-        photos, failed = find_photos(scanned, table)
-        run = _Run(folder, into, options, progress)
-        failed += run.keep_inputs(photos)
-        unreadable = {path for path, _ in failed}
-        photos = [photo for photo in photos if str(photo.path) not in unreadable]
-        data = training_set(photos, options.supervision)
+    # All that can be refused is, before anything is written that another try would have to agree with.
+    table = read_table(options.metadata) if options.metadata else None
+    photos, unreadable = find_photos(scanned, table)
+    data = training_set(photos, options.supervision)
+    run = _Run(folder, into, options, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    with write_lock(folder, "training run"):
+        _begin(folder, wanted, restart=options.restart)
+        failed = run.keep_inputs(photos)
+        if failed:
+            without = {path for path, _ in failed}
+            photos = [photo for photo in photos if str(photo.path) not in without]
+            data = training_set(photos, options.supervision)
         state, model = run.train(data, [photo.id for photo in photos])
+        trained_on = len(np.union1d(data.queries, data.database))
         report = TrainReport(
             model=model.fingerprint,
             photos=len(photos),
-            trained_on=len(np.union1d(data.queries, data.database)),
+            trained_on=trained_on,
             held_out=len(data.held_queries),
+            left_out=len(photos) - trained_on - len(data.held_queries),
             epochs=state.history[-1]["epoch"],
             best_epoch=state.best["epoch"],
             recall_before=state.history[0]["recall"],
             recall_after=state.best["recall"],
             accuracy=state.best.get("accuracy"),
             seconds=time.perf_counter() - started,
-            failed=failed,
+            failed=sorted(unreadable + failed),
+            notes=_notes(scanned, table),
         )
         replace_text(folder / "finished.json", json.dumps({"report": asdict(report), **_length(options)}))
         shutil.rmtree(run.inputs_folder, ignore_errors=True)
         return report
+
+
+def _notes(scanned: ScanResult, table: MetadataTable | None) -> list[str]:
+    notes = [f"{path}: {reason}" for path, reason in scanned.problems]
+    if table is not None and table.unused():
+        notes.append(unused_rows(table))
+    return notes
 
 
 def _check_target(into: Path) -> None:
@@ -191,37 +232,51 @@ def _check_target(into: Path) -> None:
     into.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _begin(folder: Path, sources: list[str], options: TrainingOptions) -> None:
-    """Note what is trained on and how; refuse to go on with a run of other options."""
+def _wanted(sources: Sequence[Path], options: TrainingOptions) -> dict[str, Any]:
+    """What is trained on and how, as `options.json` has it."""
+    paths = [str(Path(source).absolute()) for source in sources]
+    wanted: dict[str, Any] = json.loads(json.dumps({"sources": paths, **options.identity()}))
+    return wanted
+
+
+def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
     path = folder / "options.json"
-    wanted = json.loads(json.dumps({"sources": sources, **options.identity()}))
-    if options.restart:
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = {}
+    if found != wanted:
+        raise IndexerError(
+            f"{folder} holds a run with other options ({_differences(found, wanted)}): say the same "
+            "again to go on with it, or --restart to begin anew"
+        )
+
+
+def _begin(folder: Path, wanted: dict[str, Any], *, restart: bool) -> None:
+    """Note what is trained on and how; forget, or refuse to go on with, a run of other options."""
+    if restart:
         for child in folder.iterdir():
             if child.is_dir():
                 shutil.rmtree(child)
             elif not child.name.startswith("LOCK"):
                 child.unlink()
-    elif path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            found = {}
-        if found != wanted:
-            raise IndexerError(
-                f"{folder} holds a run with other options ({_differences(found, wanted)}): say the same "
-                "again to go on with it, or --restart to begin anew"
-            )
-    replace_text(path, json.dumps(wanted, indent=1))
+    _refuse_another(folder, wanted)
+    replace_text(folder / "options.json", json.dumps(wanted, indent=1))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    names = []
-    for name in new:
+    """Names of what differs, each once; how photos are held out follows from the loss."""
+    names: list[str] = []
+    for name in new if old else ():
         if isinstance(new[name], dict) and isinstance(old.get(name), dict):
-            names += [key for key in new[name] if old[name].get(key) != new[name][key]]
+            keys = [*new[name], *old[name]]
+            names += [key for key in keys if old[name].get(key) != new[name].get(key) and key != "classify"]
         elif old.get(name) != new[name]:
             names.append(name)
-    return ", ".join(name.replace("_m", "").replace("_", " ") for name in names) or "unreadable"
+    words = dict.fromkeys(name.removesuffix("_m").replace("_", " ") for name in names)
+    return ", ".join(words) or "unreadable"
 
 
 def _length(options: TrainingOptions) -> dict[str, int]:
@@ -232,12 +287,14 @@ def _finished(folder: Path, options: TrainingOptions) -> TrainReport | None:
     path = folder / "finished.json"
     if not path.exists():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if {name: found[name] for name in ("epochs", "patience")} != _length(options):
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        report = TrainReport(**found["report"] | {"finished_before": True})
+    except (ValueError, KeyError, TypeError):  # damaged: what it says of is made again
         return None
-    report = found["report"] | {"finished_before": True}
-    report["failed"] = [(path, reason) for path, reason in report["failed"]]
-    return TrainReport(**report)
+    if {name: found.get(name) for name in ("epochs", "patience")} != _length(options):
+        return None
+    return dataclasses.replace(report, failed=[(path, reason) for path, reason in report.failed])
 
 
 class _Run:
@@ -249,6 +306,8 @@ class _Run:
         self._options = options
         self._progress = progress
         self.inputs_folder = folder / "inputs"
+        self._best = folder / "best.safetensors"
+        progress.stage("loading weights", None)
         self._start = _starting_model(options)
         backbone = self._start.backbone
         layers = len(backbone) if isinstance(backbone, nn.Sequential) else 0
@@ -257,20 +316,45 @@ class _Run:
     def keep_inputs(self, photos: Sequence[TrainingPhoto]) -> list[tuple[str, str]]:
         """Compute what the frozen layers make of each photo, where it is not there; those that fail."""
         self.inputs_folder.mkdir(exist_ok=True)
+        self._drop_half_a_batch()
         missing = [photo for photo in photos if not self._input(photo.id).exists()]
         self._progress.stage("embedding (frozen layers)" if self._cut else "reading", len(missing))
+        return self._embed(missing) if self._cut else self._decode(missing)
+
+    def _embed(self, photos: Sequence[TrainingPhoto]) -> list[tuple[str, str]]:
         failed = []
-        if self._cut:
-            for batch in self._stem().stream(missing, self._read, "maps"):
-                for embedded in batch:
-                    if embedded.error is None:
-                        kept = np.clip(embedded.outputs[0], -FP16_MAX, FP16_MAX).astype(np.float16)
-                        save_array(self._input(embedded.item.id), kept)
-                    else:
-                        failed.append((str(embedded.item.path), embedded.error))
-                    self._progress.advance()
-            return failed
-        for photo in missing:
+        for batch in self._stem().stream(photos, self._read, "maps"):
+            self._keep([embedded for embedded in batch if embedded.error is None])
+            failed += [(str(e.item.path), e.error) for e in batch if e.error is not None]
+            self._progress.advance(len(batch))
+        return failed
+
+    def _keep(self, batch: Sequence[Embedded[TrainingPhoto]]) -> None:
+        """Write a batch's maps, so that after a kill there are all of them or none.
+
+        A photo's last bits depend on how many go through with it: only where those that are missing come in
+        the same batches again does a run that was killed end like an unbroken one.
+        """
+        if not batch:
+            return
+        ids = [embedded.item.id for embedded in batch]
+        replace_text(self._batch_file, json.dumps(ids))
+        for photo, embedded in zip(ids, batch, strict=True):
+            save_array(
+                self._input(photo), np.clip(embedded.outputs[0], -FP16_MAX, FP16_MAX).astype(np.float16)
+            )
+
+    def _drop_half_a_batch(self) -> None:
+        if not self._batch_file.exists():
+            return
+        paths = [self._input(photo) for photo in json.loads(self._batch_file.read_text(encoding="utf-8"))]
+        if not all(path.exists() for path in paths):
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+    def _decode(self, photos: Sequence[TrainingPhoto]) -> list[tuple[str, str]]:
+        failed = []
+        for photo in photos:
             try:
                 image = self._read(photo)[0].transpose(2, 0, 1)
                 save_array(self._input(photo.id), np.ascontiguousarray(image))
@@ -287,13 +371,15 @@ class _Run:
             return loaded
 
         embedder = Embedder(self._start, device=self._options.device, precision=self._options.precision)
+        if (self._folder / CHECKPOINT).exists() and not self._best.exists():
+            raise IndexerError(f"{self._best} is gone, the run's best model so far: --restart begins anew")
         trainer = Trainer(
             self._initial(data, ids, inputs),
             self._cut,
             data,
             inputs,
             self._options.train,
-            into=self._into,
+            into=self._best,
             folder=self._folder,
             reports=_Reports(self._folder, self._progress),
             device=embedder.device,
@@ -303,8 +389,8 @@ class _Run:
         return state, self._label(state, data)
 
     def _label(self, state: State, data: TrainingSet) -> PlaceModel:
-        """Write into the best model what it was trained on."""
-        model = load_model(self._into)
+        """Write the best model where it was asked for, with what it was trained on."""
+        model = load_model(self._best)
         provenance = model.config.provenance | {
             "trained": {
                 "loss": self._options.train.loss,
@@ -356,7 +442,7 @@ class _Run:
                 for side, part in enumerate((whole, *halves(whole))):
                     pooled[side, i] = model.pool(part)[0].numpy()
         choice = choose_reduction(
-            pooled[0], pooled[1], pooled[2], np.arange(len(views)), max_dim=options.fit.dim
+            pooled[0], pooled[1], pooled[2], np.arange(len(views)), max_dim=options.fit.dim or FitOptions.dim
         )
         if choice.kept is None:
             return model.fitted(weights=self._into.stem)
@@ -375,29 +461,40 @@ class _Run:
     def _read(self, photo: TrainingPhoto) -> list[NDArray[np.uint8]]:
         return [read_photo(photo.path, self._start.config.image_size)]
 
+    @property
+    def _batch_file(self) -> Path:
+        return self.inputs_folder / "batch.json"
+
     def _input(self, photo: str) -> Path:
         return self.inputs_folder / f"{photo}.npy"
 
 
 def _starting_model(options: TrainingOptions) -> PlaceModel:
     if options.backbone == "deepface":
-        from model.deepface import INPUT_SIZE
+        return _untrained_deepface(options)
+    if options.fit.weights in (None, IMAGENET):
+        return unfitted_model(options.fit.fit_over(FitOptions()))
+    model = load_weights(str(options.fit.weights))
+    config = model.config
+    fit = options.fit.fit_over(FitOptions(), config)  # refuses what the weights have otherwise
+    if options.fit.dim not in (None, config.dim):
+        raise UsageError(f"--dim {options.fit.dim} cannot be: the weights {config.weights} are not reduced")
+    return model.fitted(image_size=fit.image_size)
 
-        torch.manual_seed(options.train.seed)
-        config = ModelConfig(
-            weights="untrained",
-            backbone="deepface",
-            connection=options.connection,
-            tile=options.tile,
-            pooling="average",
-            clusters=0,
-            image_size=INPUT_SIZE,
-            std=(64.0, 64.0, 64.0),
-        )
-        return PlaceModel.untrained(config)
-    if options.fit.weights == IMAGENET:
-        return unfitted_model(options.fit)
-    return load_weights(options.fit.weights)
+
+def _untrained_deepface(options: TrainingOptions) -> PlaceModel:
+    torch.manual_seed(options.train.seed)
+    config = ModelConfig(
+        weights="untrained",
+        backbone="deepface",
+        connection=options.connection or "local",
+        tile=options.tile,
+        pooling="average",
+        clusters=0,
+        image_size=INPUT_SIZE,
+        std=(64.0, 64.0, 64.0),
+    )
+    return PlaceModel.untrained(config)
 
 
 @dataclass

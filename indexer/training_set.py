@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +80,12 @@ def find_photos(
 def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingSet:
     """Who must find whom, and which photos are held out, by `how.seed`.
 
-    Photos with a position go by it: near enough and, where headings are known, looking the same way is
-    a positive, further than the negative radius a negative. Those without go by the metadata's place, or by
-    what `how.places` makes a place. Every photo trained on is to find its like among the others, and every
-    held-out one among all. Held-out places are squares of land, or places; training photos too near to a
-    held-out one are left out. To classify, photos are held out: below folders `database` (`ref`) and
-    `queries` the queries, otherwise a share of each place's.
+    Where most photos have a position they go by it: near enough and, where headings are known, looking the
+    same way is a positive, further than the negative radius a negative; those without are left out. Elsewhere
+    all go by the metadata's place, or by what `how.places` makes a place. Every photo trained on is to find
+    its like among the others, and every held-out one among all. Held-out places are squares of land, or
+    places; training photos too near to a held-out one are left out. To classify, photos are held out: below
+    folders `database` (`ref`) and `queries` the queries, otherwise a share of each place's.
 
     Raises:
         IndexerError: too few photos or places for that.
@@ -93,7 +95,9 @@ def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingS
         raise IndexerError(f"training needs photos of several places, got {len(photos)}")
     places = _places(photos, how)
     queries, database = _roles(photos)
+    known = np.ones(len(photos), bool)
     if _located(photos) and not how.classify:
+        known = np.array([photo.lat is not None for photo in photos])
         positives, near = _by_position(photos, how)
         held = _hold_cells(photos, how)
     else:
@@ -107,8 +111,8 @@ def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingS
         close = np.zeros(len(photos), bool)
         for row in rows[held]:
             close[near[row]] = True
-        trained = ~held & ~close
-        held_database = rows
+        trained = known & ~held & ~close
+        held_database = rows[known]
     labels = _labels(places, trained)
     found = TrainingSet(
         ids=tuple(photo.id for photo in photos),
@@ -125,25 +129,32 @@ def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingS
 
 
 def _check(found: TrainingSet, how: Supervision) -> None:
-    in_database = np.zeros(len(found.ids), bool)
-    in_database[found.database] = True
-    if how.classify:
-        enough = found.classes > 1
-    else:
-        enough = any(in_database[found.positives[row]].any() for row in found.queries)
-    if not enough:
+    if how.classify and found.classes < 2:
+        raise IndexerError(
+            "the photos to train on show one place, and a softmax needs two to tell apart: --places, or a "
+            "place in the metadata, says what a place is"
+        )
+    if not len(found.queries):
+        raise IndexerError(
+            f"every photo lies within {how.negative_radius_m:g} m of a held-out one, so that none is left to "
+            "train on: photos from further apart are needed, or a smaller --negative-radius"
+        )
+    if not (how.classify or _any_found(found.queries, found.positives, found.database)):
         raise IndexerError(
             "no two photos to train on show the same place: training needs photos with positions (in their "
             f"EXIF or names, or by --metadata) within {how.positive_radius_m:g} m of each other, looking the "
             "same way, or with a place in the metadata, or --places"
         )
-    in_database[:] = False
-    in_database[found.held_database] = True
-    if not any(in_database[found.near[row]].any() for row in found.held_queries):
+    if not _any_found(found.held_queries, found.near, found.held_database):
         raise IndexerError(
             "no held-out photo has another of its place to be found by, so that nothing could be measured: "
             "more photos are needed, or another --held-out or --seed"
         )
+
+
+def _any_found(queries: Rows, right: Sequence[Rows], database: Rows) -> bool:
+    """Whether any query has a right photo in the database."""
+    return any(np.isin(right[row], database).any() for row in queries)
 
 
 def _located(photos: Sequence[TrainingPhoto]) -> bool:
@@ -151,9 +162,10 @@ def _located(photos: Sequence[TrainingPhoto]) -> bool:
 
 
 def _roles(photos: Sequence[TrainingPhoto]) -> tuple[Rows, Rows]:
-    """Rows of queries and of the database; all in both where no folder says so."""
+    """Rows of queries and of the database; all in both where no folder below what all share says so."""
     rows = np.arange(len(photos))
-    parts = [{part.lower() for part in photo.path.parent.parts} for photo in photos]
+    shared = len(Path(os.path.commonpath([photo.path.parent for photo in photos])).parts)
+    parts = [{part.lower() for part in photo.path.parent.parts[shared:]} for photo in photos]
     queries = np.array([not part.isdisjoint(QUERIES) for part in parts])
     database = np.array([not part.isdisjoint(DATABASE) for part in parts])
     if (queries ^ database).all() and queries.any() and database.any():
@@ -206,36 +218,50 @@ def _by_place(places: Sequence[int]) -> list[Rows]:
 
 
 def _hold_cells(photos: Sequence[TrainingPhoto], how: Supervision) -> NDArray[np.bool_]:
-    """Photos in squares of land that the seed draws, until they are `held_out` of all."""
-    located = [photo for photo in photos if photo.lat is not None and photo.lon is not None]
-    lat0 = float(np.median([photo.lat for photo in located if photo.lat is not None]))
-    lon0 = float(np.median([photo.lon for photo in located if photo.lon is not None]))
-    cells = []
-    for number, photo in enumerate(photos):
+    """Photos in squares of land that the seed draws, until they are `held_out` of those with a position."""
+    side = CELL * how.negative_radius_m
+    located = [(p.lat, p.lon) for p in photos if p.lat is not None and p.lon is not None]
+    lat0, lon0 = np.median(located, axis=0)
+    cells: list[str | None] = []
+    for photo in photos:
         if photo.lat is None or photo.lon is None:
-            cells.append(f"photo {number}")
+            cells.append(None)
         else:
-            metres = to_local(photo.lat, photo.lon, lat0, lon0)
-            east, north = (int(m // (CELL * how.negative_radius_m)) for m in metres)
-            cells.append(f"{east}:{north}")
+            east, north = to_local(photo.lat, photo.lon, float(lat0), float(lon0)) // side
+            cells.append(f"{east:.0f}:{north:.0f}")
+    if len(set(cells) - {None}) == 1:
+        raise IndexerError(
+            f"all photos lie in one square of {side:g} m, so that no other could be held out: photos from "
+            "further apart are needed, or a smaller --negative-radius, which makes the squares smaller"
+        )
     return _hold(cells, how)
 
 
 def _hold_places(places: Sequence[int], how: Supervision) -> NDArray[np.bool_]:
-    return _hold([str(place) for place in places], how)
+    """Photos of places that the seed draws; a place of one photo says nothing when it is held out."""
+    counts = Counter(places)
+    if len(counts) == 1:
+        raise IndexerError(
+            "all photos show one place, so that no other could be held out: --places, or a place in the "
+            "metadata, says what a place is"
+        )
+    return _hold([str(place) if counts[place] > 1 else None for place in places], how)
 
 
-def _hold(groups: Sequence[str], how: Supervision) -> NDArray[np.bool_]:
-    order = sorted(set(groups), key=lambda group: _draw(how.seed, group))
-    counts = dict.fromkeys(order, 0)
-    for group in groups:
-        counts[group] += 1
+def _hold(groups: Sequence[str | None], how: Supervision) -> NDArray[np.bool_]:
+    """Hold groups, as the seed orders them, that come nearest to the share; one at least, if too large the
+    smallest."""
+    counts = Counter(group for group in groups if group is not None)
+    order = sorted(counts, key=lambda group: _draw(how.seed, group))
+    wanted = how.held_out * counts.total()
     held: set[str] = set()
     taken = 0
     for group in order:
-        if not held or taken + counts[group] / 2 <= how.held_out * len(groups):
+        if taken + counts[group] / 2 <= wanted:
             held.add(group)
             taken += counts[group]
+    if not held and order:
+        held.add(min(order, key=lambda group: counts[group]))
     return np.array([group in held for group in groups])
 
 

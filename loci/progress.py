@@ -42,11 +42,11 @@ class Bars:
         self._console = console
         self._task: TaskID | None = None
 
-    def stage(self, name: str, total: int | None) -> None:
+    def stage(self, name: str, total: int | None, unit: str = "photos") -> None:
         """Finish the stage before and begin another; `total` is its number of photos, where that is known."""
         self.finish()
         if total != 0:
-            self._task = self.shown.add_task(printable(name), total=total)
+            self._task = self.shown.add_task(printable(name), total=total, unit=unit)
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more photos of this stage as done."""
@@ -77,7 +77,7 @@ class _Pace(ProgressColumn):
         speed = (task.finished_speed or task.speed) if task.completed else None
         left = None if task.finished else task.time_remaining
         parts = [
-            pace(speed) if speed else "",
+            pace(speed, task.fields["unit"]) if speed else "",
             f"{duration(left)} left" if left is not None else "",
             duration(task.finished_time or 0.0) if task.finished else "",
         ]
@@ -92,14 +92,14 @@ class Lines:
     ) -> None:
         self._write = write
         self._clock = clock
-        self._name = ""
+        self._name, self._unit = "", ""
         self._total: int | None = None
         self._done = 0
         self._began = self._told = clock()
 
-    def stage(self, name: str, total: int | None) -> None:
+    def stage(self, name: str, total: int | None, unit: str = "photos") -> None:
         """Begin another stage; `total` is its number of photos, where that is known."""
-        self._name, self._total, self._done = name, total, 0
+        self._name, self._unit, self._total, self._done = name, unit, total, 0
         self._began = self._told = self._clock()
         if total != 0:
             self._write(f"{name}: {total:,}" if total else name)
@@ -118,14 +118,14 @@ class Lines:
 
     def _so_far(self, seconds: float) -> str:
         speed = self._done / seconds
-        text = f"{_done_of(self._done, self._total)}, {pace(speed)}"
+        text = f"{_done_of(self._done, self._total)}, {pace(speed, self._unit)}"
         return text if self._total is None else f"{text}, {duration((self._total - self._done) / speed)} left"
 
 
-def pace(photos_per_second: float) -> str:
+def pace(per_second: float, unit: str = "photos") -> str:
     """Give a speed: `0.4 photos/s`, `210 photos/s`."""
-    digits = 1 if photos_per_second < 100 else 0
-    return f"{photos_per_second:,.{digits}f} photos/s"
+    digits = 1 if per_second < 100 else 0
+    return f"{per_second:,.{digits}f} {unit}/s"
 
 
 def _done_of(done: int, total: int | None) -> str:

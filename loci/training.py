@@ -1,6 +1,5 @@
 """`loci train`: teach a model to tell places apart."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -76,13 +75,13 @@ def train(
         ),
     ] = "vgg16",
     connection: Annotated[
-        Literal["local", "tiled", "convolution"],
+        Literal["local", "tiled", "convolution"] | None,
         typer.Option(
             metavar="KIND",
-            help="Of deepface's L4 to L6: local, tiled, convolution.",
+            help="Of deepface's L4 to L6: local, tiled, convolution. [default: local]",
             rich_help_panel=MODEL,
         ),
-    ] = "local",
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -235,7 +234,7 @@ def train(
     what a stopped run goes on from, when the same command is given again. Use the model by: loci index
     PHOTOS --into INDEX --weights MODEL
     """
-    from indexer.options import BuildOptions, FitOptions
+    from indexer.options import BuildOptions
     from indexer.train import TrainingOptions, train_model
     from indexer.training_set import Supervision
     from model.training.trainer import TrainOptions
@@ -249,11 +248,10 @@ def train(
         ghosts=ghosts,
         netvlad_version=netvlad_version,
         vlad_normalisation=vlad_normalisation,
-        seed=seed,
         places=places,
     )
     options = TrainingOptions(
-        fit=said.fit_over(FitOptions()),
+        fit=said,
         backbone=backbone,
         connection=connection,
         parts=parts,
@@ -289,7 +287,7 @@ def train(
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command goes on where it stopped") from None
     if as_json:
-        say_json(dataclasses.asdict(report) | {"into": str(into)})
+        say_json({"into": str(into), **report.to_json()})
     else:
         _print(report, into)
     if report.failed:
@@ -314,7 +312,7 @@ def _print(report: "TrainReport", into: Path) -> None:
             ("  before", _recall(report.recall_before)),
             ("  kept", f"epoch {report.best_epoch} of {report.epochs}" if better else "no epoch: see below"),
             ("  accuracy", None if report.accuracy is None else f"{report.accuracy:.1%}"),
-            ("  trained on", f"{count(report.trained_on, 'photo')}, {report.held_out:,} held out"),
+            ("  trained on", _used(report)),
             ("  model", report.model),
             ("  time", duration(report.seconds)),
             ("  see", f"{into}.training/curve.png"),
@@ -323,8 +321,17 @@ def _print(report: "TrainReport", into: Path) -> None:
     if not better:
         say("  Training made nothing better: the file holds the model that it started from.")
     say(f"  To use it: {command_line('loci', 'index', 'PHOTOS', '--into', 'INDEX', '--weights', into)}")
-    for path, reason in report.failed:
-        note(f"loci: {path}: {reason}")
+    for remark in report.notes:
+        say(f"  {remark}")
+    if report.failed:
+        say(f"{count(len(report.failed), 'photo')} could not be read:")
+        for path, reason in report.failed:
+            say(f"  {path}: {reason}")
+
+
+def _used(report: "TrainReport") -> str:
+    left_out = f", {report.left_out:,} left out" if report.left_out else ""
+    return f"{count(report.trained_on, 'photo')}, {report.held_out:,} held out{left_out}"
 
 
 def _recall(values: list[float]) -> str:

@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from loci.command import Command
 from loci.console import say, say_json, size, table
+from loci.failures import Interrupted
 from loci.options import JsonFlag, command_line
 from loci.progress import showing_progress
 
@@ -26,6 +27,7 @@ weights = typer.Typer(
     name="weights", cls=_Group, rich_markup_mode=None, help="List, fetch or convert published weights."
 )
 
+MB = 1_000_000
 COLUMNS = (("name", "left"), ("here", "left"), ("size", "right"), ("what it is", "left"))
 
 
@@ -70,11 +72,14 @@ def pull(
         def told(now: int, total: int | None) -> None:
             nonlocal there
             if there == 0:
-                progress.stage(f"fetching {name} (kB)", None if total is None else total // 1024)
-            progress.advance(now // 1024 - there // 1024)
+                progress.stage(f"fetching {name} (MB)", None if total is None else total // MB, "MB")
+            progress.advance(now // MB - there // MB)
             there = now
 
-        path = model_weights.pull(name, sha256=sha256, told=told)
+        try:
+            path = model_weights.pull(name, sha256=sha256, told=told)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; the same command goes on where it stopped") from None
     config = load_model(path).config
     digest = config.provenance.get("sha256")
     if as_json:

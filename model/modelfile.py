@@ -169,7 +169,12 @@ class PlaceModel(nn.Module):
 
 
 def save_model(model: PlaceModel, path: Path) -> str:
-    """Write `model` to `path` by a temporary name, synced; returns its fingerprint."""
+    """Write `model` to `path` by a temporary name, synced; returns its fingerprint.
+
+    Raises:
+        ModelError: the disk is full.
+        OSError: no such folder, or it may not be written to.
+    """
     fingerprint = model.fingerprint
     header = {
         "format": str(FORMAT),
@@ -177,7 +182,11 @@ def save_model(model: PlaceModel, path: Path) -> str:
         "fingerprint": fingerprint,
     }
     partial = path.with_suffix(".partial")
-    save_file(_state(model), partial, metadata=header)
+    try:
+        save_file(_state(model), partial, metadata=header)
+    except SafetensorError as error:  # what it makes of a full disk
+        partial.unlink(missing_ok=True)
+        raise ModelError(f"cannot write {path}: {error}") from error
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     partial.replace(path)

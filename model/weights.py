@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.download import Told, download
 from model.errors import ModelError
-from model.modelfile import PlaceModel, load_model, save_model
+from model.modelfile import PlaceModel, load_model, read_header, save_model
 from model.published import MATLAB, PYTORCH, read_published
 
 
@@ -53,12 +53,12 @@ def fetched(name: str) -> Path:
 def pull(name: str, *, sha256: str | None = None, told: Told | None = None) -> Path:
     """Fetch named weights once, convert them, and give the model's file.
 
-    The download is checked against `sha256` where one is given, and its checksum is kept in the model's
-    provenance, where `loci weights list` shows it. A file put at the place that an error names is taken
-    without a download. The download is deleted when it is converted.
+    What was fetched, now or earlier, is checked against `sha256` where one is given; its checksum is kept in
+    the model's provenance. A file put at the place that an error names is taken without a download. The
+    download is deleted when it is converted.
 
     Raises:
-        ModelError: an unknown name, a failed download (see `download`), a file of another kind.
+        ModelError: an unknown name, a failed download (see `download`), a file of another kind or checksum.
     """
     if name not in NAMED:
         raise _unknown(name)
@@ -67,21 +67,49 @@ def pull(name: str, *, sha256: str | None = None, told: Told | None = None) -> P
         raise ModelError(f"the weights {name} come with the package: there is nothing to fetch")
     model_file = fetched(name)
     if model_file.exists():
+        _check_sum(model_file, load_model(model_file), sha256)
         return model_file
     source = cache_folder() / url.rsplit("/", 1)[1]
-    if not source.exists():
+    if source.exists():
+        model = read_published(source)
+    else:
         download(url, source, sha256=sha256, told=told)
-    model = read_published(source)
+        model = _read_download(url, source)
+    _check_sum(source, model, sha256)
     _save(model.fitted(weights=name), model_file)
     source.unlink()
     return model_file
 
 
+def _read_download(url: str, path: Path) -> PlaceModel:
+    """Read what came; what is no such file does not lie in the way of the next try."""
+    try:
+        return read_published(path)
+    except ModelError as error:
+        path.unlink()
+        raise ModelError(f"what came from {url} was thrown away: {error}") from error
+
+
+def _check_sum(path: Path, model: PlaceModel, sha256: str | None) -> None:
+    found = model.config.provenance.get("sha256")
+    if sha256 is not None and found != sha256:
+        raise ModelError(f"{path} is of a file with SHA-256 {found}, not {sha256}: delete it to fetch anew")
+
+
 def import_weights(source: Path, into: Path) -> PlaceModel:
-    """Convert published weights to a model file of ours. Raises ModelError, as `read_published` does."""
-    model = read_published(source)
+    """Convert published weights to a model file of ours.
+
+    Raises:
+        ModelError: as `read_published` does; `into` is a folder, or there already and no model.
+    """
     if into.is_dir():
         raise ModelError(f"{into} is a folder: name the model's file")
+    if into.exists():
+        try:
+            read_header(into)
+        except ModelError:
+            raise ModelError(f"{into} is there already and is no model: name another") from None
+    model = read_published(source)
     _save(model, into)
     return model
 

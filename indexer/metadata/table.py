@@ -65,6 +65,13 @@ def read_table(path: Path) -> MetadataTable:
     return MetadataTable(path, {_normal(name): metadata for name, metadata in parse(text, str(path))})
 
 
+def unused_rows(table: MetadataTable) -> str:
+    """In words, how many rows of a table no photo asked for."""
+    paths = table.unused()
+    shown = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+    return f"{len(paths)} rows of {table.path} name no photo that was given: {shown}"
+
+
 def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()

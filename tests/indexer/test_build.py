@@ -192,7 +192,7 @@ def test_a_model_that_does_not_fit(empty: World, monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as patch:
         patch.setattr("model.modelfile.save_file", full)
-        with pytest.raises(IndexerError, match=r"^cannot write .*safetensors: .*No space left"):
+        with pytest.raises(ModelError, match=r"^cannot write .*safetensors: .*No space left"):
             empty.build()
     assert empty.build().photos == 4
 
