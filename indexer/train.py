@@ -42,12 +42,13 @@ from model.reduction import choose_reduction, fit_reduction
 from model.training.losses import LOSSES
 from model.training.mining import TrainingSet
 from model.training.record import log_line, write_record
-from model.training.trainer import CHECKPOINT, State, Trainer, TrainOptions
+from model.training.trainer import CHECKPOINT, OPTIMIZERS, State, Trainer, TrainOptions
 from model.weights import load_weights
 
 PARTS = ("head", "conv5", "all")
 CONV5 = 24  # VGG16's layers before conv5_1
 REDUCTION_PHOTOS = 2000  # whose unreduced descriptors the reduction is fitted on
+MOST = 1000.0  # for --lr and --margin
 FP16_MAX = 65504.0
 
 
@@ -81,6 +82,7 @@ class TrainingOptions:
             ("--backbone", ("vgg16", "deepface"), self.backbone),
             ("--parts", PARTS, self.learning),
             ("--loss", LOSSES, self.train.loss),
+            ("--optimizer", OPTIMIZERS, self.train.optimizer),
         ):
             if value not in known:
                 raise UsageError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
@@ -93,8 +95,12 @@ class TrainingOptions:
                 f"got {how.positive_radius_m:g} and {how.negative_radius_m:g}"
             )
         for flag, number in (("--lr", self.train.lr), ("--margin", self.train.margin)):
-            if not 0 < number < float("inf"):
-                raise UsageError(f"{flag} must be above 0, got {number:g}")
+            if not 0 < number <= MOST:
+                raise UsageError(f"{flag} must be above 0 and at most {MOST}, got {number:g}")
+        if not 0 < self.train.crop <= 1:
+            raise UsageError(f"--crop must be above 0 and at most 1, got {self.train.crop:g}")
+        if not 0 <= self.train.average < 1:
+            raise UsageError(f"--average must be at least 0 and below 1, got {self.train.average:g}")
 
     @property
     def learning(self) -> str:

@@ -98,10 +98,10 @@ def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingS
     known = np.ones(len(photos), bool)
     if _located(photos) and not how.classify:
         known = np.array([photo.lat is not None for photo in photos])
-        positives, near = _by_position(photos, how)
+        positives, near, right = _by_position(photos, how)
         held = _hold_cells(photos, how)
     else:
-        near = positives = _by_place(places)
+        near = positives = right = _by_place(places)
         held = _hold_photos(places, queries, database, how) if how.classify else _hold_places(places, how)
     rows = np.arange(len(photos))
     if how.classify:
@@ -122,6 +122,7 @@ def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingS
         held_database=held_database,
         positives=tuple(positives),
         near=tuple(near),
+        right=tuple(right),
         labels=labels,
     )
     _check(found, how)
@@ -145,7 +146,7 @@ def _check(found: TrainingSet, how: Supervision) -> None:
             f"EXIF or names, or by --metadata) within {how.positive_radius_m:g} m of each other, looking the "
             "same way, or with a place in the metadata, or --places"
         )
-    if not _any_found(found.held_queries, found.near, found.held_database):
+    if not _any_found(found.held_queries, found.right, found.held_database):
         raise IndexerError(
             "no held-out photo has another of its place to be found by, so that nothing could be measured: "
             "more photos are needed, or another --held-out or --seed"
@@ -184,8 +185,10 @@ def _places(photos: Sequence[TrainingPhoto], how: Supervision) -> list[int]:
     return [number[photo.id] for photo in photos]
 
 
-def _by_position(photos: Sequence[TrainingPhoto], how: Supervision) -> tuple[list[Rows], list[Rows]]:
-    """Positives and near ones of each photo; a photo without a position has none."""
+def _by_position(
+    photos: Sequence[TrainingPhoto], how: Supervision
+) -> tuple[list[Rows], list[Rows], list[Rows]]:
+    """Positives, near and right ones of each photo; a photo without a position has none."""
     located = [row for row, photo in enumerate(photos) if photo.lat is not None]
     rows = np.array(located, np.int64)
     lat = np.array([photos[row].lat for row in located], np.float64)
@@ -197,14 +200,18 @@ def _by_position(photos: Sequence[TrainingPhoto], how: Supervision) -> tuple[lis
         for row, neighbours in zip(located, tree.query_ball_point(tree.data, chord_m(radius)), strict=True):
             others = rows[np.array(sorted(neighbours))]
             found[row] = others[others != row]
-    same_way = [
-        np.array([o for o in found if _same_way(photos[row], photos[int(o)])], np.int64)
-        for row, found in enumerate(positives)
+    return _same_way(photos, positives), near, _same_way(photos, near)
+
+
+def _same_way(photos: Sequence[TrainingPhoto], found: Sequence[Rows]) -> list[Rows]:
+    """Of what was found for each photo, that which looks the same way."""
+    return [
+        np.array([o for o in others if _alike(photos[row], photos[int(o)])], np.int64)
+        for row, others in enumerate(found)
     ]
-    return same_way, near
 
 
-def _same_way(a: TrainingPhoto, b: TrainingPhoto) -> bool:
+def _alike(a: TrainingPhoto, b: TrainingPhoto) -> bool:
     if a.heading is None or b.heading is None:
         return True
     return abs((a.heading - b.heading + 180) % 360 - 180) <= HEADING_TOLERANCE

@@ -28,7 +28,9 @@ class TrainingSet:
     positives: tuple[Rows, ...]
     """Of each photo: those near enough to show the same, itself not among them."""
     near: tuple[Rows, ...]
-    """Of each photo: those too near to be told apart, which are no negatives; right answers when held out."""
+    """Of each photo: those too near to be told apart, which are no negatives."""
+    right: tuple[Rows, ...]
+    """Of each photo: those of the near ones that look the same way; the right answers when it is held out."""
     labels: Rows
     """The place of each photo, 0 … classes − 1; −1 where it is in none that is trained."""
 
@@ -101,13 +103,15 @@ def recall_at(
 ) -> dict[int, float]:
     """Share of the held-out queries that have a right photo among the N nearest, for each N.
 
-    A query that is in the database is left out of its own ranking; one without a right answer is not counted.
+    Left out of a query's ranking are itself and the photos near it that look another way: they are no wrong
+    answer, but share its day and its camera, not its view. A query without a right answer is not counted.
     """
     found = np.zeros(len(ranks))
     asked = 0
     for query in data.held_queries:
-        database = data.held_database[data.held_database != query]
-        right = np.isin(database, data.near[query])
+        beside = np.setdiff1d(data.near[query], data.right[query])
+        database = data.held_database[~np.isin(data.held_database, beside) & (data.held_database != query)]
+        right = np.isin(database, data.right[query])
         if not right.any():
             continue
         asked += 1
