@@ -310,7 +310,12 @@ def _print(report: "TrainReport", into: Path) -> None:
     facts(
         [
             ("  before", _recall(report.recall_before)),
-            ("  kept", f"epoch {report.best_epoch} of {report.epochs}" if better else "no epoch: see below"),
+            (
+                "  kept",
+                f"epoch {report.best_epoch} of {report.epochs}"
+                if better
+                else "the start: no epoch was better",
+            ),
             ("  accuracy", None if report.accuracy is None else f"{report.accuracy:.1%}"),
             ("  trained on", _used(report)),
             ("  model", report.model),
