@@ -46,7 +46,7 @@ class Log:
         self.write("stage", name, total)
 
     def advance(self, n: int = 1) -> None:
-        pass
+        self.write("advance", n)
 
     def note(self, text: str) -> None:
         pass
@@ -59,7 +59,6 @@ def child(options: argparse.Namespace) -> None:
     """Train, writing down what happens."""
     into, path = options.child
     log = Log(path)
-    log.write("begun")
     embed = Embedder._embed_batch
 
     def logged(self: Embedder, batch: list, stage: str) -> list:  # type: ignore[type-arg]
@@ -77,27 +76,29 @@ def child(options: argparse.Namespace) -> None:
     train_model(photos, into, told, log)
 
 
-def run_killed(command: list[str], log: Path, moments: list[float]) -> list[str]:
-    """Run `command` until it finishes, killed at each of the moments (seconds from its first line of log);
-    the stages that it was killed in."""
-    stages = []
-    for seconds in [*moments, None]:
-        lines = count(log)
+def run_killed(command: list[str], log: Path, kills: int, work: int, rng: random.Random) -> list[str]:
+    """Run `command` until it finishes, killed `kills` times while it does `work`; the stages of the kills.
+
+    Each time after a number of batches that is drawn, and then a moment: counted in batches and not in
+    seconds, so that a busy machine changes nothing.
+    """
+    stages: list[str] = []
+    while True:
+        wanted = batches(log) + rng.randint(1, max(2, 3 * work // (2 * kills)))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        while process.poll() is None and count(log) == lines:
-            time.sleep(0.05)  # it imports PyTorch
-        if seconds is not None:
-            time.sleep(seconds)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+        while process.poll() is None and (len(stages) == kills or batches(log) < wanted):
+            time.sleep(0.02)
+        if process.poll() is None:
+            time.sleep(rng.uniform(0.0, 0.5))
+            process.send_signal(signal.SIGKILL)
         if process.wait() == 0:
-            break
+            return stages
         stages.append([line[1] for line in read(log) if line[0] == "stage"][-1])
-    return stages
 
 
-def count(log: Path) -> int:
-    return len(log.read_text().splitlines()) if log.exists() else 0
+def batches(log: Path) -> int:
+    """How many went through the frozen layers or were trained on, in all runs together."""
+    return log.read_text().count('["advance"') if log.exists() else 0
 
 
 def read(log: Path) -> list[list[str]]:
@@ -123,8 +124,8 @@ def compare(options: argparse.Namespace, work: Path) -> None:
     subprocess.run(command("whole"), check=True)
     seconds = time.perf_counter() - begun
     rng = random.Random(options.seed)
-    moments = [rng.uniform(0, 2 * seconds / options.kills) for _ in range(options.kills)]
-    stages = run_killed(command("killed"), work / "killed.log", moments)
+    length = batches(work / "whole.log")
+    stages = run_killed(command("killed"), work / "killed.log", options.kills, length, rng)
     models = [work / name / "model.safetensors" for name in ("killed", "whole")]
     folders = [model.with_name("model.safetensors.training") for model in models]
     logs = [(folder / "log.jsonl").read_text() for folder in folders]

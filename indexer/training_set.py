@@ -15,6 +15,7 @@ from scipy.spatial import KDTree
 
 from indexer.errors import IndexerError
 from indexer.evaluation import query_metadata
+from indexer.files import sha256_of
 from indexer.geo import chord_m, earth_points, to_local
 from indexer.metadata import MetadataTable
 from indexer.places import PlacePhoto, assign_places
@@ -36,7 +37,7 @@ class TrainingPhoto:
     """One photo to train on."""
 
     id: str
-    """Hex digits that change with the file."""
+    """Hex digits from its content and its path below the folder given: elsewhere, a copy has the same."""
     path: Path
     relative: str
     lat: float | None
@@ -63,14 +64,19 @@ def find_photos(
 ) -> tuple[list[TrainingPhoto], list[tuple[str, str]]]:
     """The photos of a scan with their metadata, and those that cannot be read, each with the reason."""
     photos, failed = [], []
+    times: Counter[str] = Counter()
     for file in scanned.files:
         try:
             known = query_metadata(file, table)
+            text = f"{file.relative}:{sha256_of(file.path)}"
         except ImageError as error:
             failed.append((str(file.path), str(error)))
             continue
-        text = f"{file.path}:{file.size}:{file.mtime_ns}"
-        photo = hashlib.sha256(text.encode()).hexdigest()[:16]
+        except OSError as error:
+            failed.append((str(file.path), str(error.strerror)))
+            continue
+        times[text] += 1  # two folders may hold the same
+        photo = hashlib.sha256(f"{text}:{times[text]}".encode()).hexdigest()[:16]
         photos.append(
             TrainingPhoto(photo, file.path, file.relative, known.lat, known.lon, known.heading, known.place)
         )

@@ -261,9 +261,9 @@ def train(
 
     It learns from photos whose places are known: positions come from the photos or --metadata. Part of
     the places is held out, and the model of the epoch that finds those best is kept; nothing is claimed
-    where none is better than the start. The folder MODEL.training holds log.txt, log.jsonl, curve.png and
-    what a stopped run goes on from, when the same command is given again. Use the model by: loci index
-    PHOTOS --into INDEX --weights MODEL
+    where none is better than the start. MODEL is written at the end; the folder MODEL.training holds log.txt,
+    log.jsonl, curve.png and what a stopped run goes on from, when the same command is given again. Use the
+    model by: loci index PHOTOS --into INDEX --weights MODEL
     """
     from indexer.options import BuildOptions
     from indexer.train import TrainingOptions, train_model
@@ -344,7 +344,12 @@ def _print(report: "TrainReport", into: Path) -> None:
     facts(
         [
             ("  before", _recall(report.recall_before)),
-            ("  kept", f"epoch {report.best_epoch} of {report.epochs}" if better else "no epoch: see below"),
+            (
+                "  kept",
+                f"epoch {report.best_epoch} of {report.epochs}"
+                if better
+                else "the start: no epoch was better",
+            ),
             ("  accuracy", None if report.accuracy is None else f"{report.accuracy:.1%}"),
             ("  trained on", _used(report)),
             ("  model", report.model),

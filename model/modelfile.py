@@ -182,11 +182,16 @@ def save_model(model: PlaceModel, path: Path) -> str:
         "fingerprint": fingerprint,
     }
     partial = path.with_suffix(".partial")
+    partial.touch()
+    mode = (
+        partial.stat().st_mode & 0o777
+    )  # as the umask has it; safetensors' own files are nobody else's to read
     try:
         save_file(_state(model), partial, metadata=header)
     except SafetensorError as error:  # what it makes of a full disk
         partial.unlink(missing_ok=True)
         raise ModelError(f"cannot write {path}: {error}") from error
+    partial.chmod(mode)
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     partial.replace(path)

@@ -48,7 +48,7 @@ def draw_curve(path: Path, history: Sequence[dict[str, Any]]) -> None:
         )
     if any("accuracy" in record for record in history):
         accuracy = [100 * record.get("accuracy", 0.0) for record in history]
-        above.plot(epochs, accuracy, "s--", ms=4, label="accuracy")
+        above.plot(epochs, accuracy, "s--", ms=4, label="accuracy", color="tab:purple")
     best = max(history, key=lambda record: (record["recall"], -record["epoch"]))
     above.axvline(best["epoch"], color="grey", ls=":", label="kept")
     above.set_ylabel("held-out photos, %")
@@ -57,6 +57,9 @@ def draw_curve(path: Path, history: Sequence[dict[str, Any]]) -> None:
     below.plot([r["epoch"] for r in trained], [r["loss"] for r in trained], "o-", ms=4, color="tab:red")
     below.axvline(best["epoch"], color="grey", ls=":")
     below.set_ylabel("training loss")
+    below.set_xlim(-0.3, max(1, epochs[-1]) + 0.3)  # whole epochs, even before the first
+    if not trained:
+        below.set_yticks([])
     below.set_xlabel("epoch; 0 is before training")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (above, below):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -334,3 +335,27 @@ def test_find_photos(tmp_path: Path, paint: Paint) -> None:
     paint(two, 3, gps=False)
     again, _ = find_photos(scan([tmp_path / "p"]), table)
     assert (again[0].id == found[0].id, again[1].id == found[1].id) == (True, False)
+
+
+def test_a_copy_has_the_same_ids_and_no_two_photos_have_one(tmp_path: Path, paint: Paint) -> None:
+    """Ids decide what is drawn of a photo: a collection unpacked elsewhere trains to the same model."""
+    for folder in ("one", "two"):
+        paint(tmp_path / folder / "a.jpg", 1)
+        paint(tmp_path / folder / "b.jpg", 2)
+    os.utime(tmp_path / "two/a.jpg", (0, 0))
+    one, two, both = (
+        [p.id for p in find_photos(scan([tmp_path / name for name in names]), None)[0]]
+        for names in (["one"], ["two"], ["one", "two"])
+    )
+    assert one == two == both[:2]
+    assert len(set(both)) == 4
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch) -> None:
+    paint(tmp_path / "a.jpg", 1)
+
+    def denied(_: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("indexer.training_set.sha256_of", denied)
+    assert find_photos(scan([tmp_path]), None) == ([], [(str(tmp_path / "a.jpg"), "Permission denied")])

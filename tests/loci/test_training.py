@@ -92,7 +92,7 @@ def test_nothing_better_is_said(loci: Loci, trained: Trained) -> None:
     trained.report = replace(REPORT, best_epoch=0, left_out=0, recall_after=REPORT.recall_before)
     lines = loci("train", "photos", "--into", "m.safetensors").stdout.splitlines()
     assert lines[0] == "m.safetensors: recall@1/5/10 50.0 / 75.0 / 87.5 % of held-out photos found"
-    assert lines[2] == "  kept        no epoch: see below"
+    assert lines[2] == "  kept        the start: no epoch was better"
     assert lines[3] == "  trained on  1,000 photos, 200 held out"
     assert lines[-2] == "  Training made nothing better: the file holds the model that it started from."
 
