@@ -48,7 +48,7 @@ from model.weights import load_weights
 PARTS = ("head", "conv5", "all")
 CONV5 = 24  # VGG16's layers before conv5_1
 REDUCTION_PHOTOS = 2000  # whose unreduced descriptors the reduction is fitted on
-MOST = 1000.0  # for --lr and --margin
+MOST = 1000  # for --lr and --margin
 FP16_MAX = 65504.0
 
 
@@ -89,10 +89,10 @@ class TrainingOptions:
         how = self.supervision
         if not 0 < how.held_out < 1:
             raise UsageError(f"--held-out must be between 0 and 1, got {how.held_out:g}")
-        if not 0 < how.positive_radius_m <= how.negative_radius_m:
+        if not 0 < how.reach_m <= how.negative_radius_m:
             raise UsageError(
                 f"--positive-radius must be above 0 m and at most --negative-radius, "
-                f"got {how.positive_radius_m:g} and {how.negative_radius_m:g}"
+                f"got {how.reach_m:g} and {how.negative_radius_m:g}"
             )
         for flag, number in (("--lr", self.train.lr), ("--margin", self.train.margin)):
             if not 0 < number <= MOST:

@@ -50,13 +50,18 @@ class TrainingPhoto:
 class Supervision:
     """What counts as the same place, and how much is held out."""
 
-    positive_radius_m: float = 10.0
+    positive_radius_m: float | None = None  # None: as far as the negative radius
     negative_radius_m: float = 25.0
     held_out: float = 0.2
     places: str = "auto"
     seed: int = 0
     classify: bool = False
     """Hold out photos of trained places, not places."""
+
+    @property
+    def reach_m(self) -> float:
+        """How near photos that look the same way show the same."""
+        return self.negative_radius_m if self.positive_radius_m is None else self.positive_radius_m
 
 
 def find_photos(
@@ -149,7 +154,7 @@ def _check(found: TrainingSet, how: Supervision) -> None:
     if not (how.classify or _any_found(found.queries, found.positives, found.database)):
         raise IndexerError(
             "no two photos to train on show the same place: training needs photos with positions (in their "
-            f"EXIF or names, or by --metadata) within {how.positive_radius_m:g} m of each other, looking the "
+            f"EXIF or names, or by --metadata) within {how.reach_m:g} m of each other, looking the "
             "same way, or with a place in the metadata, or --places"
         )
     if not _any_found(found.held_queries, found.right, found.held_database):
@@ -202,7 +207,7 @@ def _by_position(
     tree = KDTree(earth_points(lat, lon))
     near = [_NONE] * len(photos)
     positives = [_NONE] * len(photos)
-    for found, radius in ((near, how.negative_radius_m), (positives, how.positive_radius_m)):
+    for found, radius in ((near, how.negative_radius_m), (positives, how.reach_m)):
         for row, neighbours in zip(located, tree.query_ball_point(tree.data, chord_m(radius)), strict=True):
             others = rows[np.array(sorted(neighbours))]
             found[row] = others[others != row]

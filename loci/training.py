@@ -45,13 +45,14 @@ def train(
         ),
     ] = "auto",
     positive_radius: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="METRES",
-            help="How near photos that look the same way show the same.",
+            help="How near photos that look the same way show the same; of these the most alike counts. "
+            "[default: the negative radius]",
             rich_help_panel=PHOTOS,
         ),
-    ] = 10.0,
+    ] = None,
     negative_radius: Annotated[
         float,
         typer.Option(

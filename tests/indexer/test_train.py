@@ -533,8 +533,8 @@ def test_a_full_disk(photos: Path, into: Path, monkeypatch: pytest.MonkeyPatch) 
             {"supervision": Supervision(positive_radius_m=30)},
             "--positive-radius must be above 0 m and at most --negative-radius, got 30 and 25",
         ),
-        ({"train": TrainOptions(lr=0)}, "--lr must be above 0, got 0"),
-        ({"train": TrainOptions(margin=float("nan"))}, "--margin must be above 0, got nan"),
+        ({"train": TrainOptions(lr=0)}, "--lr must be above 0 and at most 1000, got 0"),
+        ({"train": TrainOptions(margin=float("nan"))}, "--margin must be above 0 and at most 1000, got nan"),
     ],
 )
 def test_options_that_cannot_be(told: dict[str, Any], sentence: str) -> None:

@@ -261,14 +261,14 @@ def test_a_folder_above_all_photos_says_nothing() -> None:
             at([(50.0 * n, 0, None) for n in range(30)]),
             Supervision(),
             "no two photos to train on show the same place: training needs photos with positions (in their "
-            "EXIF or names, or by --metadata) within 10 m of each other, looking the same way, or with a "
+            "EXIF or names, or by --metadata) within 25 m of each other, looking the same way, or with a "
             "place in the metadata, or --places",
         ),
         (
             [photo(n) for n in range(8)],
             Supervision(),
             "no two photos to train on show the same place: training needs photos with positions (in their "
-            "EXIF or names, or by --metadata) within 10 m of each other, looking the same way, or with a "
+            "EXIF or names, or by --metadata) within 25 m of each other, looking the same way, or with a "
             "place in the metadata, or --places",
         ),
         (

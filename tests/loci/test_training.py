@@ -215,7 +215,7 @@ def test_what_is_not_said_is_the_library_s_default(loci: Loci, trained: Trained)
             ["a", "--into", "m", "--positive-radius", "30"],
             "--positive-radius must be above 0 m and at most --negative-radius, got 30 and 25",
         ),
-        (["a", "--into", "m", "--lr", "-1"], "--lr must be above 0, got -1"),
+        (["a", "--into", "m", "--lr", "-1"], "--lr must be above 0 and at most 1000, got -1"),
         (["a", "--into", "m", "--image-size", "8"], "--image-size must be at least 16, got 8"),
         (
             ["a", "--into", "m", "--pooling", "max"],
@@ -317,7 +317,7 @@ def test_no_positions_is_a_sentence_on_what_to_do(loci: Loci, photograph: Photog
     assert result.stderr.splitlines() == [
         "scanning",
         "loci: no two photos to train on show the same place: training needs photos with positions (in their "
-        "EXIF or names, or by --metadata) within 10 m of each other, looking the same way, or with a place "
+        "EXIF or names, or by --metadata) within 25 m of each other, looking the same way, or with a place "
         "in the metadata, or --places",
     ]
     assert not (tmp_path / "m.safetensors.training").exists()
