@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from indexer import fit
-from indexer.catalogue import Catalogue, Slot
+from indexer.catalogue import Catalogue
 from indexer.collect import Collected, collect, no_photos
 from indexer.errors import IndexerError, UsageError
 from indexer.layout import Layout, generation_of
@@ -33,9 +33,10 @@ from indexer.paths import resolve
 from indexer.progress import Progress, Silent
 from indexer.reading import Reader
 from indexer.scan import ScanResult, scan
-from indexer.shards import ShardWriter
+from indexer.shards import RUN, ShardWriter
 from indexer.snapshot import Manifest, check_model, publish, read_manifest
 from indexer.spool import Spool
+from indexer.stored import Slot
 from indexer.target import is_index, target, translated
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder
@@ -164,8 +165,18 @@ class _Run:
         if self._catalogue.pending(generation):
             embedded = self._embed(generation, options, embedder or self._embedder(model))
         self._progress.stage("publishing", None)
+
+        def settle() -> None:
+            self._embed(generation, options, embedder or self._embedder(model))
+
         manifest = publish(
-            self._layout, self._catalogue, generation, model.fingerprint, model.config.output_dim, places
+            self._layout,
+            self._catalogue,
+            generation,
+            model.fingerprint,
+            model.config.output_dim,
+            places,
+            settle,
         )
         Spool(self._layout.spool(generation)).clear()
         return manifest, embedded, model
@@ -223,7 +234,7 @@ class _Run:
         return finished
 
     def _lost_model(self, generation: int) -> bool:
-        made = self._catalogue.last_slot(generation) is not None
+        made = self._catalogue.last_slot(generation, RUN) is not None
         return made and not self._layout.model(generation).exists()
 
     def _embedder(self, model: PlaceModel) -> Embedder:
@@ -245,7 +256,7 @@ class _Run:
         writer = ShardWriter(
             self._layout.shards(generation),
             embedder.model.config.output_dim,
-            self._catalogue.last_slot(generation),
+            self._catalogue.last_slot(generation, RUN),
         )
         spool = Spool(self._layout.spool(generation))
         pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
@@ -278,7 +289,7 @@ class _Run:
         failed = [embedded for embedded in batch if embedded.error is not None]
         with self._catalogue.transaction() as db:
             for embedded in failed:
-                self._catalogue.set_status(db, [embedded.item[0]], "failed", embedded.error)
+                self._catalogue.set_failed(db, embedded.item[0], str(embedded.error))
         return len(batch) - len(failed)
 
 

@@ -27,3 +27,11 @@ class FormatTooNew(IndexerError):
 
 class NotFound(IndexerError):
     """The index has no photo or place of that id, or a photo's file is gone."""
+
+
+class DiskFull(IndexerError):
+    """The disk that holds the index has no room left; nothing was changed."""
+
+
+class Superseded(IndexerError):
+    """Another model has taken over the index since it was opened: open it again, and embed again."""
