@@ -30,8 +30,10 @@ from indexer.options import (
     save_options,
 )
 from indexer.paths import resolve
+from indexer.posting import drop_files, sweep
 from indexer.progress import Progress, Silent
 from indexer.reading import Reader
+from indexer.rebuild import republish
 from indexer.scan import ScanResult, scan
 from indexer.shards import RUN, ShardWriter
 from indexer.snapshot import Manifest, check_model, publish, read_manifest
@@ -97,6 +99,7 @@ def build_index(
     with target(into):
         catalogue = Catalogue(into, create=True)
         try:
+            sweep(catalogue)
             collected = collect(
                 catalogue, scanned, table, progress, rehash=options.rehash, prune=options.prune
             )
@@ -113,7 +116,9 @@ def build_index(
 
 
 def remove_photos(index: Path, paths: Sequence[str]) -> list[str]:
-    """Take photos out of an index for good, by path or id; their files stay. Returns the paths shown.
+    """Take photos out of an index for good, by path or id; files stay, but those of POSTed photos.
+
+    Returns the paths shown.
 
     Raises:
         IndexMissing, IndexLocked, FormatTooNew.
@@ -130,9 +135,9 @@ def remove_photos(index: Path, paths: Sequence[str]) -> list[str]:
                 raise IndexerError("that would leave no photo in the index: delete its folder instead")
             with catalogue.transaction() as db:
                 catalogue.set_status(db, photos, "removed")
-            generation = generation_of(manifest.snapshot)
-            _, places = load_options(layout.options(generation))
-            publish(layout, catalogue, generation, manifest.model, manifest.dim, places)
+                files = catalogue.drop_stored(db, photos)
+            drop_files(catalogue, files)
+            republish(layout, catalogue, manifest)
             return shown
         finally:
             catalogue.close()

@@ -58,8 +58,9 @@ class Hit:
     def row(self, number: int) -> SearchedRow:
         """What filters look at, for the descriptor of this number."""
         photo = self.photo
+        place = self.place.id if self.place else None
         where = (photo.lat, photo.lon, photo.heading)
-        return SearchedRow(number, True, self.yaw, *where, photo.taken_at, self.place and self.place.id)
+        return SearchedRow(number, True, self.yaw, *where, photo.taken_at, place)
 
 
 class Catalogue(StoredPhotos):
@@ -128,7 +129,9 @@ class Catalogue(StoredPhotos):
 
     def set_status(self, db: sqlite3.Connection, photos: Iterable[str], status: str) -> None:
         """Move photos to a status."""
-        db.executemany("UPDATE photos SET status = ?, error = NULL WHERE id = ?", [(status, p) for p in photos])
+        db.executemany(
+            "UPDATE photos SET status = ?, error = NULL WHERE id = ?", [(status, p) for p in photos]
+        )
 
     def set_failed(self, db: sqlite3.Connection, photo: str, error: str) -> None:
         """Note why a photo cannot be read, unless it was removed while that was tried."""
@@ -141,7 +144,7 @@ class Catalogue(StoredPhotos):
         db.executemany("DELETE FROM files WHERE root = ? AND relative = ?", files)
 
     def without_files(self) -> set[str]:
-        """Photos that were there and that no path holds any more; those that were POSTed are held for good."""
+        """Photos that were there and that no path holds any more; POSTed ones are held for good."""
         query = (
             "SELECT id FROM photos WHERE status IN ('ok', 'failed') AND id NOT IN (SELECT photo FROM files) "
             "AND id NOT IN (SELECT photo FROM stored)"
@@ -293,7 +296,9 @@ class Catalogue(StoredPhotos):
                 "UPDATE photos SET place_id = NULL WHERE id = ? AND status != 'ok'",
                 [(photo,) for photo, place in before.items() if place and photo not in home],
             )
-            db.execute("DELETE FROM places WHERE id NOT IN (SELECT place_id FROM photos WHERE place_id NOTNULL)")
+            db.execute(
+                "DELETE FROM places WHERE id NOT IN (SELECT place_id FROM photos WHERE place_id NOTNULL)"
+            )
             db.executemany(
                 "INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?)",
                 [(p.id, p.name, p.medoid, p.lat, p.lon) for p in places],

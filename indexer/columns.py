@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class Columns:
         order = np.argsort(both[0], kind="stable")
         return Columns(*(column[order] for column in both))
 
-    def _all(self) -> tuple[NDArray[np.generic], ...]:
+    def _all(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     def passing(self, filters: Filters, places: Sequence[int]) -> Mask:

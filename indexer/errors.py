@@ -9,6 +9,14 @@ class UsageError(IndexerError):
     """The caller asked for something that cannot be: a bad option, a bad metadata column."""
 
 
+class FieldError(UsageError):
+    """A value that cannot be; `field` names it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+
+
 class IndexMissing(IndexerError):
     """There is no index where one was expected."""
 

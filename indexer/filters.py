@@ -6,18 +6,10 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from indexer.errors import UsageError
+from indexer.errors import FieldError
 
 DEFAULT_TOLERANCE = 45.0
 DAY_S = 86_400.0
-
-
-class FilterError(UsageError):
-    """A filter that cannot be; `field` names it."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field} {problem}")
-        self.field = field
 
 
 @dataclass(frozen=True)
@@ -29,7 +21,7 @@ class Filters:
     photo of which only the day is known must have been taken in range whenever that day.
 
     Raises:
-        FilterError: a value out of range, or one that needs another; the message names the field.
+        FieldError: a value out of range, or one that needs another; the message names the field.
     """
 
     lat: float | None = None
@@ -50,24 +42,23 @@ class Filters:
     """Photos of the place, or places, of this id or name."""
 
     def __post_init__(self) -> None:
-        _within("lat", self.lat, -90, 90)
-        _within("lon", self.lon, -180, 180)
+        within("lat", self.lat, -90, 90)
+        within("lon", self.lon, -180, 180)
         if (self.lat is None) != (self.lon is None):
             missing, given = ("lat", "lon") if self.lat is None else ("lon", "lat")
-            raise FilterError(missing, f"is missing, though {given} is given")
+            raise FieldError(missing, f"is missing, though {given} is given")
         if self.radius_m is not None:
             if not (math.isfinite(self.radius_m) and self.radius_m > 0):
-                raise FilterError("radius_m", f"must be more than 0 metres, not {self.radius_m:g}")
+                raise FieldError("radius_m", f"must be more than 0 metres, not {self.radius_m:g}")
             if self.lat is None:
-                raise FilterError("radius_m", "needs lat and lon")
+                raise FieldError("radius_m", "needs lat and lon")
         after, before = self.after, self.before
-        if after is not None and before is not None and after.has_offset == before.has_offset:
-            if before.seconds <= after.seconds:
-                raise FilterError("taken_before", "must be later than taken_after")
-        _within("heading", self.heading, 0, 360)
-        _within("heading_tolerance", self.heading_tolerance, 0, 180)
+        if after is not None and before is not None and after.precedes(before) is False:
+            raise FieldError("taken_before", "must be later than taken_after")
+        within("heading", self.heading, 0, 360)
+        within("heading_tolerance", self.heading_tolerance, 0, 180)
         if self.place is not None and not self.place:
-            raise FilterError("place", "must be a place's id or name, not empty")
+            raise FieldError("place", "must be a place's id or name, not empty")
 
     @property
     def after(self) -> Moment | None:
@@ -108,6 +99,10 @@ class Moment:
     def has_offset(self) -> bool:
         return self.offset is not None
 
+    def precedes(self, other: Moment) -> bool | None:
+        """Whether this comes before another; None where only one of them has an offset."""
+        return self.seconds < other.seconds if self.has_offset == other.has_offset else None
+
     @property
     def seconds(self) -> float:
         """Since 1970: in UTC where there is an offset, else by the clock."""
@@ -136,11 +131,13 @@ def _moment(field: str, text: str | None) -> Moment | None:
         return None
     moment = read_moment(text.strip())
     if moment is None:
-        raise FilterError(field, f"must be a time such as 2024-09-23T16:06:58 or 2024-09-23, not {text[:40]!r}")
+        raise FieldError(
+            field, f"must be a time such as 2024-09-23T16:06:58 or 2024-09-23, not {text[:40]!r}"
+        )
     return moment
 
 
-def _within(field: str, value: float | None, least: float, most: float) -> None:
+def within(field: str, value: float | None, least: float, most: float) -> None:
+    """Raise FieldError for a value that is out of range, or no number."""
     if value is not None and not least <= value <= most:
-        raise FilterError(field, f"must be {least:g} to {most:g}, not {value:g}")
-
+        raise FieldError(field, f"must be {least:g} to {most:g}, not {value:g}")

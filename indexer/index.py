@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from indexer.geo import haversine_m
 from indexer.layout import Layout, generation_of
 from indexer.localise import group_hits, locate
 from indexer.options import load_options
+from indexer.posting import Posting
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, open_store, other_model, read_manifest
 from indexer.stores.faiss import FaissStore
@@ -36,6 +38,15 @@ Floats = NDArray[np.float32]
 LOCATE_BY = 20  # best photos that the position is found from
 PHOTOS_A_PLACE = 5  # shown in an answer
 NOT_CALIBRATED = "this version does not say how sure it is"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much is searched."""
+
+    descriptors: int
+    photos: int
+    places: int
 
 
 class Index:
@@ -54,6 +65,7 @@ class Index:
         self.embedder = embedder
         self._additions = Additions(layout, catalogue, manifest.snapshot, manifest.dim, store)
         self._table = Table(catalogue, generation_of(manifest.snapshot))
+        self._counts: tuple[int, Counts] | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, device: str = "auto", precision: str = "auto") -> Index:
@@ -198,7 +210,9 @@ class Index:
     def nearest(self, descriptor: Floats, n: int, filters: Filters | None = None) -> list[PhotoHit]:
         """The n photos most like a descriptor (d), best first."""
         searched, selection = self._searched(filters)
-        return [_photo_hit(score, hit) for score, hit in self._hits(descriptor, n, searched, selection, filters)]
+        return [
+            _photo_hit(score, hit) for score, hit in self._hits(descriptor, n, searched, selection, filters)
+        ]
 
     def _searched(self, filters: Filters | None) -> tuple[Searched, Selection | None]:
         """What is searched now, and which of it where filters leave some out."""
@@ -236,7 +250,7 @@ class Index:
         return []
 
     def _shown(self, numbers: Sequence[int], filters: Filters | None) -> dict[int, Hit]:
-        """The photos of descriptors, without those removed since and those changed so that they do not pass."""
+        """The photos of descriptors, without those removed since, or changed so that they do not pass."""
         hits = self._catalogue.hits(numbers)
         if filters is None:
             return hits
@@ -302,20 +316,40 @@ class Index:
     def catalogue(self) -> Catalogue:
         return self._catalogue
 
+    @cached_property
+    def posting(self) -> Posting:
+        """Adds photos and removes them, with descriptors of this index's model."""
+        return Posting(self._layout, generation_of(self.snapshot), self.manifest.dim)
+
+    def counts(self) -> Counts:
+        """What is searched now; counted anew only after a change."""
+        change = self._catalogue.last_change()
+        if self._counts is None or self._counts[0] != change:
+            found = self._catalogue.searched_counts(generation_of(self.snapshot))
+            self._counts = (change, Counts(*found))
+        return self._counts[1]
+
+    def drift(self) -> int:
+        """How many descriptors were added to the snapshot, or died in it, since it was made."""
+        searched = self._additions.current()
+        dead = searched.count - self.counts().descriptors
+        return searched.count - searched.snapshot.count + max(dead, 0)
+
     def info(self) -> dict[str, Any]:
         """What is in the index and how it was made."""
         generation = generation_of(self.snapshot)
+        counts = self.counts()
         fit, places = load_options(self._layout.options(generation))
         config = self.embedder.model.config
         return {
-            "photos": self.manifest.photos,
+            "photos": counts.photos,
             "failed": self._catalogue.count("failed"),
-            "places": self.manifest.places,
+            "places": counts.places,
             "dim": self.manifest.dim,
             "clusters": config.clusters,
             "model": self.manifest.model,
             "snapshot": self.snapshot,
-            "descriptors": self.manifest.count,
+            "descriptors": counts.descriptors,
             "with_position": sum(photo.lat is not None for photo in self.photos()),
             "image_size": config.image_size,
             "panoramas": fit.panoramas,

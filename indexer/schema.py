@@ -81,7 +81,7 @@ OLDER_FORMATS = {
         "CREATE TEMP TABLE changes(photo TEXT PRIMARY KEY, number INTEGER)",
     )
 }
-"""What a reader, which may not migrate, puts in the place of tables that an older format lacks: empty ones."""
+"""Empty tables in the place of those that an older format lacks, for a reader, which may not migrate."""
 
 
 def _m002_stored_photos_and_changes(db: sqlite3.Connection) -> None:

@@ -121,9 +121,7 @@ def publish(
     return manifest
 
 
-def _take_over(
-    layout: Layout, catalogue: Catalogue, name: str, settle: Callable[[], object] | None
-) -> None:
+def _take_over(layout: Layout, catalogue: Catalogue, name: str, settle: Callable[[], object] | None) -> None:
     """Let a snapshot answer, once every photo has a descriptor of its generation.
 
     The transaction holds off POSTs, which look in one of their own for the generation that answers.
@@ -203,7 +201,7 @@ def _content(catalogue: Catalogue, generation: int, options: PlaceOptions, live:
 
 
 def _place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
-    """In full paths, so that two folders of one name stay two; a POSTed photo lies with those of its place."""
+    """In full paths, so that two folders of one name stay two; POSTed ones lie with those of their place."""
     paths: dict[str, str] = {}
     for root, relative, photo in catalogue.paths():
         if root != ROOT:

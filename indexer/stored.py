@@ -60,6 +60,16 @@ class StoredPhotos(Database):
         rows = self._rows("SELECT file FROM stored WHERE photo = ?", (photo,))
         return self.folder / rows[0][0] if rows else None
 
+    def is_embedded(self, photo: str, generation: int) -> bool:
+        """Whether a photo has its descriptors of a generation."""
+        query = "SELECT 1 FROM descriptors WHERE photo = ? AND generation = ? LIMIT 1"
+        return bool(self._rows(query, (photo, generation)))
+
+    def status_of(self, photo: str) -> str | None:
+        """A photo's status; None where it was never known."""
+        rows = self._rows("SELECT status FROM photos WHERE id = ?", (photo,))
+        return str(rows[0][0]) if rows else None
+
     def holds_file(self, name: str) -> bool:
         """Whether a photo's file has this name in `folder`."""
         return bool(self._rows("SELECT 1 FROM stored WHERE file = ?", (name,)))
@@ -76,9 +86,9 @@ class StoredPhotos(Database):
 
     def drop_stored(self, db: sqlite3.Connection, photos: Sequence[str]) -> list[str]:
         """Forget photos' files; the names of those there were."""
-        files = self.stored()
+        files = [file.name for photo in photos if (file := self.stored_file(photo))]
         db.executemany("DELETE FROM stored WHERE photo = ?", [(photo,) for photo in photos])
-        return [files[photo] for photo in photos if photo in files]
+        return files
 
     # What changed
 
@@ -133,7 +143,9 @@ class StoredPhotos(Database):
 
     def places_named(self, place: str) -> list[str]:
         """Ids of the places that have this id or this name."""
-        return [id_ for (id_,) in self._rows("SELECT id FROM places WHERE id = ? OR name = ?", (place, place))]
+        return [
+            id_ for (id_,) in self._rows("SELECT id FROM places WHERE id = ? OR name = ?", (place, place))
+        ]
 
 
 def _parts(values: Sequence[Any], size: int = 10_000) -> Iterator[Sequence[Any]]:

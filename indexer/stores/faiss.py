@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -63,7 +64,8 @@ class FaissStore:
 
     @cached_property
     def _ids(self) -> Ids:
-        return np.asarray(faiss.vector_to_array(self._index.id_map), np.int64)
+        index: Any = self._index
+        return np.asarray(faiss.vector_to_array(index.id_map), np.int64)
 
     @cached_property
     def _order(self) -> NDArray[np.intp]:
@@ -72,7 +74,8 @@ class FaissStore:
     @cached_property
     def _vectors(self) -> Floats:
         """FAISS's own memory, n d."""
-        flat = faiss.downcast_index(self._index.index)
+        index: Any = self._index
+        flat: Any = faiss.downcast_index(index.index)
         vectors: Floats = faiss.rev_swig_ptr(flat.get_xb(), self.count * self.dim)
         return vectors.reshape(self.count, self.dim)
 
@@ -98,7 +101,14 @@ class FaissStore:
             return scores, ids
         chosen = np.zeros(int(among.max(initial=0)) + 1, bool)
         chosen[among] = True
-        bits = np.packbits(chosen, bitorder="little")  # kept until the search is done: FAISS only points at it
-        only = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-        scores, ids = self._index.search(queries, k, params=only)
+        bits = np.packbits(
+            chosen, bitorder="little"
+        )  # kept until the search is done: FAISS only points at it
+        scores, ids = self._index.search(queries, k, params=_only(bits))
         return scores, ids
+
+
+def _only(bits: NDArray[np.uint8]) -> Any:
+    """FAISS's parameters for a search of the ids whose bits are set."""
+    library: Any = faiss
+    return library.SearchParameters(sel=library.IDSelectorBitmap(bits))
