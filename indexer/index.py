@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from indexer.layout import Layout, generation_of
 from indexer.localise import group_hits, locate
 from indexer.options import load_options
 from indexer.posting import Posting
+from indexer.rebuild import rebuild
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, open_store, other_model, read_manifest
 from indexer.stores.faiss import FaissStore
@@ -66,6 +66,7 @@ class Index:
         self._additions = Additions(layout, catalogue, manifest.snapshot, manifest.dim, store)
         self._table = Table(catalogue, generation_of(manifest.snapshot))
         self._counts: tuple[int, Counts] | None = None
+        self._posting: Posting | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, device: str = "auto", precision: str = "auto") -> Index:
@@ -316,10 +317,15 @@ class Index:
     def catalogue(self) -> Catalogue:
         return self._catalogue
 
-    @cached_property
     def posting(self) -> Posting:
-        """Adds photos and removes them, with descriptors of this index's model."""
-        return Posting(self._layout, generation_of(self.snapshot), self.manifest.dim)
+        """What adds photos, with descriptors of this index's model, and removes them.
+
+        Raises:
+            IndexerError: the index cannot be written.
+        """
+        if self._posting is None:
+            self._posting = Posting(self._layout, generation_of(self.snapshot), self.manifest.dim)
+        return self._posting
 
     def counts(self) -> Counts:
         """What is searched now; counted anew only after a change."""
@@ -329,11 +335,15 @@ class Index:
             self._counts = (change, Counts(*found))
         return self._counts[1]
 
-    def drift(self) -> int:
-        """How many descriptors were added to the snapshot, or died in it, since it was made."""
+    def drift(self) -> float:
+        """How many descriptors were added to the snapshot or died in it since, as a share of it."""
         searched = self._additions.current()
-        dead = searched.count - self.counts().descriptors
-        return searched.count - searched.snapshot.count + max(dead, 0)
+        dead = max(searched.count - self.counts().descriptors, 0)
+        return (searched.count - searched.snapshot.count + dead) / max(searched.snapshot.count, 1)
+
+    def rebuild(self) -> None:
+        """Publish the next snapshot, which `latest` then gives. Raises as `indexer.rebuild.rebuild` does."""
+        rebuild(self.path)
 
     def info(self) -> dict[str, Any]:
         """What is in the index and how it was made."""

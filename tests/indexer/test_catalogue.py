@@ -157,7 +157,7 @@ def test_descriptors_never_share_a_row_or_a_view(catalogue: Catalogue) -> None:
     photo = put(catalogue, 1)
     with pytest.raises(IndexerError, match="UNIQUE constraint failed"):
         catalogue.add_descriptors(1, [(photo, 1, 0.0, Slot(1, 1))])
-    catalogue.add_descriptors(1, [(photo, 0, 0.0, Slot(1, 9))])  # embedded by a run and by a POST: the first stays
+    catalogue.add_descriptors(1, [(photo, 0, 0.0, Slot(1, 9))])  # by a run, after a POST's: the first stays
     assert catalogue.live_descriptors(1) == [(1, photo, Slot(1, 1))]
     catalogue.add_descriptors(2, [(photo, 0, 0.0, Slot(1, 1))])  # another generation may
     catalogue.drop_generations([1])
