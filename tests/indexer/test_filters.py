@@ -307,7 +307,7 @@ def test_which_filters_narrow() -> None:
         {"heading": 0.0},
         {"place": "x"},
     ):
-        assert Filters(**values).narrow  # type: ignore[arg-type]
+        assert Filters(**values).narrow
 
 
 @pytest.mark.parametrize(
