@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -410,7 +411,7 @@ serve(Settings.load(), announce=lambda url: print(url, flush=True))
 
 
 @pytest.fixture
-def launch(folder: Path, wait: Wait) -> Iterator[Callable[[], tuple[subprocess.Popen[str], httpx.Client]]]:
+def launch(folder: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], httpx.Client]]]:
     processes: list[subprocess.Popen[str]] = []
 
     def launch() -> tuple[subprocess.Popen[str], httpx.Client]:
@@ -430,7 +431,10 @@ def launch(folder: Path, wait: Wait) -> Iterator[Callable[[], tuple[subprocess.P
         processes.append(process)
         url = process.stdout.readline().strip() if process.stdout else ""
         client = httpx.Client(base_url=url, timeout=60)
-        wait(lambda: client.get("/readyz").status_code == 200)
+        deadline = time.monotonic() + 60
+        while client.get("/readyz").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         return process, client
 
     yield launch
