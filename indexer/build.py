@@ -17,6 +17,7 @@ import torch
 from indexer import fit
 from indexer.catalogue import Catalogue
 from indexer.collect import Collected, collect, no_photos
+from indexer.compaction import compact
 from indexer.errors import IndexerError, UsageError
 from indexer.layout import Layout, generation_of
 from indexer.lock import write_lock
@@ -174,6 +175,7 @@ class _Run:
         def settle() -> None:
             self._embed(generation, options, embedder or self._embedder(model))
 
+        compact(self._layout, self._catalogue, generation, model.config.output_dim)
         manifest = publish(
             self._layout,
             self._catalogue,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from indexer.catalogue import Catalogue
+from indexer.compaction import compact
 from indexer.layout import Layout, generation_of
 from indexer.lock import write_lock
 from indexer.options import load_options
@@ -32,7 +33,8 @@ def rebuild(index: Path) -> Manifest:
 
 
 def republish(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Manifest:
-    """Publish the next snapshot of the generation that answers."""
+    """Publish the next snapshot of the generation that answers, its shards compacted."""
     generation = generation_of(manifest.snapshot)
+    compact(layout, catalogue, generation, manifest.dim)
     _, places = load_options(layout.options(generation))
     return publish(layout, catalogue, generation, manifest.model, manifest.dim, places)

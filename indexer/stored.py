@@ -120,6 +120,29 @@ class StoredPhotos(Database):
             found += [(number, Slot(*slot)) for number, *slot in self._rows(query, (generation, *part))]
         return sorted(found, key=lambda item: item[0])
 
+    def shard_use(self, generation: int) -> list[tuple[int, int, int]]:
+        """Each shard that rows name: its number, how many of its rows are searched, how many are written."""
+        return self._rows(
+            "SELECT d.shard, sum(p.status = 'ok'), max(d.row) + 1 FROM descriptors d "
+            "JOIN photos p ON p.id = d.photo WHERE d.generation = ? GROUP BY d.shard ORDER BY d.shard",
+            (generation,),
+        )
+
+    def move_descriptors(self, db: sqlite3.Connection, moved: Sequence[tuple[int, Slot]]) -> None:
+        """Note where descriptors lie from now on; their bytes must be on disk there."""
+        db.executemany(
+            "UPDATE descriptors SET shard = ?, row = ? WHERE id = ?",
+            [(slot.shard, slot.row, number) for number, slot in moved],
+        )
+
+    def drop_dead(self, db: sqlite3.Connection, generation: int, shard: int) -> None:
+        """Forget the descriptors in a shard that are not searched."""
+        db.execute(
+            "DELETE FROM descriptors WHERE generation = ? AND shard = ? "
+            "AND photo IN (SELECT id FROM photos WHERE status != 'ok')",
+            (generation, shard),
+        )
+
     def searched_rows(self, generation: int, after: int | None = None) -> list[SearchedRow]:
         """A generation's descriptors, all or those of photos changed after the change numbered `after`."""
         changed = "" if after is None else "JOIN changes c ON c.photo = d.photo AND c.number > ?"
