@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from indexer.errors import DiskFull, FormatTooNew, IndexerError, IndexMissing
+from indexer.errors import DiskFull, FormatTooNew, IndexBusy, IndexerError, IndexMissing
 from indexer.schema import MIGRATIONS, OLDER_FORMATS, migrate, version_of
 
 FILE = "catalogue.sqlite"
 MIGRATED = 0  # a writer's connection is never of an older format
+
+_KINDS = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_BUSY: IndexBusy}
 
 
 class Database:
@@ -73,8 +75,7 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-            kind = DiskFull if full else IndexerError
+            kind = _KINDS.get(getattr(error, "sqlite_errorcode", 0), IndexerError)
             raise kind(f"the catalogue {self.path} cannot be {done}: {error}") from error
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:

@@ -41,5 +41,9 @@ class DiskFull(IndexerError):
     """The disk that holds the index has no room left; nothing was changed."""
 
 
+class IndexBusy(IndexerError):
+    """Another writer has kept the catalogue for itself for too long: the same may work in a moment."""
+
+
 class Superseded(IndexerError):
     """Another model has taken over the index since it was opened: open it again, and embed again."""

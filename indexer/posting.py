@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from indexer.answers import Photo
 from indexer.catalogue import Catalogue, PhotoFacts
 from indexer.errors import FieldError, IndexerError, NotFound, Superseded
-from indexer.files import sync_folder
+from indexer.files import sha256_of, sync_folder
 from indexer.filters import within
 from indexer.joining import join_place
 from indexer.layout import Layout, generation_of
@@ -142,10 +142,13 @@ class Posting:
             self._catalogue = Catalogue(layout.folder, create=True)
 
     def known(self, photo: NewPhoto) -> Photo | None:
-        """The photo as it is stored and searched already; None where it is not."""
-        if self._catalogue.stored_file(photo.id) is None or not self._is_embedded(photo.id):
+        """The photo as it is stored and searched already; None where it is not, or its file is damaged."""
+        file = self._catalogue.stored_file(photo.id)
+        if file is None or not self._is_embedded(photo.id):
             return None
-        with suppress(NotFound):
+        with suppress(NotFound, FileNotFoundError):
+            if sha256_of(file) != photo.facts.sha256:
+                return None
             return self._catalogue.photo(photo.id)
         return None
 

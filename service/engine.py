@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.answers import Answer, Photo
-from indexer.errors import Superseded
+from indexer.errors import IndexBusy, IndexerError, Superseded
 from indexer.filters import Filters
 from indexer.index import Index
 from indexer.metadata import PhotoMetadata
@@ -20,12 +21,14 @@ from model.errors import ImageError
 from model.images import read_photo
 from service.dispatcher import Dispatcher
 from service.errors import NotReady, NotWritable
-from service.interfaces import Descriptor, Image, ServedIndex, WritableIndex
+from service.interfaces import Collects, Descriptor, Image, ServedIndex, WritableIndex
 from service.live import LiveIndex
 from service.metrics import Metrics
 from service.rebuilding import Rebuilding
 from service.settings import Settings
 from service.workers import Workers
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -122,10 +125,10 @@ class Engine:
 
     async def _store(self, index: WritableIndex, new: NewPhoto) -> tuple[Photo, bool]:
         def known() -> Photo | None:
-            return index.posting().known(new)
+            return _posting(index).known(new)
 
         def views() -> Sequence[Image]:
-            return index.posting().reader((new.id, new.data))
+            return _posting(index).reader((new.id, new.data))
 
         shown = await self.writer.run(known)
         if shown is not None:
@@ -134,7 +137,7 @@ class Engine:
         descriptors, _ = await self._timed("embed", self._embed_views(index, images))
 
         def add() -> tuple[Photo, bool]:
-            return index.posting().add(new, descriptors)
+            return _posting(index).add(new, descriptors)
 
         added, _ = await self._timed("store", self.writer.run(add))
         return added
@@ -142,7 +145,7 @@ class Engine:
     async def remove(self, photo: str) -> None:
         """Take a photo out of the index. Raises NotFound, NotWritable."""
         index = self._writable()
-        await self.writer.run(lambda: index.posting().remove(photo))
+        await self.writer.run(lambda: _posting(index).remove(photo))
         await self.live.recount()
 
     def _writable(self) -> WritableIndex:
@@ -194,3 +197,13 @@ class Engine:
         seconds = time.perf_counter() - started
         self.metrics.stage(stage, seconds)
         return result, 1000 * seconds
+
+
+def _posting(index: WritableIndex) -> Collects:
+    try:
+        return index.posting()
+    except IndexBusy:
+        raise
+    except IndexerError as error:  # its folder may be mounted for reading only
+        logger.warning("no photo can be stored: %s", error)
+        raise NotWritable("the index that is served cannot be written") from error

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from indexer.errors import IndexLocked
+from indexer.errors import IndexerError, IndexLocked
 from service.interfaces import WritableIndex
 from service.live import LiveIndex
 
@@ -36,5 +36,7 @@ class Rebuilding:
             await self._live.renew()
         except IndexLocked as error:
             logger.info("no snapshot is made now: %s", error)
+        except IndexerError as error:
+            logger.warning("the next snapshot was not made: %s", error)
         except Exception:
             logger.exception("the next snapshot could not be made, %s goes on serving", index.snapshot)

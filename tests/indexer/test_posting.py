@@ -21,7 +21,7 @@ from indexer import schema
 from indexer.build import remove_photos
 from indexer.catalogue import Catalogue
 from indexer.check import check_index
-from indexer.errors import DiskFull, FieldError, IndexerError, IndexLocked, NotFound, Superseded
+from indexer.errors import DiskFull, FieldError, IndexBusy, IndexerError, IndexLocked, NotFound, Superseded
 from indexer.filters import Filters
 from indexer.index import Index
 from indexer.lock import write_lock
@@ -500,6 +500,34 @@ def test_an_index_of_the_first_format_opens_unchanged_and_takes_photos(
     id, _ = post(world, photo)
     assert index.query(photo).places[0].photos[0].id == id  # one opened before sees it, too
     assert world.build().photos == 9
+
+
+def test_check_looks_at_stored_files(thirty: Handmade, unit: Unit) -> None:
+    index = thirty.open()
+    stored = [thirty.new(number) for number in range(3)]
+    for number, new in enumerate(stored):
+        index.posting().add(new, unit(np.random.default_rng(number))[None])
+    folder = thirty.folder / "photos"
+    (folder / stored[0].file).unlink()
+    (folder / stored[1].file).write_bytes(b"other")
+    assert problems(thirty.folder) == [
+        f"the file {folder / new.file} of the POSTed photo {new.id} is {what}: POST it again"
+        for new, what in sorted(zip(stored[:2], ("missing", "damaged"), strict=True), key=lambda x: x[0].id)
+    ]
+    assert [index.posting().known(new) is not None for new in stored] == [False, False, True]
+    for new in stored[:2]:
+        index.posting().add(new, unit(np.random.default_rng(9))[None])
+    assert problems(thirty.folder) == []
+
+
+def test_another_writer_is_waited_for_and_then_reported(thirty: Handmade, unit: Unit) -> None:
+    index = thirty.open()
+    index.posting()._catalogue._rows("PRAGMA busy_timeout = 20")
+    other = Catalogue(thirty.folder, create=True)
+    with other.transaction(), pytest.raises(IndexBusy, match="cannot be written: database is locked"):
+        index.posting().add(thirty.new(1), unit(np.random.default_rng(1))[None])
+    assert list((thirty.folder / "photos").iterdir()) == []
+    assert index.posting().add(thirty.new(1), unit(np.random.default_rng(1))[None])[1]
 
 
 def test_what_killed_posts_left_is_swept(thirty: Handmade, unit: Unit) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from indexer.build import build_index
 from indexer.check import check_index
-from indexer.errors import IndexLocked
+from indexer.errors import IndexBusy, IndexerError, IndexLocked
 from indexer.index import Index
 from indexer.options import BuildOptions
 
@@ -213,6 +213,24 @@ def test_an_index_that_takes_no_photos_says_so(
     client = start(index)
     problem(client.post("/v1/photos", files={"image": make_photo()}), 501)
     problem(client.delete("/v1/photos/red"), 501)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(IndexBusy("database is locked"), 503), (IndexerError("read-only"), 501)]
+)
+def test_an_index_that_cannot_be_written_now_or_at_all(
+    client: httpx.Client, problem: Problem, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("indexer.index.Index.posting", fail)
+    for response in (
+        client.post("/v1/photos", files={"image": texture(9)}),
+        client.delete("/v1/photos/a"),
+    ):
+        problem(response, status)
+        assert response.headers.get("retry-after") == ("5" if status == 503 else None)
 
 
 def test_more_than_can_wait_to_be_stored_is_503(
