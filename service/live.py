@@ -88,7 +88,11 @@ class LiveIndex:
         index, info = self._index, self._info
         if info is None or not isinstance(index, WritableIndex):
             return
-        counts = await asyncio.to_thread(index.counts)
+        try:
+            counts = await asyncio.to_thread(index.counts)
+        except IndexerError as error:  # what was stored is stored, whether or not it can be counted now
+            logger.warning("the photos cannot be counted: %s", error)
+            return
         if index is self._index and (counts.photos, counts.places) != (info["photos"], info["places"]):
             self._info = info | {"photos": counts.photos, "places": counts.places}
             self._on_change(self._info)
