@@ -38,7 +38,7 @@ def check_index(path: Path) -> list[str]:
             *_model_problems(layout, manifest),
             *_store_problems(layout, manifest),
             *_descriptor_problems(layout, catalogue, manifest),
-            *_stored_problems(catalogue),
+            *(_stored_problems(catalogue) if integrity == "ok" else []),
         ]
     finally:
         catalogue.close()
