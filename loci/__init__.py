@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from indexer.filters import Filters as Filters
     from indexer.index import Index as Index
 
     __version__: str
 
-__all__ = ["Index", "__version__"]
+__all__ = ["Filters", "Index", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from indexer.index import Index
 
         return Index
+    if name == "Filters":
+        from indexer.filters import Filters
+
+        return Filters
     if name == "__version__":
         from importlib.metadata import version
 

@@ -43,6 +43,7 @@ def create_app(
     openapi.install(app)
     for routes in (query, places, photos, health, home):
         app.include_router(routes.router)
+    app.include_router(photos.writing)
     return app
 
 

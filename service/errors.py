@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from indexer.errors import ModelMismatch, NotFound
+from indexer.errors import DiskFull, FieldError, IndexBusy, ModelMismatch, NotFound
 from model.errors import ImageError, TooManyPixels
 from service.schemas import ProblemDetail
 
@@ -73,11 +73,18 @@ class Overloaded(Problem):
     retry_after = 1
 
 
+class NotWritable(Problem):
+    """The index that is served takes no photos."""
+
+    status, kind, title = 501, "not-writable", "Not writable"
+
+
 def install(app: FastAPI) -> None:
     """Answer the foreseen failures of `app` with problem+json; `RequestLog` does so for the others."""
-    for failure in (Problem, ImageError, NotFound, ModelMismatch, HTTPException, RequestValidationError):
-        app.add_exception_handler(failure, respond)
-    app.add_exception_handler(ClientDisconnect, respond)
+    for ours in (Problem, ImageError, NotFound, ModelMismatch, FieldError, DiskFull, IndexBusy):
+        app.add_exception_handler(ours, respond)
+    for theirs in (HTTPException, RequestValidationError, ClientDisconnect):
+        app.add_exception_handler(theirs, respond)
 
 
 def describe(error: Exception) -> ProblemDetail:
@@ -93,6 +100,12 @@ def describe(error: Exception) -> ProblemDetail:
             return _problem(404, "not-found", "Not found", str(error))
         case ModelMismatch():
             return _problem(409, "model-mismatch", "Made by another model", str(error))
+        case FieldError():
+            return _problem(422, InvalidRequest.kind, InvalidRequest.title, str(error), error.field)
+        case DiskFull():
+            return _problem(507, "disk-full", "Disk full", "the disk of the index has no room for it")
+        case IndexBusy():
+            return _problem(503, "index-busy", "Index busy", "the index is being written by a run, try again")
         case RequestValidationError():
             return _invalid(error.errors())
         case HTTPException():
@@ -119,6 +132,8 @@ def _headers(error: Exception) -> dict[str, str]:
         headers |= dict(error.headers or {})  # Allow, on a 405
     if isinstance(error, Problem) and error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, IndexBusy):
+        headers["Retry-After"] = str(NotReady.retry_after)
     return headers
 
 

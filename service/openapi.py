@@ -1,6 +1,6 @@
 """What FastAPI cannot work out by itself: image bodies and problem+json in the OpenAPI description."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +21,8 @@ MEANING = {
     415: "Not an image type.",
     422: "A parameter or the image is missing or out of range.",
     500: "The service failed on this request.",
+    501: "The index that is served takes no photos.",
+    507: "The disk of the index is full; nothing was stored.",
     503: "Not ready, or too many requests are waiting; Retry-After says when to come back.",
 }
 
@@ -42,11 +44,11 @@ def binary(*media_types: str) -> dict[str, Any]:
     return {"content": {media_type: {"schema": schema} for media_type in media_types}}
 
 
-def image_body(*, several: bool) -> dict[str, Any]:
-    """Describe a request body that holds one image, or several."""
+def image_body(*, several: bool, fields: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Describe a request body that holds one image, or several, and as multipart also `fields`."""
     image = {"type": "string", "format": "binary", "description": "A photo, in any common format."}
     part = {"type": "array", "items": image, "minItems": 1} if several else image
-    form = {"type": "object", "required": [FIELD], "properties": {FIELD: part}}
+    form = {"type": "object", "required": [FIELD], "properties": {FIELD: part, **(fields or {})}}
     content = {
         "multipart/form-data": {"schema": form},
         "image/*": {"schema": image},

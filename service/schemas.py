@@ -145,7 +145,7 @@ class PhotoInfo(Schema):
     path: str
     """Where the photo lay, relative to the indexed folder."""
     place: str | None
-    """Identifier of its place."""
+    """Name of its place, where the photo's metadata gave one."""
     lat: float | None
     """Degrees, WGS 84."""
     lon: float | None
@@ -160,6 +160,13 @@ class PhotoInfo(Schema):
     """Pixels, upright."""
     status: str
     """Whether the photo is in the index, or why not."""
+
+
+class StoredPhoto(PhotoInfo):
+    """A photo that was POSTed."""
+
+    created: bool
+    """Whether it was not in the index before."""
 
 
 class PlaceDetail(PlaceSummary):

@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     """Longest side of a thumbnail in pixels."""
     docs: bool = True
     """Whether to serve /docs and /openapi.json."""
+    rebuild_share: Annotated[float, Field(gt=0)] = 0.1
+    """A new snapshot is made in the background once this share of the last was added or deleted."""
+    rebuild_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How often it is looked whether that is so."""
 
     @classmethod
     def load(cls, **given: Any) -> Self:

@@ -12,10 +12,11 @@ T = TypeVar("T")
 
 
 class Workers:
-    """`threads` threads, with at most `waiting` calls waiting for one."""
+    """`threads` threads, with at most `waiting` calls waiting for one; `to_be` says for what."""
 
-    def __init__(self, threads: int, waiting: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loci-photos")
+    def __init__(self, threads: int, waiting: int, to_be: str = "decoded") -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"loci-{to_be}")
+        self._to_be = to_be
         self._room = threads + waiting
         self._inside = 0
         self._lock = threading.Lock()
@@ -34,7 +35,7 @@ class Workers:
         """
         with self._lock:
             if self._inside >= self._room:
-                raise Overloaded("too many photos are waiting to be decoded, try again in a moment")
+                raise Overloaded(f"too many photos are waiting to be {self._to_be}, try again in a moment")
             future = self._pool.submit(work)
             self._inside += 1
         future.add_done_callback(self._leave)  # not when the caller goes: the thread may still be at it

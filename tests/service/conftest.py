@@ -20,6 +20,7 @@ from PIL import Image
 from indexer.answers import Answer, Photo, PhotoHit, Place, PlaceHit, Position
 from indexer.build import build_index
 from indexer.errors import NotFound
+from indexer.filters import Filters
 from indexer.options import BuildOptions
 from service.app import create_app
 from service.interfaces import Descriptor, ServedIndex
@@ -65,6 +66,7 @@ class FakeIndex:
     model_fingerprint: str = "f00d"
     image_size: int = 64
     answer_error: Exception | None = None
+    filters: list[Filters | None] = dataclasses.field(default_factory=list)
 
     @property
     def embedder(self) -> Network:
@@ -73,7 +75,10 @@ class FakeIndex:
     def latest(self) -> ServedIndex:
         return self.newer[-1] if self.newer else self
 
-    def answer(self, descriptor: Descriptor, k: int, timings_ms: dict[str, float]) -> Answer:
+    def answer(
+        self, descriptor: Descriptor, k: int, timings_ms: dict[str, float], filters: Filters | None = None
+    ) -> Answer:
+        self.filters.append(filters)
         if self.answer_error is not None:
             raise self.answer_error
         scores = {name: float(np.dot(descriptor, _unit(colour))) for name, colour in COLOURS.items()}

@@ -141,6 +141,7 @@ def test_openapi_documents_every_answer(description: dict[str, Any]) -> None:
         "/v1/places",
         "/v1/places.geojson",
         "/v1/places/{id}",
+        "/v1/photos",
         "/v1/photos/{id}",
         "/v1/photos/{id}/image",
         "/v1/photos/{id}/thumbnail",
