@@ -3,15 +3,20 @@
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from service import errors, openapi
+from service.admission import Admission
+from service.deps import ReadAccess, WriteAccess
 from service.engine import Engine
+from service.gate import Gate
 from service.interfaces import ServedIndex
-from service.middleware import RequestLog
+from service.middleware import Failures, RequestLog, SecurityHeaders
 from service.routes import health, home, photos, places, query
 from service.settings import Settings
 
@@ -38,12 +43,43 @@ def create_app(
 
     app = _bare_app(settings, lifespan)
     app.state.engine = engine
-    app.add_middleware(RequestLog, metrics=engine.metrics)
+    _surround(app, settings, engine)
     errors.install(app)
-    openapi.install(app)
     for routes in (query, places, photos, health, home):
-        app.include_router(routes.router)
+        _include(app, routes)
+    if settings.metrics_here:
+        app.include_router(health.metrics_router, dependencies=[ReadAccess])
+    openapi.install(app)
     return app
+
+
+def _include(app: FastAPI, routes: ModuleType) -> None:
+    """Add a module's routes: its `router`, and what it says only readers or only writers may use.
+
+    The routes of `router` are for readers too, but for those that the gate leaves open to everybody.
+    """
+    is_open = routes in (health, home)
+    app.include_router(routes.router, dependencies=[] if is_open else [ReadAccess])
+    for name, access in (("reading", ReadAccess), ("writing", WriteAccess)):
+        if hasattr(routes, name):
+            app.include_router(getattr(routes, name), dependencies=[access])
+
+
+def _surround(app: FastAPI, settings: Settings, engine: Engine) -> None:
+    """Put the middleware around the routes; the last added is the first that a request meets."""
+    app.add_middleware(Admission, settings=settings, room=engine.room)
+    app.add_middleware(Gate, settings=settings, access=engine.access)
+    app.add_middleware(Failures)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "X-Request-ID"),
+            expose_headers=("Location", "Retry-After", "X-Request-ID"),
+        )
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(RequestLog, metrics=engine.metrics)
 
 
 def _bare_app(

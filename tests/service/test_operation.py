@@ -150,7 +150,9 @@ def test_openapi_documents_every_answer(description: dict[str, Any]) -> None:
     }
     problem = {"schema": {"$ref": "#/components/schemas/ProblemDetail"}}
     query = description["paths"]["/v1/query"]["post"]
-    assert set(query["responses"]) == {"200", "400", "409", "413", "415", "422", "500", "503"}
+    assert set(query["responses"]) == {
+        *("200", "400", "401", "403", "408", "409", "413", "415", "421", "422", "429", "500", "503")
+    }
     assert set(query["requestBody"]["content"]) == {
         "multipart/form-data",
         "image/*",

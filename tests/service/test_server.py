@@ -65,7 +65,7 @@ def test_a_port_in_use_is_refused_before_the_index_is_looked_at(taken: int, tmp_
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
 def test_an_address_that_others_reach_is_refused(tmp_path: Path, host: str) -> None:
     with (
-        pytest.raises(ServiceError, match=r"no API keys yet; .*--insecure"),
+        pytest.raises(ServiceError, match=r"no API keys yet; make one .*--insecure"),
         listen(Settings(index=tmp_path, host=host, port=0)),
     ):
         pass
