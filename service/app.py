@@ -4,11 +4,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from types import ModuleType
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi_offline import FastAPIOffline
 
 from service import errors, openapi
 from service.admission import Admission
@@ -17,7 +15,7 @@ from service.engine import Engine
 from service.gate import Gate
 from service.interfaces import ServedIndex
 from service.middleware import Failures, RequestLog, SecurityHeaders
-from service.routes import health, home, photos, places, query
+from service.routes import docs, health, home, photos, places, query
 from service.settings import Settings
 
 
@@ -47,6 +45,8 @@ def create_app(
     errors.install(app)
     for routes in (query, places, photos, health, home):
         _include(app, routes)
+    if settings.docs:
+        _include(app, docs)
     if settings.metrics_here:
         app.include_router(health.metrics_router, dependencies=[ReadAccess])
     openapi.install(app)
@@ -85,17 +85,12 @@ def _surround(app: FastAPI, settings: Settings, engine: Engine) -> None:
 def _bare_app(
     settings: Settings, lifespan: Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]
 ) -> FastAPI:
-    about: dict[str, Any] = {
-        "title": "loci",
-        "summary": "Tells where a photo was taken.",
-        "version": version("geniusloci"),
-        "lifespan": lifespan,
-    }
-    if not settings.docs:
-        return FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **about)
-    app: FastAPI = FastAPIOffline(
+    return FastAPI(
+        title="loci",
+        summary="Tells where a photo was taken.",
+        version=version("geniusloci"),
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.docs else None,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_parameters={"validatorUrl": None},  # else the page asks a public validator
-        **about,
     )
-    return app

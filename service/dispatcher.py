@@ -115,9 +115,7 @@ class Dispatcher:
         if silent <= self._wedged_seconds or self._death is not None or not self._thread.is_alive():
             return
         logger.critical("the network has been busy with one batch for %.0f s, giving up", silent)
-        self._death = f"the network was busy with one batch for {silent:.0f} s and did not come back"
-        self._resolve_rest()
-        self._tell()
+        self._die(f"the network was busy with one batch for {silent:.0f} s and did not come back")
 
     @property
     def stuck(self) -> bool:
@@ -155,19 +153,18 @@ class Dispatcher:
             while self._take():
                 self._serve(self._batch)
         except BaseException as error:
-            if self._death is not None:
-                return  # given up before, and told
-            logger.critical("the dispatcher died", exc_info=True)
-            lost = isinstance(error, DeviceLost)
-            self._death = str(error) if lost else f"the dispatcher died of {type(error).__name__}"
+            if self._death is None:  # else given up before
+                logger.critical("the dispatcher died", exc_info=True)
+                lost = isinstance(error, DeviceLost)
+                self._die(str(error) if lost else f"the dispatcher died of {type(error).__name__}")
         finally:
             self._resolve_rest()
-        if self._death is not None:
-            self._tell()
 
-    def _tell(self) -> None:
-        if self._on_death is not None and self._death is not None:
-            self._on_death(NotReady(self._death))
+    def _die(self, why: str) -> None:
+        self._death = why
+        self._resolve_rest()
+        if self._on_death is not None:
+            self._on_death(NotReady(why))
 
     def _take(self) -> bool:
         """Fill the batch; False when the work is done for good."""
@@ -239,6 +236,7 @@ class Dispatcher:
                 if not is_out_of_memory(again):
                     self._isolate(part, again)
                     continue
+                self._starved = True
                 _fail(part, OutOfMemory("the device has no memory left, try again in a moment"))
                 self._recover(part[0])
 
@@ -248,7 +246,6 @@ class Dispatcher:
         Raises:
             DeviceLost: there is none after `PROBES` tries.
         """
-        self._starved = True
         for probe in range(PROBES):
             time.sleep(self._probe_seconds * 2**probe)
             free_memory()
