@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from indexer.index import Index
@@ -64,8 +64,8 @@ class Client:
 
 def prepare(photo: bytes) -> bytes:
     """One POST /v1/query as it goes over the wire."""
-    head = f"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\n\r\n"
-    return head.encode() + photo
+    head = "POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+    return f"{head}Content-Length: {len(photo)}\r\n\r\n".encode() + photo
 
 
 @contextlib.contextmanager
@@ -207,21 +207,19 @@ def main() -> None:
                 f" one client {p50(over_http):.0f} and {p50(in_process):.0f} ms",
                 file=sys.stderr,
             )
-    for name, column in zip(
-        (f"{options.clients} clients over HTTP", "files to descriptors", "network alone"), zip(*rates)
-    ):
-        print(
-            f"{name:24} {statistics.median(column):7.2f} photos/s (rounds: {', '.join(f'{x:.1f}' for x in column)})"
-        )
-    print(
-        f"HTTP / files to descriptors    {statistics.median(ratios):.3f} (rounds: {', '.join(f'{x:.2f}' for x in ratios)})"
-    )
-    print(f"HTTP / network alone           {statistics.median(to_bare):.3f}")
-    print(
-        f"one client, p50   {p50(here):6.1f} ms over HTTP, {p50(there):6.1f} ms in process: {p50(here) / p50(there):.3f}"
-    )
+    names = (f"{options.clients} clients over HTTP", "files to descriptors", "network alone")
+    for name, column in zip(names, zip(*rates, strict=True), strict=True):
+        print(f"{name:24} {statistics.median(column):6.2f} photos/s (rounds: {rounds(column)})")
+    print(f"HTTP / files to descriptors  {statistics.median(ratios):.3f} (rounds: {rounds(ratios)})")
+    print(f"HTTP / network alone         {statistics.median(to_bare):.3f} (rounds: {rounds(to_bare)})")
+    ratio = p50(here) / p50(there)
+    print(f"one client, p50: {p50(here):.1f} ms over HTTP, {p50(there):.1f} ms in process: {ratio:.3f}")
     paired = statistics.median(a / b for a, b in zip(here, there, strict=True))
-    print(f"the same, median of the photos' own ratios: {paired:.3f}", flush=True)
+    print(f"the same, median of each photo's ratio: {paired:.3f}", flush=True)
+
+
+def rounds(column: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in column)
 
 
 if __name__ == "__main__":
