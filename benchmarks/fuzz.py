@@ -468,9 +468,14 @@ def control(address: tuple[str, int]) -> object:
     return {name: value for name, value in body.items() if name != "timings_ms"}
 
 
-def unexplained(log: Path) -> int:
-    """Lines of the log that are an exception's."""
-    return sum('"exception"' in line for line in log.read_text().splitlines())
+def unexplained(log: Path) -> dict[str, int]:
+    """What the log's exceptions say, and how often."""
+    entries = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    return collections.Counter(
+        f"{entry['message'][:60]}: {entry['exception'].splitlines()[-1]}"
+        for entry in entries
+        if "exception" in entry
+    )
 
 
 def main() -> int:
@@ -515,7 +520,7 @@ def report(
     *,
     alive: bool,
     same: bool,
-    exceptions: int,
+    exceptions: dict[str, int],
 ) -> int:
     """Print what came of it; 1 when it should not have."""
     answered = [outcome for outcome in outcomes if outcome.case.answered]
@@ -534,9 +539,11 @@ def report(
     print(f"{max((cpu for _, cpu in again), default=0.0):.1f} s of the service's processor time")
     print(f"memory: {late[0]:.0f} MB after a quarter, {grown[-1]:.0f} MB at the end ({growth:+.1%})")
     print(
-        f"5xx but 501 and 503: {len(failed)}; unanswered: {len(silent)}; exceptions in the log: {exceptions}"
+        f"5xx but 501 and 503: {len(failed)}; unanswered: {len(silent)}; exceptions: {sum(exceptions.values())}"
     )
     print(f"process alive: {alive}; control photo answered as before: {same}", flush=True)
+    for exception, count in exceptions.items():
+        print(f"  {count} times {exception}")
     for outcome in [*hung, *failed, *silent][:20]:
         print(f"  {outcome.number} ({outcome.case.kind}): {outcome.status} after {outcome.seconds:.2f} s")
     return int(bool(hung or failed or silent or exceptions or not same or growth > 0.05))

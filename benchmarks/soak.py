@@ -177,7 +177,7 @@ def change(address: Address, soak: Soak, key: str, numbers: list[int], generator
             status, sent = ask(address, "POST", "/v1/photos", soak.bodies[number], key)
             good = status == 201 and json.loads(sent)["id"] == soak.ids[number]
         else:
-            status, sent = ask(address, "DELETE", f"/v1/photos/{soak.ids[number]}", key)
+            status, sent = ask(address, "DELETE", f"/v1/photos/{soak.ids[number]}", key=key)
             good = status == 204
         with soak.lock:
             soak.statuses[status] += 1

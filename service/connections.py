@@ -77,7 +77,7 @@ class Connection(H11Protocol):
         if self._refused:
             return
         begin = 0
-        while begin < len(data) and not self.transport.is_closing():
+        while begin < len(data) and not (self._refused or self.transport.is_closing()):
             step = HEAD_BYTES if self.conn.their_state is h11.IDLE else len(data)
             super().data_received(data[begin : begin + step])
             begin += step
@@ -120,7 +120,7 @@ class Connection(H11Protocol):
 
     def _watch(self, received: int) -> None:
         """Wait for the head that has begun, or for nothing while a request is being read and answered."""
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         answered = self.cycle is not None and self.cycle.response_complete
         if self.conn.their_state is h11.IDLE:
@@ -156,6 +156,9 @@ class Connection(H11Protocol):
     def _refuse(self, status: int, detail: str) -> None:
         """Answer without a request, and close; what still comes is not looked at."""
         self._refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # its app is told that there is nobody to answer
+            self.cycle.message_event.set()
         self.on_refused(str(status))
         title = HTTPStatus(status).phrase
         problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import random
 import socket
 import struct
@@ -75,7 +76,10 @@ def test_a_kept_connection_may_not_be_slow_either(start: Start, index: FakeIndex
     with connected(client) as connection:
         for _ in range(2):
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+            answer = b""
+            while not answer.endswith(b'{"status":"ok"}'):
+                answer += connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
             time.sleep(0.4)  # idle between requests is no slow head
         connection.sendall(b"GET /heal")
         assert problem_of(read_all(connection))["status"] == 408
@@ -128,6 +132,33 @@ def test_what_is_no_http_gets_a_clean_error(client: httpx.Client, sent: bytes) -
         status = problem_of(answer)["status"]
         assert status in (400, 404, 421, 431, 501, 505)
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_body_that_stops_being_http_ends_its_request_and_breaks_nothing(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, wait: Wait
+) -> None:
+    head = b"POST /v1/query HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for rubbish in (b"5\r\nhello\r\nrubbish\r\n", b"x" * 100_000, b"5\r\nhello__" + b"\r\n" * 30_000):
+        with connected(client) as connection:
+            connection.sendall(head)
+            time.sleep(0.05)
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(rubbish)
+            assert problem_of(read_all(connection))["status"] in (400, 431)
+    wait(lambda: "loci_uploads 0.0" in client.get("/metrics").text)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert not [line for line in client.get("/metrics").text.splitlines() if 'status="500"' in line]
+
+
+def test_an_oversized_head_in_many_parts_breaks_nothing(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        with connected(client) as connection:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000)
+            assert read_all(connection).startswith(b"HTTP/1.1 431 ")
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.mark.parametrize(
