@@ -538,9 +538,7 @@ def report(
     print(f"over {HANG_SECONDS:g} s: {len(again)}; sent again alone, the most took", end=" ")
     print(f"{max((cpu for _, cpu in again), default=0.0):.1f} s of the service's processor time")
     print(f"memory: {late[0]:.0f} MB after a quarter, {grown[-1]:.0f} MB at the end ({growth:+.1%})")
-    print(
-        f"5xx but 501 and 503: {len(failed)}; unanswered: {len(silent)}; exceptions: {sum(exceptions.values())}"
-    )
+    print(f"5xx but 501 and 503: {len(failed)}; unanswered: {len(silent)}; exceptions: {len(exceptions)}")
     print(f"process alive: {alive}; control photo answered as before: {same}", flush=True)
     for exception, count in exceptions.items():
         print(f"  {count} times {exception}")

@@ -168,13 +168,19 @@ def describe(error: Exception) -> ProblemDetail:
 async def respond(request: Request, error: Exception) -> JSONResponse:
     """Tell the caller of a failure, and the request's log line of its kind."""
     problem = describe(error)
-    request.scope[KIND] = problem.type.rpartition(":")[2]
+    request.scope[KIND] = _kind(problem)
     return JSONResponse(
         problem.model_dump(exclude_none=True) | _named(request_id.get()),
         status_code=problem.status,
         headers=_headers(error),
         media_type=PROBLEM_JSON,
     )
+
+
+def _kind(problem: ProblemDetail) -> str:
+    """Name a problem for log and metrics; one that its status says all about, by that."""
+    named = problem.type.startswith("urn:")
+    return problem.type.rpartition(":")[2] if named else problem.title.lower().replace(" ", "-")
 
 
 def _named(request: str | None) -> dict[str, str]:

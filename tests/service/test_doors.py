@@ -353,6 +353,15 @@ def test_a_request_has_an_id_everywhere(
     )
 
 
+def test_refusals_are_counted_by_kind(client: httpx.Client) -> None:
+    for path in ("/nowhere", "/v1/query", "/v1/photos/pink"):
+        client.get(path)
+    client.get("/", headers={"Host": "rebind.example.org"})
+    text = client.get("/metrics").text
+    for kind, count in {"not-found": 2, "method-not-allowed": 1, "misdirected": 1}.items():
+        assert f'loci_refused_total{{problem="{kind}"}} {count}.0' in text
+
+
 def test_metrics_can_be_off(start: Start, index: FakeIndex, problem: Problem) -> None:
     client = start(index, metrics=False)
     problem(client.get("/metrics"), 404)
