@@ -16,6 +16,7 @@ from service.admission import Room
 from service.dispatcher import Dispatcher
 from service.interfaces import Descriptor, Image, ServedIndex
 from service.live import LiveIndex
+from service.memory import Trimmer
 from service.metrics import Metrics
 from service.settings import Settings
 from service.workers import Workers
@@ -85,9 +86,11 @@ class Engine:
         return self.live.trouble() or self.dispatcher.trouble() or self.access.trouble()
 
     async def _check(self) -> None:
+        trimmer = Trimmer()
         while True:
             await asyncio.sleep(min(CHECK_SECONDS, self.settings.wedged_seconds))
             self.dispatcher.check()
+            await asyncio.to_thread(trimmer)
 
     async def answer(self, index: ServedIndex, clip: Sequence[bytes], k: int) -> Answer:
         """Take a clip the straight way: decode → embed → answer, all by the one snapshot `index`.
