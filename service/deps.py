@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Path, Query, Request, Security
+from fastapi.security import HTTPBearer
 
 from indexer.filters import DEFAULT_TOLERANCE, Filters
 from indexer.metadata import PhotoMetadata
 from indexer.posting import given_metadata
+from service.access import CALLER
 from service.engine import Engine
 from service.errors import InvalidRequest
 from service.interfaces import ServedIndex
+from service.keys import Role
 from service.uploads import FIELD, read_images, read_upload
 
 
@@ -21,6 +24,24 @@ def get_engine(request: Request) -> Engine:
 
 
 EngineDep = Annotated[Engine, Depends(get_engine)]
+
+
+BEARER = Security(HTTPBearer(scheme_name="key", auto_error=False))
+"""Only says in the interface's description that a key is needed; the gate has read it already."""
+
+
+async def read_access(request: Request, engine: EngineDep) -> None:
+    """Let in who may read: everybody, or the holder of a key; else raise Unauthorised."""
+    engine.access.require(Role.READ, request.scope.get(CALLER))
+
+
+async def write_access(request: Request, engine: EngineDep, _scheme: Annotated[object, BEARER]) -> None:
+    """Let in the holder of a key that writes; else raise Unauthorised or Forbidden."""
+    engine.access.require(Role.WRITE, request.scope.get(CALLER))
+
+
+ReadAccess = Depends(read_access)
+WriteAccess = Depends(write_access)
 
 
 def get_index(engine: EngineDep) -> ServedIndex:

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,13 @@ from indexer.metadata import PhotoMetadata
 from indexer.posting import NewPhoto, read_new
 from model.errors import ImageError
 from model.images import read_photo
+from service.access import Access
+from service.admission import Room
 from service.dispatcher import Dispatcher
 from service.errors import NotReady, NotWritable
 from service.interfaces import Collects, Descriptor, Image, ServedIndex, WritableIndex
 from service.live import LiveIndex
+from service.memory import Trimmer
 from service.metrics import Metrics
 from service.rebuilding import Rebuilding
 from service.settings import Settings
@@ -33,6 +36,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRIES = 3  # at storing a photo while other models take over
+CHECK_SECONDS = 1.0
 
 
 class Engine:
@@ -49,16 +53,26 @@ class Engine:
             max_batch=settings.max_batch,
             queue_size=settings.queue_size,
             stall_seconds=settings.stall_seconds,
+            wedged_seconds=settings.wedged_seconds,
             on_batch=lambda images: self.metrics.batch(images),
             on_death=on_failure,
         )
         self.workers = Workers(settings.decode_threads, settings.queue_size)
         # One thread: what is stored is stored one photo at a time, and must not hold up what is searched.
         self.writer = Workers(1, settings.queue_size, "stored")
+        self.room = Room(settings.max_uploads, int(settings.max_uploads_mb * 1e6))
+        self.access = Access(settings)
         self.metrics = Metrics(
-            queued=lambda: self.dispatcher.queued,
-            decoding=lambda: self.workers.inside,
-            ready=lambda: self.trouble() is None,
+            {
+                "loci_queue_images": ("Images waiting for the network.", lambda: self.dispatcher.queued),
+                "loci_decode_photos": (
+                    "Photos being decoded, or waiting for it.",
+                    lambda: self.workers.inside,
+                ),
+                "loci_uploads": ("Requests with a body that are in progress.", lambda: self.room.inside),
+                "loci_upload_bytes": ("Bytes that those may hold.", lambda: self.room.bytes),
+                "loci_ready": ("1 when queries are answered, else 0.", lambda: self.trouble() is None),
+            }
         )
         self.live = LiveIndex(
             partial(Index.open, settings.index, device=settings.device, precision=settings.precision),
@@ -73,21 +87,29 @@ class Engine:
     async def running(self) -> AsyncIterator[None]:
         """Open the index in the background and answer queries until left; then finish what was admitted."""
         self.dispatcher.start()
-        watches = [asyncio.create_task(self.live.watch()), asyncio.create_task(self.rebuilding.watch())]
+        watches = [
+            asyncio.create_task(work) for work in (self.live.watch(), self.rebuilding.watch(), self._check())
+        ]
         try:
             yield
         finally:
             for watch in watches:
                 watch.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watch
+            await asyncio.gather(*watches, return_exceptions=True)
             await asyncio.to_thread(self.dispatcher.stop, self.settings.shutdown_seconds)
             await asyncio.to_thread(self.workers.stop)
             await asyncio.to_thread(self.writer.stop)
 
     def trouble(self) -> str | None:
         """Say why queries cannot be answered now, or None when they can."""
-        return self.live.trouble() or self.dispatcher.trouble()
+        return self.live.trouble() or self.dispatcher.trouble() or self.access.trouble()
+
+    async def _check(self) -> None:
+        trimmer = Trimmer()
+        while True:
+            await asyncio.sleep(min(CHECK_SECONDS, self.settings.wedged_seconds))
+            self.dispatcher.check()
+            await asyncio.to_thread(trimmer)
 
     async def answer(
         self, index: ServedIndex, clip: Sequence[bytes], k: int, filters: Filters | None = None
@@ -97,11 +119,12 @@ class Engine:
         A photo is a clip of one. One failing image fails the call, by its number.
         """
         decoding = (self._decode(index, photo, n, len(clip)) for n, photo in enumerate(clip, 1))
-        images, decode_ms = await self._timed("decode", asyncio.gather(*decoding))
+        images, decode_ms = await self._timed("decode", _all(decoding))
         descriptor, embed_ms = await self._timed("embed", self.dispatcher.embed(images, index.embedder))
         timings = {"decode": decode_ms, "embed": embed_ms}
         search = asyncio.to_thread(index.answer, descriptor, k, timings, filters)
         answer, _ = await self._timed("search", search)
+        self.metrics.answer(answer.known)
         return answer
 
     async def add(self, photo: bytes, given: PhotoMetadata, name: str | None = None) -> tuple[Photo, bool]:
@@ -161,7 +184,7 @@ class Engine:
         for start in range(0, len(views), step):
             group = views[start : start + step]
             waiting = (self.dispatcher.embed([view], index.embedder) for view in group)
-            descriptors += await asyncio.gather(*waiting)
+            descriptors += await _all(waiting)
         return np.stack(descriptors)
 
     async def embed(self, index: ServedIndex, photos: Sequence[bytes]) -> list[Descriptor]:
@@ -170,8 +193,8 @@ class Engine:
         step = min(self.settings.max_batch, self.settings.queue_size)
         for start in range(0, len(photos), step):
             group = enumerate(photos[start : start + step], start + 1)
-            descriptors += await asyncio.gather(
-                *(self._embed_one(index, photo, number, len(photos)) for number, photo in group)
+            descriptors += await _all(
+                self._embed_one(index, photo, number, len(photos)) for number, photo in group
             )
         return descriptors
 
@@ -207,3 +230,13 @@ def _posting(index: WritableIndex) -> Collects:
     except IndexerError as error:  # its folder may be mounted for reading only
         logger.warning("no photo can be stored: %s", error)
         raise NotWritable("the index that is served cannot be written") from error
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await them all at once; where one fails, the others are dropped as far as they have not begun."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -14,6 +14,11 @@ from service.uploads import FIELD
 Responses = dict[int | str, dict[str, Any]]
 
 MEANING = {
+    401: "This needs an API key, and none came that is known.",
+    403: "The key does not open this, or a page of another site asks.",
+    408: "The body came too slowly.",
+    421: "The service does not answer to the name in the Host header.",
+    429: "Too many requests in a short time; Retry-After says when the next one is taken.",
     400: "The image cannot be decoded, or the body is malformed.",
     404: "There is no such thing in the index, or its file is gone.",
     409: "The descriptor was made by another model.",
@@ -57,8 +62,14 @@ def image_body(*, several: bool, fields: Mapping[str, dict[str, Any]] | None = N
     return {"requestBody": {"required": True, "content": content}}
 
 
+KEY = "key"
+READING: list[dict[str, list[str]]] = [{}, {KEY: []}]  # open, or by any key
+SCHEME = {"type": "http", "scheme": "bearer", "description": "An API key: loci keys create NAME [--write]."}
+HEALTH = ("/healthz", "/readyz")
+
+
 def install(app: FastAPI) -> None:
-    """Add the problem schema to the description of `app`."""
+    """Add to the description of `app` the problem schema, and what the doors ask and answer."""
     generate: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -66,7 +77,26 @@ def install(app: FastAPI) -> None:
         _, schemas = models_json_schema(
             [(ProblemDetail, "serialization")], ref_template="#/components/schemas/{model}"
         )
-        description.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        components = description.setdefault("components", {})
+        components.setdefault("schemas", {}).update(schemas["$defs"])
+        components["securitySchemes"] = {KEY: SCHEME}
+        for path, operations in description["paths"].items():
+            for method, operation in operations.items():
+                _describe_doors(path, method, operation)
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe_doors(path: str, method: str, operation: dict[str, Any]) -> None:
+    """Say who may use an operation, and what the middleware may answer in its place."""
+    statuses = [421]
+    if path not in HEALTH:
+        operation["security"] = operation.get("security", READING)
+        statuses += [401, 429]
+    if method not in ("get", "head"):
+        statuses += [403]
+    if "requestBody" in operation:
+        statuses += [408]
+    answers = {str(status): answer for status, answer in problems(*statuses).items()}
+    operation["responses"] = answers | operation["responses"]

@@ -238,3 +238,5 @@ class ProblemDetail(Schema):
     """What was wrong with this request."""
     field: str | None = None
     """The parameter or part that is to blame; absent where none is."""
+    request_id: str | None = None
+    """The X-Request-ID of this request, which the service's log names too."""

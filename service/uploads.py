@@ -50,12 +50,12 @@ async def read_upload(request: Request, limit: int, names: Collection[str] = ())
 async def _limited(request: Request, limit: int) -> AsyncIterator[bytes]:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         yield chunk
 
 
@@ -159,5 +159,6 @@ def _check_type(media: str, what: str) -> None:
         )
 
 
-def _too_large(limit: int) -> TooLarge:
+def too_large(limit: int) -> TooLarge:
+    """Say that a body has more than `limit` bytes."""
     return TooLarge(f"the body is larger than the {limit / 1e6:g} MB that this service takes", field=FIELD)

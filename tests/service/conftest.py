@@ -24,6 +24,7 @@ from indexer.filters import Filters
 from indexer.options import BuildOptions
 from service.app import create_app
 from service.interfaces import Descriptor, ServedIndex
+from service.server import configure
 from service.settings import Settings
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
@@ -193,7 +194,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         def start(served: ServedIndex | None, **settings: Any) -> httpx.Client:
             app = create_app(Settings(**{"index": tmp_path / "index", **settings}), served)
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+            server = uvicorn.Server(configure(app, app.state.engine.settings))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             stack.callback(thread.join, 10)
