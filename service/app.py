@@ -41,6 +41,7 @@ def create_app(
     app.add_middleware(RequestLog, metrics=engine.metrics)
     errors.install(app)
     openapi.install(app)
+    app.include_router(home.reading)  # before the page's own files, which take every other name
     for routes in (query, places, photos, health, home):
         app.include_router(routes.router)
     return app

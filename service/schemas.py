@@ -231,3 +231,35 @@ class ProblemDetail(Schema):
     """What was wrong with this request."""
     field: str | None = None
     """The parameter or part that is to blame; absent where none is."""
+
+
+class PageSettings(Schema):
+    """What the web page may offer."""
+
+    version: str
+    """The service's version."""
+    docs: bool
+    """Whether /docs is there."""
+    map_tiles: str | None
+    """URL template of map tiles; null: a grid is drawn instead."""
+    map_attribution: str
+    """The tiles' source."""
+    max_upload_bytes: int
+    """Largest request body."""
+    max_images: int
+    """Most photos in one clip."""
+
+
+class PageIndex(Schema):
+    """What the web page tells about the index that is loaded."""
+
+    photos: int
+    """Photos that are searched."""
+    places: int
+    """Places that they show."""
+    dim: int
+    """Numbers in a descriptor."""
+    model: str
+    """Fingerprint of the model."""
+    snapshot: str
+    """The snapshot that is being served."""
