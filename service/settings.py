@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"https?://[\w.\-]+(:\d+)?/[^\s;,'\"]*", template, re.ASCII):
             raise PydanticCustomError("map_tiles", "must be an http or https URL of one host, without spaces")
         if not all(part in template for part in ("{z}", "{x}", "{y}")):
-            raise PydanticCustomError("map_tiles", "must hold {{z}}, {{x}} and {{y}}")
+            raise PydanticCustomError("map_tiles", "must hold {z}, {x} and {y}")
         return template
 
     @classmethod

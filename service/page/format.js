@@ -16,6 +16,8 @@ export function duration(milliseconds) {
   return `${(milliseconds / 1000).toFixed(2)} s`;
 }
 
+export const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+
 export const position = (lat, lon, digits = 5) => `${lat.toFixed(digits)}, ${lon.toFixed(digits)}`;
 
 export const fileName = (path) => path.split("/").pop();

@@ -1,6 +1,7 @@
 // Photos that a person gives: chosen, dropped, pasted or taken.
 
 import { el, byId } from "./dom.js";
+import { size } from "./format.js";
 
 /** Collect photos in the part of the page whose ids begin with `name`; tells `onChange` of every change. */
 export class Intake {
@@ -90,7 +91,6 @@ export function tooMuch(files, settings) {
   }
   const bytes = files.reduce((sum, file) => sum + file.size, 0);
   if (bytes <= settings.max_upload_bytes) return null;
-  const megabytes = (number) => `${(number / 1e6).toLocaleString("en-US", { maximumFractionDigits: 1 })} MB`;
   const what = files.length === 1 ? files[0].name : `${files.length} photos together`;
-  return `${what} has ${megabytes(bytes)}, more than the ${megabytes(settings.max_upload_bytes)} that this service takes`;
+  return `${what} has ${size(bytes)}, more than the ${size(settings.max_upload_bytes)} that this service takes`;
 }

@@ -109,23 +109,7 @@ def test_the_documentation_can_be_off(start: Start, index: FakeIndex, problem: P
     client = start(index, docs=False)
     for path in ("/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"):
         problem(client.get(path), 404)
-    assert 'href="docs"' not in client.get("/").text
-
-
-def test_the_page_names_what_is_loaded_and_how_to_ask(client: httpx.Client) -> None:
-    response = client.get("/")
-    assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert "<h1>loci</h1>" in response.text
-    assert "<dt>photos</dt><dd>3</dd>" in response.text
-    assert "Model <code>f00d</code>, snapshot <code>01/000001</code>" in response.text
-    assert f"curl -F image=@photo.jpg '{client.base_url}/v1/query?k=5'" in response.text
-    for link in re.findall(r'href="([^"d][^"]*|docs)"', response.text):
-        assert client.get("/" + link).status_code == 200
-
-
-def test_the_page_escapes_what_it_is_told(client: httpx.Client) -> None:
-    response = client.get("/", headers={"Host": "x<script>y"})
-    assert "<script>" not in response.text
+    assert client.get("/page/settings.json").json()["docs"] is False
 
 
 @pytest.fixture

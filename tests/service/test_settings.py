@@ -46,3 +46,29 @@ def test_a_missing_index_setting_is_named() -> None:
 def test_every_setting_is_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "tiles/{z}/{x}/{y}.png",
+        "https://{s}.example/{z}/{x}/{y}.png",
+        "https://a.example/{z} {x}/{y}",
+        "javascript:{z}{x}{y}",
+    ],
+)
+def test_tiles_come_from_one_host(template: str) -> None:
+    with pytest.raises(
+        ServiceError, match=r"^setting map_tiles \(LOCI_MAP_TILES\): must be an http or https URL"
+    ):
+        Settings.load(index=Path("walls"), map_tiles=template)
+
+
+def test_tiles_have_all_three_numbers() -> None:
+    with pytest.raises(ServiceError, match=r"LOCI_MAP_TILES\): must hold \{z\}, \{x\} and \{y\}$"):
+        Settings.load(index=Path("walls"), map_tiles="https://a.example/{z}/{x}.png")
+
+
+def test_no_tiles_are_the_default_and_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCI_MAP_TILES", "")
+    assert Settings.load(index=Path("walls")).map_tiles is None
