@@ -53,6 +53,9 @@ def _bare_app(
     about: dict[str, Any] = {
         "title": "loci",
         "summary": "Tells where a photo was taken.",
+        "description": "Errors are `application/problem+json` (RFC 9457): `detail` says in one sentence what"
+        " was wrong, `type` names the kind for programs. Positions are degrees, WGS 84.",
+        "license_info": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         "version": version("geniusloci"),
         "lifespan": lifespan,
     }

@@ -56,4 +56,7 @@ ImageDep = Annotated[bytes, Depends(get_image)]
 K = Annotated[int, Query(ge=1, le=100, description="How many places to answer with.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many to list.")]
 Offset = Annotated[int, Query(ge=0, description="How many to pass over.")]
-Id = Annotated[str, Path(max_length=200, description="Identifier, as an answer gives it.")]
+Id = Annotated[
+    str,
+    Path(max_length=200, description="Identifier, as an answer gives it.", examples=["51c0cda4f25811e1"]),
+]
