@@ -16,8 +16,7 @@ export class Add {
     this.form = byId("add-form");
     this.send = byId("add-send");
     this.picker = new Picker(byId("add-picker"), this.form, settings);
-    this.intake = new Intake("add", () => this.#refresh());
-    this.intake.collects = () => true;
+    this.intake = new Intake("add", () => this.#refresh(), true);
     this.askKey = askKey;
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -49,8 +48,9 @@ export class Add {
     this.sending = true;
     this.#refresh();
     byId("add-error").replaceChildren();
+    const wanted = this.intake.files;
     const refused = [];
-    for (const file of this.intake.files) {
+    for (const file of wanted) {
       try {
         this.#report(file, await this.#sendOne(file));
       } catch (error) {
@@ -59,13 +59,13 @@ export class Add {
         showProblem(byId("add-error"), { title: `${file.name}: ${problem.title}`, message: problem.message },
           this.onRefused(problem));
         if (problem.status === 0 || problem.status === 401 || problem.status === 403) {
-          refused.push(...this.intake.files.slice(this.intake.files.indexOf(file) + 1));
+          refused.push(...wanted.slice(wanted.indexOf(file) + 1));
           break; // the others would fare no better
         }
       }
     }
     this.sending = false;
-    this.intake.set(refused);
+    this.intake.set([...refused, ...this.intake.files.filter((file) => !wanted.includes(file))]);
     forgetPlaces();
     document.dispatchEvent(new Event("loci-changed"));
   }

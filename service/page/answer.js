@@ -19,6 +19,7 @@ export class AnswerView {
     byId("answer-body").hidden = false;
     byId("summary-title").textContent = headline(answer);
     byId("facts").replaceChildren(...facts(answer, files, milliseconds));
+    showPair(answer, files);
     this.#showMap(answer);
     byId("matches").replaceChildren(...answer.places.map((place, index) => match(place, index, files)));
   }
@@ -51,6 +52,21 @@ export class AnswerView {
       ? `The circle is the position found, give or take ${metres(answer.position.radius_m)}; numbers are the places below.`
       : "Numbers are the places below; no position was found.";
   }
+}
+
+/** On a narrow screen, the photo asked about and the best match side by side: the one above is scrolled away. */
+function showPair(answer, files) {
+  const pair = byId("pair");
+  const before = pair.querySelector("img[src^='blob:'].asked");
+  if (before) URL.revokeObjectURL(before.src);
+  const photos = answer.places[0]?.photos ?? [];
+  pair.hidden = !photos.length;
+  if (pair.hidden) return;
+  const image = el("img", { class: "asked", alt: "", src: URL.createObjectURL(files[0]) });
+  const asked = el("figure", {}, el("span", { class: "thumb-photo" }, image), el("figcaption", {}, "your photo"));
+  image.addEventListener("error", () => asked.remove()); // a format that this browser does not show
+  const file = files.length === 1 ? files[0] : null;
+  pair.replaceChildren(asked, thumb(photos[0], "best match", () => enlarge(photos, 0, file)));
 }
 
 const corners = (box) => [box.getSouthWest(), box.getNorthEast()];

@@ -2,17 +2,26 @@
 
 const STORED = "loci-key";
 
-/** The key, kept in this tab only. */
+/** The key, kept in this tab only; in this page only where the browser stores nothing. */
 export const key = {
+  text: stored((storage) => storage.getItem(STORED)) ?? "",
   get value() {
-    return sessionStorage.getItem(STORED) ?? "";
+    return this.text;
   },
   set value(text) {
-    if (text) sessionStorage.setItem(STORED, text);
-    else sessionStorage.removeItem(STORED);
+    this.text = text;
+    stored((storage) => (text ? storage.setItem(STORED, text) : storage.removeItem(STORED)));
     document.dispatchEvent(new Event("loci-key"));
   },
 };
+
+function stored(use) {
+  try {
+    return use(sessionStorage);
+  } catch {
+    return null; // storage is switched off
+  }
+}
 
 /** Why a request was refused, in the service's own words. */
 export class Problem extends Error {

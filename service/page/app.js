@@ -2,7 +2,7 @@
 
 import { Add } from "./add.js";
 import { asProblem, getJSON, key } from "./api.js";
-import { forgetPlaces } from "./collection.js";
+import { forgetPlaces, noteSnapshot } from "./collection.js";
 import { byId, el, sentence } from "./dom.js";
 import { Find } from "./find.js";
 import { count } from "./format.js";
@@ -29,12 +29,18 @@ async function start() {
   document.addEventListener("loci-key", refresh);
   document.addEventListener("loci-changed", refresh);
   keyDialog();
+  for (const event of ["dragover", "drop"]) addEventListener(event, keepPage);
   byId("skip").addEventListener("click", (event) => {
     event.preventDefault();
     byId("main").focus();
   });
   route();
   await refresh();
+}
+
+/** A file dropped where none is taken must not replace the page. */
+function keepPage(event) {
+  if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
 }
 
 /** Show the part of the page that the address names. */
@@ -47,7 +53,15 @@ function route() {
     else link.removeAttribute("aria-current");
   }
   document.title = TITLES[name];
-  views[name].show?.(id ? decodeURIComponent(id) : null);
+  views[name].show?.(id ? decoded(id) : null);
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return null; // an address that was cut
+  }
 }
 
 /** Learn what is loaded; while nothing is, say why and look again. */
@@ -72,6 +86,7 @@ async function refresh() {
 }
 
 function showIndex(index) {
+  noteSnapshot(index.snapshot);
   for (const name of ["photos", "places", "dim"]) byId(`number-${name}`).textContent = count(index[name]);
   byId("foot-model").textContent = `Model ${index.model.slice(0, 16)}, snapshot ${index.snapshot}`;
 }

@@ -30,7 +30,7 @@ export class Clusters {
     this.onPlace = onPlace;
     this.layer = L.layerGroup().addTo(map);
     this.renderer = L.canvas({ padding: 0.3 });
-    map.on("moveend zoomend resize", () => this.draw());
+    map.on("moveend resize", () => this.draw()); // a zoom ends a move, too
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
@@ -50,7 +50,8 @@ export class Clusters {
 
   draw() {
     this.layer.clearLayers();
-    for (const cell of this.#cells().values()) this.layer.addLayer(this.#circle(cell));
+    const inks = Object.fromEntries(["card", "accent", "warm", "on-accent"].map((name) => [name, colour(name)]));
+    for (const cell of this.#cells().values()) this.layer.addLayer(this.#circle(cell, inks));
   }
 
   /** What is in view, by square of the map; squares do not move with the view, so circles do not jump. */
@@ -69,19 +70,19 @@ export class Clusters {
     return cells;
   }
 
-  #circle(places) {
+  #circle(places, inks) {
     const chosen = places.some((place) => place.id === this.#chosen);
     const middle = (pick) => places.reduce((sum, place) => sum + pick(place), 0) / places.length;
     const alone = places.length === 1;
     const circle = new Counted([middle((place) => place.lat), middle((place) => place.lon)], {
       renderer: this.renderer,
       radius: alone ? 7 : 13 + 3 * Math.log10(places.length),
-      color: colour("card"),
+      color: inks.card,
       weight: 2,
-      fillColor: colour(chosen ? "warm" : "accent"),
+      fillColor: chosen ? inks.warm : inks.accent,
       fillOpacity: alone || chosen ? 1 : 0.88,
       label: alone ? "" : String(places.length),
-      labelColour: colour("on-accent"),
+      labelColour: inks["on-accent"],
       bubblingMouseEvents: false,
     });
     circle.on("click", () => (alone ? this.onPlace(places[0]) : this.#open(places)));

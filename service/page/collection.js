@@ -19,6 +19,14 @@ export function forgetPlaces() {
   places = null;
 }
 
+let snapshot = null;
+
+/** Tell which snapshot answers now: with a new one, places may have changed. */
+export function noteSnapshot(name) {
+  if (snapshot !== null && snapshot !== name) forgetPlaces();
+  snapshot = name;
+}
+
 async function fetchAll() {
   const found = [];
   for (;;) {

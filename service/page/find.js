@@ -2,6 +2,7 @@
 
 import { asProblem, getJSON, Problem } from "./api.js";
 import { AnswerView } from "./answer.js";
+import { noteSnapshot } from "./collection.js";
 import { byId, el, showProblem } from "./dom.js";
 import { Filters } from "./filters.js";
 import { Intake, tooMuch } from "./intake.js";
@@ -31,8 +32,11 @@ export class Find {
       const answer = await this.#post(files, running.signal);
       byId("answer-error").replaceChildren();
       this.filters.blame(null);
+      noteSnapshot(answer.snapshot);
       this.answer.show(answer, files, performance.now() - started);
       byId("summary-title").focus({ preventScroll: true });
+      const box = byId("answer");
+      if (box.getBoundingClientRect().top > innerHeight / 2) box.scrollIntoView(); // below the fold of a phone
     } catch (error) {
       if (error.name === "AbortError") return;
       this.#refuse(asProblem(error));

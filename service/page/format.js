@@ -5,18 +5,18 @@ export const count = (number) => number.toLocaleString("en-US");
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 
 export function metres(value) {
-  if (value < 10) return `${value.toFixed(1)} m`;
-  if (value < 1000) return `${Math.round(value)} m`;
-  return `${(value / 1000).toFixed(value < 10_000 ? 1 : 0)} km`;
+  if (value < 10) return `${value.toFixed(1)} m`;
+  if (value < 1000) return `${Math.round(value)} m`;
+  return `${(value / 1000).toFixed(value < 10_000 ? 1 : 0)} km`;
 }
 
 export function duration(milliseconds) {
-  if (milliseconds < 10) return `${milliseconds.toFixed(1)} ms`;
-  if (milliseconds < 1000) return `${Math.round(milliseconds)} ms`;
-  return `${(milliseconds / 1000).toFixed(2)} s`;
+  if (milliseconds < 10) return `${milliseconds.toFixed(1)} ms`;
+  if (milliseconds < 1000) return `${Math.round(milliseconds)} ms`;
+  return `${(milliseconds / 1000).toFixed(2)} s`;
 }
 
-export const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+export const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
 export const position = (lat, lon, digits = 5) => `${lat.toFixed(digits)}, ${lon.toFixed(digits)}`;
 

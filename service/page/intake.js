@@ -3,10 +3,12 @@
 import { el, byId } from "./dom.js";
 import { size } from "./format.js";
 
-/** Collect photos in the part of the page whose ids begin with `name`; tells `onChange` of every change. */
+/** Collect photos in the part of the page whose ids begin with `name`; tells `onChange` of every change. With
+   * `collects`, photos come beside those before; else only those of an input that adds do. */
 export class Intake {
-  constructor(name, onChange) {
+  constructor(name, onChange, collects = false) {
     this.files = [];
+    this.collects = collects;
     this.view = byId(`view-${name}`);
     this.drop = byId(`${name}-drop`);
     this.frames = byId(`${name}-frames`);
@@ -14,7 +16,7 @@ export class Intake {
     this.onChange = onChange;
     for (const input of this.view.querySelectorAll("input[type=file]")) {
       input.addEventListener("change", () => {
-        this.take(input.files);
+        this.take(input.files, collects || "adds" in input.dataset);
         input.value = ""; // so that the same photo can be chosen again
       });
     }
@@ -25,14 +27,10 @@ export class Intake {
     this.#listen();
   }
 
-  /** Photos taken up one after another make a clip only where the last were not asked about yet. */
-  take(list) {
+  /** Take up files in place of those before, or beside them. */
+  take(list, adds = this.collects) {
     const files = [...list];
-    if (files.length) this.set(this.collects() ? [...this.files, ...files] : files);
-  }
-
-  collects() {
-    return false;
+    if (files.length) this.set(adds ? [...this.files, ...files] : files);
   }
 
   set(files) {
