@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -307,7 +306,5 @@ from loci import Client
 Client().close()
 print([name for name in ("torch", "faiss", "fastapi", "uvicorn", "numpy") if name in sys.modules])
 """
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    assert time.monotonic() - started < 10

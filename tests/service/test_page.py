@@ -466,11 +466,11 @@ def test_ten_thousand_places_stay_fast(
             return (performance.now() - started) / 3;
         }"""
     )
-    assert drawing < 400  # milliseconds a zoom; 20 to 70 on a busy processor
+    assert drawing < 1000  # milliseconds a zoom; 20 to 70 on a busy processor
     started = time.monotonic()
     page.locator("#place-search").fill("p9999")
     expect(page.locator("#place-rows li")).to_have_count(1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 def test_the_circle_of_a_place_opens_it(
