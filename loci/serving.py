@@ -60,8 +60,8 @@ def serve(
 ) -> None:
     """Answer queries over HTTP.
 
-    POST a photo to /v1/query; /docs explains the rest. What is not given here is taken from LOCI_INDEX,
-    LOCI_HOST and so on; Ctrl-C ends it.
+    Open the address in a browser, or POST a photo to /v1/query; /docs explains the rest. What is not given
+    here is taken from LOCI_INDEX, LOCI_HOST and so on; Ctrl-C ends it.
     """
     run_service(
         index,
@@ -90,5 +90,5 @@ def run_service(index: Path, **given: str | int | bool | Path | None) -> None:
 
 
 def _announce(url: str) -> None:
-    say(f"Serving on {url} (Ctrl-C stops it). Ask it about a photo:")
+    say(f"Serving on {url} (Ctrl-C stops it). Open it in a browser, or ask it about a photo:")
     say(f"  curl -F image=@photo.jpg {url}/v1/query")

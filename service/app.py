@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from types import ModuleType
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -54,15 +55,16 @@ def create_app(
 
 
 def _include(app: FastAPI, routes: ModuleType) -> None:
-    """Add a module's routes: its `router`, and what it says only readers or only writers may use.
+    """Add a module's routes: what it says only readers or only writers may use, then its `router`.
 
-    The routes of `router` are for readers too, but for those that the gate leaves open to everybody.
+    The routes of `router` are for readers too, but for those that the gate leaves open to everybody. They
+    come last: the page's own files take every name below /page/ that is left.
     """
-    is_open = routes in (health, home)
-    app.include_router(routes.router, dependencies=[] if is_open else [ReadAccess])
     for name, access in (("reading", ReadAccess), ("writing", WriteAccess)):
         if hasattr(routes, name):
             app.include_router(getattr(routes, name), dependencies=[access])
+    is_open = routes in (health, home)
+    app.include_router(routes.router, dependencies=[] if is_open else [ReadAccess])
 
 
 def _surround(app: FastAPI, settings: Settings, engine: Engine) -> None:
@@ -85,12 +87,18 @@ def _surround(app: FastAPI, settings: Settings, engine: Engine) -> None:
 def _bare_app(
     settings: Settings, lifespan: Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]
 ) -> FastAPI:
+    about: dict[str, Any] = {
+        "title": "loci",
+        "summary": "Tells where a photo was taken.",
+        "description": "Errors are `application/problem+json` (RFC 9457): `detail` says in one sentence what"
+        " was wrong, `type` names the kind for programs. Positions are degrees, WGS 84.",
+        "license_info": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        "version": version("geniusloci"),
+    }
     return FastAPI(
-        title="loci",
-        summary="Tells where a photo was taken.",
-        version=version("geniusloci"),
         lifespan=lifespan,
         openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,
         redoc_url=None,
+        **about,
     )

@@ -81,7 +81,10 @@ ImageDep = Annotated[bytes, Depends(get_image)]
 K = Annotated[int, Query(ge=1, le=100, description="How many places to answer with.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many to list.")]
 Offset = Annotated[int, Query(ge=0, description="How many to pass over.")]
-Id = Annotated[str, Path(max_length=200, description="Identifier, as an answer gives it.")]
+Id = Annotated[
+    str,
+    Path(max_length=200, description="Identifier, as an answer gives it.", examples=["51c0cda4f25811e1"]),
+]
 
 Lat = Annotated[float | None, Query(ge=-90, le=90, description="Degrees north, WGS 84; together with lon.")]
 Lon = Annotated[float | None, Query(ge=-180, le=180, description="Degrees east, WGS 84; together with lat.")]

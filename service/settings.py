@@ -1,10 +1,12 @@
 """What can be set about the service: by LOCI_… variables or in code; nothing else reads the environment."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import ServiceError
@@ -118,6 +120,23 @@ class Settings(BaseSettings):
     """Whether to serve /metrics."""
     metrics_address: Annotated[str | None, BeforeValidator(_address)] = None
     """Address and port (127.0.0.1:9100) to serve /metrics on, without a key, instead of the service's own."""
+
+    # The page
+    map_tiles: str | None = None
+    """URL template of map tiles, with {z}, {x} and {y}; none by default: the page's maps then show a grid."""
+    map_attribution: str = ""
+    """Whom the page names as the tiles' source."""
+
+    @field_validator("map_tiles")
+    @classmethod
+    def _one_origin(cls, template: str | None) -> str | None:
+        if not template:
+            return None
+        if not re.fullmatch(r"https?://[\w.\-]+(:\d+)?/[^\s;,'\"]*", template, re.ASCII):
+            raise PydanticCustomError("map_tiles", "must be an http or https URL of one host, without spaces")
+        if not all(part in template for part in ("{z}", "{x}", "{y}")):
+            raise PydanticCustomError("map_tiles", "must hold {z}, {x} and {y}")
+        return template
 
     @classmethod
     def load(cls, **given: Any) -> Self:

@@ -71,3 +71,29 @@ def test_keys_and_metrics_have_their_places() -> None:
     assert Settings.load(index=Path("walls"), keys=Path("k")).keys_file == Path("k")
     assert not Settings.load(index=Path("walls"), metrics_address="[::1]:9100").metrics_here
     assert not Settings.load(index=Path("walls"), metrics=False).metrics_here
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "tiles/{z}/{x}/{y}.png",
+        "https://{s}.example/{z}/{x}/{y}.png",
+        "https://a.example/{z} {x}/{y}",
+        "javascript:{z}{x}{y}",
+    ],
+)
+def test_tiles_come_from_one_host(template: str) -> None:
+    with pytest.raises(
+        ServiceError, match=r"^setting map_tiles \(LOCI_MAP_TILES\): must be an http or https URL"
+    ):
+        Settings.load(index=Path("walls"), map_tiles=template)
+
+
+def test_tiles_have_all_three_numbers() -> None:
+    with pytest.raises(ServiceError, match=r"LOCI_MAP_TILES\): must hold \{z\}, \{x\} and \{y\}$"):
+        Settings.load(index=Path("walls"), map_tiles="https://a.example/{z}/{x}.png")
+
+
+def test_no_tiles_are_the_default_and_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCI_MAP_TILES", "")
+    assert Settings.load(index=Path("walls")).map_tiles is None
