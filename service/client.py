@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from numpy.typing import NDArray
 
+    from indexer.filters import Filters
+
     T = TypeVar("T", bound=DataclassInstance)
 
 Source = Path | str | bytes | BinaryIO
@@ -108,7 +110,7 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def query(self, photo: Source, k: int = 5, *, filters: DataclassInstance | None = None) -> Answer:
+    def query(self, photo: Source, k: int = 5, *, filters: Filters | None = None) -> Answer:
         """Where was this photo taken: the k nearest places, and the position; as `Index.query`.
 
         Raises:
@@ -117,9 +119,7 @@ class Client:
         """
         return self._ask("v1/query", [photo], k, filters)
 
-    def query_clip(
-        self, frames: Sequence[Source], k: int = 5, *, filters: DataclassInstance | None = None
-    ) -> Answer:
+    def query_clip(self, frames: Sequence[Source], k: int = 5, *, filters: Filters | None = None) -> Answer:
         """Where were these photos of one place taken; they are pooled as one, in whatever order."""
         return self._ask("v1/query/clip", frames, k, filters)
 
@@ -188,7 +188,7 @@ class Client:
         except httpx.HTTPError:
             return False
 
-    def _ask(self, path: str, photos: Sequence[Source], k: int, filters: DataclassInstance | None) -> Answer:
+    def _ask(self, path: str, photos: Sequence[Source], k: int, filters: Filters | None) -> Answer:
         params = {"k": str(k)} | (_filter_params(filters) if filters is not None else {})
         return _answer(self._json("POST", path, params=params, files=_parts(photos)))
 
@@ -230,7 +230,7 @@ def _segment(id: str) -> str:
     return quote(id, safe="")
 
 
-def _filter_params(filters: DataclassInstance) -> dict[str, str]:
+def _filter_params(filters: Filters) -> dict[str, str]:
     """Name what a filter sets, and only that."""
     fields = dataclasses.fields(filters)
     return _texts({f.name: v for f in fields if (v := getattr(filters, f.name)) != f.default})

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from indexer.errors import DiskFull, FieldError, IndexBusy, ModelMismatch, NotFound
 from model.errors import ImageError, TooManyPixels
@@ -16,6 +17,7 @@ from service.logs import request_id
 from service.schemas import ProblemDetail
 
 PROBLEM_JSON = "application/problem+json"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 KIND = "loci.problem"
 """Where a request's scope keeps the kind of problem that it ended in."""
 
@@ -185,9 +187,21 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(
         problem.model_dump(exclude_none=True) | _named(request_id.get()),
         status_code=problem.status,
-        headers=_headers(error),
+        headers=_headers(error) | (_allowed(request) if problem.status == 405 else {}),
         media_type=PROBLEM_JSON,
     )
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """Name every method of a path: the router names those of the first route that has it."""
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    routes = request.app.routes
+    found = [
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]
+    return {"Allow": ", ".join(found)}
 
 
 def _kind(problem: ProblemDetail) -> str:
@@ -203,7 +217,7 @@ def _named(request: str | None) -> dict[str, str]:
 def _headers(error: Exception) -> dict[str, str]:
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
-        headers |= dict(error.headers or {})  # Allow, on a 405
+        headers |= dict(error.headers or {})
     if isinstance(error, Problem):
         headers |= error.headers()
     if isinstance(error, IndexBusy):

@@ -20,7 +20,7 @@ _SHOT = {**_WHERE, "heading": 270.0, "taken_at": "2014-10-19T13:21:39"}
 _PHOTO = {"id": "51c0cda4f25811e1", "path": "photos/IMG_9375.jpg", **_SHOT}
 _PLACE = {"id": "p0f039d73f70c", "name": None, **_WHERE}
 _MATCH = {**_PLACE, "score": 0.71, "confidence": None, "distance_m": None}
-_TOLD = {**_PHOTO, "place": "p0f039d73f70c", "width": 640, "height": 480, "status": "ok"}
+_TOLD = {**_PHOTO, "place": None, "width": 640, "height": 480, "status": "ok"}
 
 
 class PhotoMatch(Schema):

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from indexer.answers import Answer
+from indexer.filters import Filters
 from indexer.index import Index
 from service.client import AddedPhoto, Client, ClientError
 
@@ -274,21 +275,10 @@ def test_photos_are_added_and_deleted_with_the_key(
     assert (delete, deleted) == ("DELETE", "/v1/photos/p%2F1")
 
 
-@dataclasses.dataclass(frozen=True)
-class SomeFilters:
-    """As `Index.query` takes them."""
-
-    lat: float | None = None
-    lon: float | None = None
-    radius_m: float | None = None
-    heading_tolerance: float = 45.0
-    place: str | None = None
-
-
 def test_filters_go_as_parameters(script: Script) -> None:
     script.answers = [(400, {}, PROBLEM)]
     with Client(script.url) as client:
-        for filters in (SomeFilters(52.0, -0.25, radius_m=100, place="a wall"), SomeFilters(), None):
+        for filters in (Filters(52.0, -0.25, radius_m=100, place="a wall"), Filters(), None):
             with pytest.raises(ClientError):
                 client.query(b"photo", 7, filters=filters)
     params = [dict(httpx.URL(path).params) for _, path, *_ in script.asked]
@@ -302,8 +292,9 @@ def test_filters_go_as_parameters(script: Script) -> None:
 def test_the_client_loads_neither_torch_nor_the_service() -> None:
     program = """
 import sys
-from loci import Client
+from loci import Client, Filters
 Client().close()
+Filters(place="a wall")
 print([name for name in ("torch", "faiss", "fastapi", "uvicorn", "numpy") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI, Header, Request
-from fastapi.responses import JSONResponse
 
 from indexer.build import build_index
 from indexer.index import Index
 from indexer.options import BuildOptions
 from service.app import create_app
+from service.errors import Problem
+from service.keys import KeyFile, Role
+from service.openapi import EXAMPLES
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,6 @@ TEXT = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
 DEMO = ROOT / "loci" / "demo"
 SHOWN_URL = "http://127.0.0.1:8000"
 SHOWN_PHOTO, SHOWN_PLACE, SHOWN_ADDED = "51c0cda4f25811e1", "p0f039d73f70c", "9d0c2f2b7a1e4b60"
-KEY = "k3y"
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -79,43 +79,21 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return Index.open(folder, device="cpu")
 
 
-def stand_in(app: FastAPI, index: Index) -> None:
-    """Take the place of adding and deleting where the app has none: the answers as they are agreed upon."""
-    stored: dict[str, Any] = {}
-    photo = dataclasses.asdict(index.photos()[0]) | {"id": SHOWN_ADDED, "place": None}
-
-    @app.post("/v1/photos")
-    async def add(request: Request, authorization: str = Header()) -> JSONResponse:
-        assert authorization == f"Bearer {KEY}"
-        async with request.form() as form:
-            said = {name: value for name, value in form.items() if name != "image"}
-        created = not stored
-        if created:
-            place = {name: float(str(said[name])) for name in ("lat", "lon")}
-            stored.update(photo | place | {"path": said["name"]})
-        return JSONResponse(stored | {"created": created}, status_code=201 if created else 200)
-
-    @app.delete("/v1/photos/{id}", status_code=204)
-    def delete(id: str, authorization: str = Header()) -> None:
-        assert authorization == f"Bearer {KEY}"
-        assert stored.pop("id") == id
-
-
 @pytest.fixture(scope="module")
 def service(opened: Index, tmp_path_factory: pytest.TempPathFactory, wait: Wait) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("here")
     photo, another, *_ = sorted((DEMO / "queries").iterdir())
     shutil.copy(photo, folder / "photo.jpg")
     shutil.copy(another, folder / "another.jpg")
-    app = create_app(Settings(index=opened.path), opened)
-    if "post" not in app.openapi()["paths"].get("/v1/photos", {}):
-        stand_in(app, opened)
+    settings = Settings(index=opened.path)
+    key = KeyFile(settings.keys_file).create("writer", Role.WRITE)
+    app = create_app(settings, opened)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     wait(lambda: server.started)
-    names = {SHOWN_PHOTO: opened.photos()[0].id, SHOWN_PLACE: opened.places()[0].id, "$KEY": KEY}
+    names = {SHOWN_PHOTO: opened.photos()[0].id, SHOWN_PLACE: opened.places()[0].id, "$KEY": key}
     yield Service(f"http://127.0.0.1:{listener.getsockname()[1]}", folder, names)
     server.should_exit = True
     thread.join()
@@ -196,3 +174,12 @@ def test_the_python_example_runs_as_shown(
     position, refusal = capsys.readouterr().out.splitlines()
     assert position.startswith("Position(lat=30.17")
     assert refusal == "404 no photo 'no-such-photo' in this index"
+
+
+def test_every_kind_of_problem_is_in_the_table() -> None:
+    rows = re.findall(r"^\| (\d{3}(?:, \d{3})*) \|.*\| (.*) \|$", TEXT, re.M)
+    shown = {kind: statuses for statuses, kinds in rows for kind in re.findall(r"`…:([\w-]+)`", kinds)}
+    for status, (kind, *_) in EXAMPLES.items():
+        assert str(status) in shown[kind], kind
+    for problem in Problem.__subclasses__():
+        assert str(problem.status) in shown[problem.kind], problem.kind

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from pydantic import BaseModel
 
 from service import schemas
 from service.app import create_app
-from service.settings import Settings
+from service.keys import KeyFile, Role
+from service.settings import KEYS_FILE, Settings
 
+if TYPE_CHECKING:
+    from tests.service.conftest import Start
+
+Wait = Callable[[Callable[[], bool]], None]
 METHODS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -64,19 +69,25 @@ def test_examples_are_true_to_their_schemas(description: dict[str, Any]) -> None
     assert {"QueryAnswer", "PhotoInfo", "PlaceDetail", "PlacePage", "PlaceCollection", "Readiness"} <= checked
 
 
-def test_examples_of_problems_have_the_status_that_they_illustrate(description: dict[str, Any]) -> None:
+def test_every_problem_has_an_example_of_its_status(description: dict[str, Any]) -> None:
     for name, operation in operations(description):
         for status, response in operation["responses"].items():
             for content in response.get("content", {}).values():
-                if status[0] in "45" and (example := content.get("example")):
-                    assert schemas.ProblemDetail.model_validate(example).status == int(status), name
+                if status[0] in "45":
+                    example = schemas.ProblemDetail.model_validate(content["example"])
+                    assert example.status == int(status), name
 
 
-def test_the_service_does_what_it_says(client: httpx.Client, tmp_path: Path) -> None:
+def test_the_service_does_what_it_says(start: Start, real_index: Path, tmp_path: Path, wait: Wait) -> None:
     """Schemathesis, bounded: what no schema can say is that an image must be at least 16 pixels wide."""
+    folder = shutil.copytree(real_index, tmp_path / "written")
+    client = start(None, index=folder, device="cpu", rate_limit=0)
+    key = KeyFile(folder / KEYS_FILE).create("writer", Role.WRITE)
+    wait(lambda: client.get("/readyz").status_code == 200)
     st = Path(sys.executable).with_name("st")
     command = [str(st), "run", f"{client.base_url}/openapi.json", "--max-examples", "12", "--seed", "20"]
     command += ["--phases", "examples,coverage,fuzzing", "--generation-database", "none", "--no-color"]
+    command += ["--header", f"Authorization: Bearer {key}"]
     command += ["--exclude-checks", "positive_data_acceptance"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -28,6 +28,8 @@ from playwright.sync_api import (
 
 from indexer.answers import Place
 from indexer.index import Index
+from service.keys import KeyFile, Role
+from service.settings import KEYS_FILE
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeIndex, Network, Start
@@ -40,19 +42,6 @@ PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1440, "height": 900}
 PATIENCE_S = 60
 """For a machine that does something else besides."""
-ADDED = {
-    "id": "p1",
-    "path": "uploads/wall.jpg",
-    "place": "red",
-    "lat": 52.0,
-    "lon": 0.25,
-    "heading": None,
-    "taken_at": None,
-    "width": 96,
-    "height": 64,
-    "status": "ok",
-    "created": True,
-}
 
 
 class Watched:
@@ -116,6 +105,17 @@ def browser() -> Iterator[Browser]:
 
 
 Visit = Callable[..., Watched]
+Written = tuple[httpx.Client, str, bytes]
+
+
+@pytest.fixture
+def written(start: Start, real_index: Path, real_photo: Path, tmp_path: Path, wait: Wait) -> Written:
+    """A service over an index to write to, a key that does, and a photo that is in it."""
+    folder = shutil.copytree(real_index, tmp_path / "written")
+    service = start(None, index=folder, device="cpu")
+    key = KeyFile(folder / KEYS_FILE).create("writer", Role.WRITE)
+    wait(lambda: service.get("/readyz").status_code == 200)
+    return service, key, real_photo.read_bytes()
 
 
 @pytest.fixture
@@ -490,20 +490,15 @@ def enter_key(page: Page, key: str) -> None:
     expect(page.locator("#key-button")).to_have_text("Key in use" if key else "Key")
 
 
-def test_photos_are_added_with_a_key(visit: Visit, red: FilePayload, blue: FilePayload) -> None:
-    watched = visit()
+def test_photos_are_added_with_a_key(visit: Visit, written: Written, red: FilePayload) -> None:
+    service, key, photo = written
+    stored = {"name": "old.png", "mimeType": "image/png", "buffer": photo}
+    watched = visit(service)
     page = watched.open("/#add")
-    answers = iter([(201, ADDED), (200, ADDED | {"created": False, "lat": None, "lon": None})])
-
-    def answer(route: Route) -> None:
-        status, body = next(answers)
-        route.fulfill(status=status, json=body)
-
-    page.route("**/v1/photos", answer)
     expect(page.locator("#add-send")).to_be_disabled()
-    enter_key(page, "k3y")
+    enter_key(page, key)
     page.set_input_files("#add-files", red)
-    page.set_input_files("#add-files", blue)
+    page.set_input_files("#add-files", stored)
     for name, value in {"lat": "52", "lon": "0.25", "heading": "90", "place": "a wall"}.items():
         page.locator(f"#add-form [name={name}]").fill(value)
     page.get_by_role("button", name="Add 2 photos").click()
@@ -511,37 +506,32 @@ def test_photos_are_added_with_a_key(visit: Visit, red: FilePayload, blue: FileP
     expect(page.locator("#add-results")).to_contain_text("red wall.jpgAdded at 52.00000, 0.25000.")
     expect(page.locator("#add-results")).to_contain_text("Was in the index already; nothing was changed.")
     sent = watched.posted("/v1/photos")
-    assert [request.headers["authorization"] for request in sent] == ["Bearer k3y", "Bearer k3y"]
-    fields = ("lat", "lon", "heading", "taken_at", "place", "name")
-    assert [form_field(sent[0], name) for name in fields] == [
-        "52",
-        "0.25",
-        "90",
+    assert [request.headers["authorization"] for request in sent] == [f"Bearer {key}"] * 2
+    answer = service.post("/v1/query", files={"image": red["buffer"]}, params={"place": "a wall"}).json()
+    (place,) = answer["places"]
+    (added,) = place["photos"]
+    assert [added[name] for name in ("path", "lat", "lon", "heading", "taken_at")] == [
+        "posted/red wall.jpg",
+        52.0,
+        0.25,
+        90.0,
         None,
-        "a wall",
-        "red wall.jpg",
     ]
+    assert service.get("/v1/places.geojson").json()["features"][0]["properties"]["name"] == "a wall"
     assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 1, ""]
     expect(page.locator("#add-send")).to_be_disabled()
 
 
-def test_a_refused_photo_stays_to_be_sent_again(visit: Visit, red: FilePayload) -> None:
-    watched = visit()
+def test_a_refused_photo_stays_to_be_sent_again(visit: Visit, written: Written, red: FilePayload) -> None:
+    service, key, _ = written
+    watched = visit(service)
     watched.allow(401)
     page = watched.open("/#add")
-    page.route(
-        "**/v1/photos",
-        lambda route: (
-            route.fulfill(status=201, json=ADDED)
-            if route.request.headers.get("authorization") == "Bearer right"
-            else problem(route, 401, "adding photos needs a key")
-        ),
-    )
     page.set_input_files("#add-files", red)
     page.get_by_role("button", name="Add 1 photo").click()
-    expect(page.get_by_role("alert")).to_contain_text("Adding photos needs a key.")
+    expect(page.get_by_role("alert")).to_contain_text("This needs a key for writing")
     page.get_by_role("alert").get_by_role("button", name="Enter a key").click()
-    page.locator("#key-input").fill("right")
+    page.locator("#key-input").fill(key)
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Add 1 photo").click()
     expect(page.locator("#add-results li")).to_have_count(1)
@@ -550,59 +540,49 @@ def test_a_refused_photo_stays_to_be_sent_again(visit: Visit, red: FilePayload) 
     eventually(page, "sessionStorage.length === 0")
 
 
-def test_a_photo_is_deleted_after_a_question(visit: Visit) -> None:
-    watched = visit()
-    page = watched.open("/#places/red")
-    deleted: list[str] = []
-
-    def delete(route: Route) -> None:
-        if route.request.method == "DELETE":
-            deleted.append(f"{route.request.url} {route.request.headers['authorization']}")
-            route.fulfill(status=204)
-        else:
-            route.fallback()
-
-    page.route("**/v1/photos/*", delete)
-    enter_key(page, "k3y")
+def test_a_photo_is_deleted_after_a_question(visit: Visit, written: Written, red: FilePayload) -> None:
+    service, key, _ = written
+    added = service.post(
+        "/v1/photos",
+        files={"image": red["buffer"]},
+        data={"name": "red.jpg", "place": "a wall"},
+        headers={"Authorization": f"Bearer {key}"},
+    ).json()["id"]
+    (place,) = [one for one in service.get("/v1/places").json()["places"] if one["name"] == "a wall"]
+    page = visit(service).open(f"/#places/{place['id']}")
+    enter_key(page, key)
     page.get_by_role("button", name="Delete red.jpg").click()
     page.get_by_role("button", name="Keep it").click()
-    assert deleted == []
+    assert service.get(f"/v1/photos/{added}").status_code == 200
     page.get_by_role("button", name="Delete red.jpg").click()
     expect(page.locator("#confirm-text")).to_contain_text("red.jpg is taken out of the index")
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.locator(".empty-note")).to_be_visible()  # it was the place's only photo
-    assert deleted == [f"{watched.base}/v1/photos/red Bearer k3y"]
+    assert service.get(f"/v1/photos/{added}").status_code == 404
 
 
-def test_with_a_key_pictures_are_fetched_with_it(visit: Visit) -> None:
-    watched = visit()
-    page = watched.open("/#places")
-    enter_key(page, "k3y")
-    page.locator("#place-rows a").first.click()
-    eventually(page, "document.querySelector('.grid img')?.naturalWidth > 0")
-    (asked,) = [request for request in watched.asked if request.url.endswith("/thumbnail")]
-    assert asked.headers["authorization"] == "Bearer k3y"
-
-
-def test_reading_that_needs_a_key_asks_for_one(visit: Visit) -> None:
-    watched = visit()
+def test_reading_that_needs_a_key_asks_for_one(
+    visit: Visit, start: Start, index: FakeIndex, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.json"
+    key = KeyFile(file).create("reader", Role.READ)
+    watched = visit(start(index, keys=file))
     watched.allow(401)
-    page = watched.page
-    page.route(
-        "**/page/index.json",
-        lambda route: (
-            route.continue_()
-            if "authorization" in route.request.headers
-            else problem(route, 401, "no key came")
-        ),
-    )
-    watched.open(ready=False)
-    expect(page.locator("#banner")).to_contain_text("No key came.")
+    page = watched.open(ready=False)
+    expect(page.locator("#banner")).to_contain_text("This needs a key for reading")
     page.locator("#banner").get_by_role("button", name="Enter a key").click()
-    page.locator("#key-input").fill("k3y")
+    page.locator("#key-input").fill(key)
     page.keyboard.press("Enter")
     expect(page.locator("#number-photos")).to_have_text("3")
     expect(page.locator("#banner")).to_be_hidden()
+    page.get_by_role("link", name="Places").click()
+    page.locator("#place-rows a").first.click()
+    eventually(page, "document.querySelector('.grid img')?.naturalWidth > 0")
+    (asked,) = [request for request in watched.asked if request.url.endswith("/thumbnail")]
+    assert asked.headers["authorization"] == f"Bearer {key}"
+    page.locator(".grid img").first.click()
+    eventually(page, "document.querySelector('dialog[open] img')?.naturalWidth >= 800")
+    assert all("key" not in request.url and key not in request.url for request in watched.asked)
 
 
 def test_everything_can_be_done_by_keyboard(visit: Visit, red: FilePayload) -> None:

@@ -26,6 +26,8 @@ from indexer.check import check_index
 from indexer.errors import IndexBusy, IndexerError, IndexLocked
 from indexer.index import Index
 from indexer.options import BuildOptions
+from service.keys import KeyFile, Role
+from service.settings import KEYS_FILE
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeIndex, Start
@@ -54,10 +56,12 @@ def folder(real_index: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve(start: Start, folder: Path, wait: Wait) -> Callable[..., httpx.Client]:
-    """Serve that copy, ready."""
+    """Serve that copy, ready, to the holder of a key that writes."""
+    key = KeyFile(folder / KEYS_FILE).create("writer", Role.WRITE)
 
     def serve(**settings: Any) -> httpx.Client:
         client = start(None, index=folder, device="cpu", **settings)
+        client.headers["Authorization"] = f"Bearer {key}"
         wait(lambda: client.get("/readyz").status_code == 200)
         return client
 
@@ -122,6 +126,12 @@ def test_a_photo_comes_and_goes(client: httpx.Client) -> None:
     for request in (client.delete, client.get):
         assert request(response.headers["location"]).status_code == 404
     assert client.post("/v1/photos", files={"image": photo}).status_code == 201
+
+
+def test_a_wrong_method_is_told_all_the_right_ones(client: httpx.Client, problem: Problem) -> None:
+    response = client.put("/v1/photos/red")
+    problem(response, 405)
+    assert response.headers["allow"] == "GET, DELETE"
 
 
 def test_what_is_not_said_is_taken_from_the_exif(client: httpx.Client) -> None:
@@ -208,9 +218,11 @@ def test_a_full_disk_is_507(
 
 
 def test_an_index_that_takes_no_photos_says_so(
-    start: Start, index: FakeIndex, problem: Problem, make_photo: MakePhoto
+    start: Start, index: FakeIndex, problem: Problem, make_photo: MakePhoto, tmp_path: Path
 ) -> None:
-    client = start(index)
+    client = start(index, keys=tmp_path / "keys.json")
+    key = KeyFile(tmp_path / "keys.json").create("writer", Role.WRITE)
+    client.headers["Authorization"] = f"Bearer {key}"
     problem(client.post("/v1/photos", files={"image": make_photo()}), 501)
     problem(client.delete("/v1/photos/red"), 501)
 
@@ -431,6 +443,8 @@ serve(Settings.load(), announce=lambda url: print(url, flush=True))
 @pytest.fixture
 def launch(folder: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], httpx.Client]]]:
     processes: list[subprocess.Popen[str]] = []
+    clients: list[httpx.Client] = []
+    key = KeyFile(folder / KEYS_FILE).create("writer", Role.WRITE)
 
     def launch() -> tuple[subprocess.Popen[str], httpx.Client]:
         variables = {
@@ -448,7 +462,8 @@ def launch(folder: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], h
         )
         processes.append(process)
         url = process.stdout.readline().strip() if process.stdout else ""
-        client = httpx.Client(base_url=url, timeout=60)
+        client = httpx.Client(base_url=url, timeout=60, headers={"Authorization": f"Bearer {key}"})
+        clients.append(client)
         deadline = time.monotonic() + 60
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < deadline
@@ -456,6 +471,8 @@ def launch(folder: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], h
         return process, client
 
     yield launch
+    for client in clients:
+        client.close()
     for process in processes:
         process.kill()
         process.communicate()
