@@ -36,6 +36,8 @@ from indexer.check import check_index
 from indexer.index import Index
 from indexer.options import BuildOptions
 from indexer.scan import scan
+from service.keys import KeyFile, Role
+from service.settings import KEYS_FILE
 
 
 @dataclass
@@ -137,7 +139,6 @@ def main() -> None:
     parser.add_argument("--indexed", type=int, default=40)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--key", help="an API key that may write")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         run(options, Path(work))
@@ -153,7 +154,8 @@ def run(options: argparse.Namespace, work: Path) -> None:
     before = Index.open(index).counts().photos
 
     dice = random.Random(options.seed)
-    headers = {"Authorization": f"Bearer {options.key}"} if options.key else {}
+    key = KeyFile(index / KEYS_FILE).create("durability", Role.WRITE)
+    headers = {"Authorization": f"Bearer {key}"}
     posted, lost, starts = Posted(), 0, []
     photos = (variant(files[n % len(files)], n) for n in count())
     for kill in range(options.kills):

@@ -298,7 +298,7 @@ def main() -> int:
         descriptors = Index.open(index).embed(paths)
         presence = [Presence([(0.0, 0.0, True)]) if path in kept else Presence() for path in paths]
         soak = Soak(
-            ids=[sha256_of(path) for path in paths],
+            ids=[sha256_of(path)[:16] for path in paths],
             bodies=[path.read_bytes() for path in paths],
             scores=descriptors @ descriptors.T,
             presence=presence,

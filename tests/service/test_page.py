@@ -492,7 +492,7 @@ def enter_key(page: Page, key: str) -> None:
 
 def test_photos_are_added_with_a_key(visit: Visit, written: Written, red: FilePayload) -> None:
     service, key, photo = written
-    stored = {"name": "old.png", "mimeType": "image/png", "buffer": photo}
+    stored: FilePayload = {"name": "old.png", "mimeType": "image/png", "buffer": photo}
     watched = visit(service)
     page = watched.open("/#add")
     expect(page.locator("#add-send")).to_be_disabled()
