@@ -581,7 +581,7 @@ def test_reading_that_needs_a_key_asks_for_one(
     (asked,) = [request for request in watched.asked if request.url.endswith("/thumbnail")]
     assert asked.headers["authorization"] == f"Bearer {key}"
     page.locator(".grid img").first.click()
-    eventually(page, "document.querySelector('dialog[open] img')?.naturalWidth >= 800")
+    eventually(page, "document.querySelector('#viewer-image').naturalWidth === 800")
     assert all("key" not in request.url and key not in request.url for request in watched.asked)
 
 
