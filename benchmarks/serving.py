@@ -4,11 +4,14 @@
     python benchmarks/serving.py /tmp/index ../shared/data/campus-phone/small
 
 A real service process over a real index is asked over HTTP, and the same index is asked in this process,
-in turn and on the same photos; what else the machine does meets both alike, and medians of the rounds'
-ratios are what counts. Throughput: photos a second that `--clients` keep-alive connections get answered,
-against `Embedder.stream` from files to descriptors, and against the network alone on decoded photos.
-Latency: one client's request after request, against `Index.query` on the same bytes (decode, network
-and search), a photo here and a photo there. The clients are one thread that sends prepared bytes.
+in turn and on the same photos; medians of the rounds' ratios are what counts. Where other processes take
+more than `--others` of the processors during a round, it is not counted and another one is run: threads
+that wait for one another in a network suffer out of all proportion.
+
+Throughput: photos a second that `--clients` keep-alive connections get answered, against
+`Embedder.stream` from files to descriptors, and against the network alone on decoded photos. Latency: one
+client's request after request, against `Index.query` on the same bytes (decode, network and search), a
+photo here and a photo there. The clients are one thread that sends prepared bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +26,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.index import Index
 from model.images import read_photo
 
 Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Photos a second, and the seconds of one client's photos."""
+
+    served: float
+    library: float
+    network: float
+    over_http: list[float]
+    in_process: list[float]
+
+    def __str__(self) -> str:
+        rates = f"{self.served:.2f} over HTTP, {self.library:.2f} files to descriptors"
+        one = f"one client {p50(self.over_http):.1f} and {p50(self.in_process):.1f} ms"
+        return f"{rates}, {self.network:.2f} network; {one}"
 
 
 class Client:
@@ -69,8 +89,8 @@ def prepare(photo: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(index: Path) -> Iterator[Address]:
-    """A service process on a free port, ready."""
+def serving(index: Path) -> Iterator[tuple[int, Address]]:
+    """A service process on a free port, ready; gives its number and its address."""
     command = [sys.executable, "-m", "loci", "serve", "--index", str(index), "--port", "0"]
     environment = os.environ | {"LOCI_RATE_LIMIT": "0", "LOCI_KEEP_ALIVE_SECONDS": "600"}
     with subprocess.Popen(
@@ -83,7 +103,7 @@ def serving(index: Path) -> Iterator[Address]:
             address = (host, int(port))
             while not is_ready(address):
                 time.sleep(0.1)
-            yield address
+            yield process.pid, address
         finally:
             process.terminate()
 
@@ -168,6 +188,43 @@ def p50(seconds: list[float]) -> float:
     return 1000 * statistics.median(seconds)
 
 
+def measure(
+    address: Address, index: Index, paths: list[Path], requests: list[bytes], options: argparse.Namespace
+) -> Round:
+    """Take one round: half of the library, the service, the other half, and one client."""
+    half = options.photos // 2
+    before = offline(index, paths, half)
+    served = throughput(address, requests, options.clients, options.photos)
+    after = offline(index, paths, half)
+    network = bare(index, paths, half)
+    photos = [path.read_bytes() for path in paths[:half]]
+    return Round(served, 2 / (1 / before + 1 / after), network, *latency(address, index, photos))
+
+
+class Others:
+    """What other processes take of the processors from now on."""
+
+    def __init__(self, service: int) -> None:
+        self._service = service
+        self._begun = self._now()
+
+    def share(self) -> float:
+        """Give their part of all processor time since."""
+        busy, total, own = (now - then for now, then in zip(self._now(), self._begun, strict=True))
+        return max(0.0, (busy - own) / total)
+
+    def _now(self) -> tuple[int, int, int]:
+        line = Path("/proc/stat").read_text().partition("\n")[0]
+        ticks = [int(field) for field in line.split()[1:9]]
+        idle = ticks[3] + ticks[4]
+        return sum(ticks) - idle, sum(ticks), _ticks(os.getpid()) + _ticks(self._service)
+
+
+def _ticks(process: int) -> int:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("index", type=Path)
@@ -175,6 +232,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--photos", type=int, default=160, help="asked about in each round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tries", type=int, default=20, help="rounds at most, those not counted included")
+    parser.add_argument("--others", type=float, default=0.05, help="what others may take of the processors")
     options = parser.parse_args()
     paths = sorted(path for path in options.folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
     photos = [path.read_bytes() for path in paths]
@@ -182,40 +241,42 @@ def main() -> None:
     index = Index.open(options.index)
     print(
         f"{len(paths)} photos of {sum(map(len, photos)) / len(photos) / 1000:.0f} kB on average, image size "
-        f"{index.image_size}, {os.cpu_count()} cores, {options.rounds} rounds of {options.photos} photos"
+        f"{index.image_size}, {os.cpu_count()} cores"
     )
-    with serving(options.index) as address:
+    with serving(options.index) as (service, address):
         offline(index, paths, 32)
         throughput(address, requests, options.clients, 2 * options.clients)
         latency(address, index, photos[:8])
-        rates, ratios, to_bare, here, there = [], [], [], [], []
-        for _ in range(options.rounds):
-            half = options.photos // 2
-            before = offline(index, paths, half)
-            served = throughput(address, requests, options.clients, options.photos)
-            after = offline(index, paths, half)
-            library = options.photos / (half / before + half / after)
-            network = bare(index, paths, half)
-            rates.append((served, library, network))
-            ratios.append(served / library)
-            to_bare.append(served / network)
-            over_http, in_process = latency(address, index, photos[: options.photos])
-            here += over_http
-            there += in_process
+        counted: list[Round] = []
+        for _ in range(options.tries):
+            others = Others(service)
+            measured = measure(address, index, paths, requests, options)
+            share = others.share()
+            calm = share <= options.others
+            counted += [measured] * calm
             print(
-                f"  {served:.2f} over HTTP, {library:.2f} files to descriptors, {network:.2f} network alone;"
-                f" one client {p50(over_http):.0f} and {p50(in_process):.0f} ms",
+                f"  {measured}; others {share:.0%}{'' if calm else ', not counted'}",
                 file=sys.stderr,
+                flush=True,
             )
+            if len(counted) == options.rounds:
+                break
+    print(f"{len(counted)} rounds of {options.photos} photos, others below {options.others:.0%}")
     names = (f"{options.clients} clients over HTTP", "files to descriptors", "network alone")
-    for name, column in zip(names, zip(*rates, strict=True), strict=True):
+    rates = ([r.served for r in counted], [r.library for r in counted], [r.network for r in counted])
+    for name, column in zip(names, rates, strict=True):
         print(f"{name:24} {statistics.median(column):6.2f} photos/s (rounds: {rounds(column)})")
+    ratios = [r.served / r.library for r in counted]
+    to_bare = [r.served / r.network for r in counted]
     print(f"HTTP / files to descriptors  {statistics.median(ratios):.3f} (rounds: {rounds(ratios)})")
     print(f"HTTP / network alone         {statistics.median(to_bare):.3f} (rounds: {rounds(to_bare)})")
+    here = [seconds for r in counted for seconds in r.over_http]
+    there = [seconds for r in counted for seconds in r.in_process]
     ratio = p50(here) / p50(there)
-    print(f"one client, p50: {p50(here):.1f} ms over HTTP, {p50(there):.1f} ms in process: {ratio:.3f}")
-    paired = statistics.median(a / b for a, b in zip(here, there, strict=True))
-    print(f"the same, median of each photo's ratio: {paired:.3f}", flush=True)
+    print(
+        f"one client, p50: {p50(here):.1f} ms over HTTP, {p50(there):.1f} ms in process: {ratio:.3f}", end=""
+    )
+    print(f" (rounds: {rounds([p50(r.over_http) / p50(r.in_process) for r in counted])})", flush=True)
 
 
 def rounds(column: Sequence[float]) -> str:

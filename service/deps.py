@@ -1,4 +1,4 @@
-"""What routes depend on, as typed aliases."""
+"""What routes depend on, as typed aliases; all async, for FastAPI sends others through a thread each."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from service.keys import Role
 from service.uploads import FIELD, read_images, read_upload
 
 
-def get_engine(request: Request) -> Engine:
+async def get_engine(request: Request) -> Engine:
     """Give the app's engine."""
     engine: Engine = request.app.state.engine
     return engine
@@ -44,7 +44,7 @@ ReadAccess = Depends(read_access)
 WriteAccess = Depends(write_access)
 
 
-def get_index(engine: EngineDep) -> ServedIndex:
+async def get_index(engine: EngineDep) -> ServedIndex:
     """Give the snapshot that answers this request, or raise NotReady."""
     return engine.live.current
 
@@ -69,7 +69,7 @@ async def get_images(request: Request, engine: EngineDep, _ready: IndexDep) -> l
 ImagesDep = Annotated[list[bytes], Depends(get_images)]
 
 
-def get_image(images: ImagesDep) -> bytes:
+async def get_image(images: ImagesDep) -> bytes:
     """Read the request's one image."""
     if len(images) != 1:
         raise InvalidRequest(f"{len(images)} images came, this takes one", field=FIELD)
