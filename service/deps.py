@@ -94,7 +94,7 @@ Heading = Annotated[
 TIME = "ISO 8601; without an offset by the clock of each photo, with one as a moment."
 
 
-def get_filters(
+async def get_filters(
     lat: Lat = None,
     lon: Lon = None,
     radius_m: Annotated[
