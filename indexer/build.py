@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from indexer import fit
-from indexer.catalogue import Catalogue, Slot
+from indexer.catalogue import Catalogue
 from indexer.collect import Collected, collect, no_photos
+from indexer.compaction import compact
 from indexer.errors import IndexerError, UsageError
 from indexer.layout import Layout, generation_of
 from indexer.lock import write_lock
@@ -30,12 +31,15 @@ from indexer.options import (
     save_options,
 )
 from indexer.paths import resolve
+from indexer.posting import drop_files, sweep
 from indexer.progress import Progress, Silent
 from indexer.reading import Reader
+from indexer.rebuild import republish
 from indexer.scan import ScanResult, scan
-from indexer.shards import ShardWriter
+from indexer.shards import RUN, ShardWriter
 from indexer.snapshot import Manifest, check_model, publish, read_manifest
 from indexer.spool import Spool
+from indexer.stored import Slot
 from indexer.target import is_index, target, translated
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder
@@ -96,6 +100,7 @@ def build_index(
     with target(into):
         catalogue = Catalogue(into, create=True)
         try:
+            sweep(catalogue)
             collected = collect(
                 catalogue, scanned, table, progress, rehash=options.rehash, prune=options.prune
             )
@@ -112,7 +117,9 @@ def build_index(
 
 
 def remove_photos(index: Path, paths: Sequence[str]) -> list[str]:
-    """Take photos out of an index for good, by path or id; their files stay. Returns the paths shown.
+    """Take photos out of an index for good, by path or id; files stay, but those of POSTed photos.
+
+    Returns the paths shown.
 
     Raises:
         IndexMissing, IndexLocked, FormatTooNew.
@@ -129,9 +136,9 @@ def remove_photos(index: Path, paths: Sequence[str]) -> list[str]:
                 raise IndexerError("that would leave no photo in the index: delete its folder instead")
             with catalogue.transaction() as db:
                 catalogue.set_status(db, photos, "removed")
-            generation = generation_of(manifest.snapshot)
-            _, places = load_options(layout.options(generation))
-            publish(layout, catalogue, generation, manifest.model, manifest.dim, places)
+                files = catalogue.drop_stored(db, photos)
+            drop_files(catalogue, files)
+            republish(layout, catalogue, manifest)
             return shown
         finally:
             catalogue.close()
@@ -164,8 +171,19 @@ class _Run:
         if self._catalogue.pending(generation):
             embedded = self._embed(generation, options, embedder or self._embedder(model))
         self._progress.stage("publishing", None)
+
+        def settle() -> None:
+            self._embed(generation, options, embedder or self._embedder(model))
+
+        compact(self._layout, self._catalogue, generation, model.config.output_dim)
         manifest = publish(
-            self._layout, self._catalogue, generation, model.fingerprint, model.config.output_dim, places
+            self._layout,
+            self._catalogue,
+            generation,
+            model.fingerprint,
+            model.config.output_dim,
+            places,
+            settle,
         )
         Spool(self._layout.spool(generation)).clear()
         return manifest, embedded, model
@@ -223,7 +241,7 @@ class _Run:
         return finished
 
     def _lost_model(self, generation: int) -> bool:
-        made = self._catalogue.last_slot(generation) is not None
+        made = self._catalogue.last_slot(generation, RUN) is not None
         return made and not self._layout.model(generation).exists()
 
     def _embedder(self, model: PlaceModel) -> Embedder:
@@ -245,7 +263,7 @@ class _Run:
         writer = ShardWriter(
             self._layout.shards(generation),
             embedder.model.config.output_dim,
-            self._catalogue.last_slot(generation),
+            self._catalogue.last_slot(generation, RUN),
         )
         spool = Spool(self._layout.spool(generation))
         pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
@@ -278,7 +296,7 @@ class _Run:
         failed = [embedded for embedded in batch if embedded.error is not None]
         with self._catalogue.transaction() as db:
             for embedded in failed:
-                self._catalogue.set_status(db, [embedded.item[0]], "failed", embedded.error)
+                self._catalogue.set_failed(db, embedded.item[0], str(embedded.error))
         return len(batch) - len(failed)
 
 

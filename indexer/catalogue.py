@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from indexer.answers import Photo, Place
-from indexer.database import Database
 from indexer.errors import NotFound
 from indexer.metadata import PhotoMetadata
 from indexer.places import AssignedPlace
+from indexer.stored import ROOT, SearchedRow, Slot, StoredPhotos
 
 ASKED_AT_ONCE = 10_000  # values a statement; SQLite allows 32,766
 
@@ -46,14 +46,6 @@ class PhotoFacts:
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Where a descriptor's bytes lie."""
-
-    shard: int
-    row: int
-
-
-@dataclass(frozen=True)
 class Hit:
     """A descriptor's photo, as a search needs it."""
 
@@ -61,9 +53,17 @@ class Hit:
     place: Place | None
     """Without the number of its photos; None until the photo has been assigned to one."""
     yaw: float
+    """Degrees that this view of a panorama looks right of the photo's middle."""
+
+    def row(self, number: int) -> SearchedRow:
+        """What filters look at, for the descriptor of this number."""
+        photo = self.photo
+        place = self.place.id if self.place else None
+        where = (photo.lat, photo.lon, photo.heading)
+        return SearchedRow(number, True, self.yaw, *where, photo.taken_at, place)
 
 
-class Catalogue(Database):
+class Catalogue(StoredPhotos):
     """One index's catalogue: its questions and changes, in SQL."""
 
     # Files and photos
@@ -117,12 +117,26 @@ class Catalogue(Database):
             (metadata.lat, metadata.lon, metadata.heading, metadata.taken_at, metadata.place, photo),
         )
 
-    def set_status(
-        self, db: sqlite3.Connection, photos: Iterable[str], status: str, error: str | None = None
-    ) -> None:
-        """Move photos to a status; a failure says why in `error`."""
+    def renew_photo(self, db: sqlite3.Connection, facts: PhotoFacts) -> None:
+        """Record a photo as if it had never been known: what was removed comes back, as it is given now."""
+        m = facts.metadata
+        self.put_photo(db, facts)
+        db.execute(
+            "UPDATE photos SET status = 'ok', error = NULL, lat = ?, lon = ?, heading = ?, taken_at = ?, "
+            "place = ? WHERE id = ?",
+            (m.lat, m.lon, m.heading, m.taken_at, m.place, facts.id),
+        )
+
+    def set_status(self, db: sqlite3.Connection, photos: Iterable[str], status: str) -> None:
+        """Move photos to a status."""
         db.executemany(
-            "UPDATE photos SET status = ?, error = ? WHERE id = ?", [(status, error, p) for p in photos]
+            "UPDATE photos SET status = ?, error = NULL WHERE id = ?", [(status, p) for p in photos]
+        )
+
+    def set_failed(self, db: sqlite3.Connection, photo: str, error: str) -> None:
+        """Note why a photo cannot be read, unless it was removed while that was tried."""
+        db.execute(
+            "UPDATE photos SET status = 'failed', error = ? WHERE id = ? AND status = 'ok'", (error, photo)
         )
 
     def forget_files(self, db: sqlite3.Connection, files: Iterable[tuple[str, str]]) -> None:
@@ -130,9 +144,10 @@ class Catalogue(Database):
         db.executemany("DELETE FROM files WHERE root = ? AND relative = ?", files)
 
     def without_files(self) -> set[str]:
-        """Photos that were there and that no path holds any more."""
+        """Photos that were there and that no path holds any more; POSTed ones are held for good."""
         query = (
-            "SELECT id FROM photos WHERE status IN ('ok', 'failed') AND id NOT IN (SELECT photo FROM files)"
+            "SELECT id FROM photos WHERE status IN ('ok', 'failed') AND id NOT IN (SELECT photo FROM files) "
+            "AND id NOT IN (SELECT photo FROM stored)"
         )
         return {photo for (photo,) in self._rows(query)}
 
@@ -140,7 +155,10 @@ class Catalogue(Database):
         """Path and reason of every photo that could not be read."""
         return self._rows(
             "SELECT f.root || '/' || f.relative, p.error FROM photos p JOIN files f ON f.photo = p.id "
-            "WHERE p.status = 'failed' ORDER BY 1"
+            "WHERE p.status = 'failed' UNION "
+            "SELECT ? || '/' || s.name, p.error FROM photos p JOIN stored s ON s.photo = p.id "
+            "WHERE p.status = 'failed' ORDER BY 1",
+            (ROOT,),
         )
 
     def count(self, status: str = "ok") -> int:
@@ -148,22 +166,26 @@ class Catalogue(Database):
         return int(self._rows("SELECT count(*) FROM photos WHERE status = ?", (status,))[0][0])
 
     def file_of(self, photo: str) -> list[Path]:
-        """The paths that hold a photo."""
+        """The paths that hold a photo, the index's own first."""
         rows = self._rows(
             "SELECT root, relative FROM files WHERE photo = ? ORDER BY root, relative", (photo,)
         )
-        return [Path(root) / relative for root, relative in rows]
+        own = self.stored_file(photo)
+        return [*([own] if own else []), *(Path(root) / relative for root, relative in rows)]
 
     def pending(self, generation: int) -> list[tuple[str, Path]]:
         """Photos to be embedded, by id and one of their paths, in id order."""
         rows = self._rows(
             """
-            SELECT p.id, min(f.root || '/' || f.relative) FROM photos p JOIN files f ON f.photo = p.id
-            WHERE p.status = 'ok' AND NOT EXISTS (
-                SELECT 1 FROM descriptors d WHERE d.photo = p.id AND d.generation = ?)
-            GROUP BY p.id ORDER BY p.id
+            SELECT id, path FROM (
+                SELECT p.id, ifnull(
+                    (SELECT ? || '/' || file FROM stored WHERE photo = p.id),
+                    (SELECT min(root || '/' || relative) FROM files WHERE photo = p.id)) AS path
+                FROM photos p WHERE p.status = 'ok' AND NOT EXISTS (
+                    SELECT 1 FROM descriptors d WHERE d.photo = p.id AND d.generation = ?))
+            WHERE path IS NOT NULL ORDER BY id
             """,
-            (generation,),
+            (str(self.folder), generation),
         )
         return [(photo, Path(path)) for photo, path in rows]
 
@@ -172,16 +194,24 @@ class Catalogue(Database):
     def add_descriptors(self, generation: int, rows: Sequence[tuple[str, int, float, Slot]]) -> None:
         """Make descriptors (photo, view, yaw, slot) exist; their bytes must be on disk."""
         with self.transaction() as db:
-            db.executemany(
-                "INSERT INTO descriptors(photo, view, yaw, generation, shard, row) VALUES (?, ?, ?, ?, ?, ?)",
-                [(photo, view, yaw, generation, slot.shard, slot.row) for photo, view, yaw, slot in rows],
-            )
+            self.put_descriptors(db, generation, rows)
 
-    def last_slot(self, generation: int) -> Slot | None:
-        """The last slot that a row claims."""
+    def put_descriptors(
+        self, db: sqlite3.Connection, generation: int, rows: Sequence[tuple[str, int, float, Slot]]
+    ) -> None:
+        """`add_descriptors` within a transaction; a photo that was POSTed meanwhile keeps those it has."""
+        db.executemany(
+            "INSERT INTO descriptors(photo, view, yaw, generation, shard, row) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT(photo, view, generation) DO NOTHING",
+            [(photo, view, yaw, generation, slot.shard, slot.row) for photo, view, yaw, slot in rows],
+        )
+
+    def last_slot(self, generation: int, shards: range) -> Slot | None:
+        """The last slot among `shards` that a row claims."""
         rows = self._rows(
-            "SELECT shard, row FROM descriptors WHERE generation = ? ORDER BY shard DESC, row DESC LIMIT 1",
-            (generation,),
+            "SELECT shard, row FROM descriptors WHERE generation = ? AND shard >= ? AND shard < ? "
+            "ORDER BY shard DESC, row DESC LIMIT 1",
+            (generation, shards.start, shards.stop),
         )
         return Slot(*rows[0]) if rows else None
 
@@ -237,26 +267,41 @@ class Catalogue(Database):
         return sorted((_photo(row) for row in rows), key=lambda photo: photo.path)
 
     def paths(self) -> list[tuple[str, str, str]]:
-        """Root, relative path and photo of every file whose photo is in the index."""
+        """Root, relative path and photo of every file whose photo is in the index, POSTed ones as shown."""
         return self._rows(
             "SELECT f.root, f.relative, f.photo FROM files f JOIN photos p ON p.id = f.photo "
-            "WHERE p.status = 'ok' ORDER BY f.root, f.relative"
+            "WHERE p.status = 'ok' UNION ALL "
+            "SELECT ?, s.name, s.photo FROM stored s JOIN photos p ON p.id = s.photo "
+            "WHERE p.status = 'ok' ORDER BY 1, 2",
+            (ROOT,),
         )
 
     # Places
 
-    def replace_places(self, places: Iterable[AssignedPlace]) -> None:
-        """Put a new assignment in the old one's place."""
+    def replace_places(self, places: Iterable[AssignedPlace], made_at: int | None = None) -> None:
+        """Put a new assignment in the old one's place; photos changed since it was made keep theirs.
+
+        `made_at` is the number of the last change that it takes in; None for all there are.
+        """
         places = list(places)
         with self.transaction() as db:
-            db.execute("DELETE FROM places")
-            db.execute("UPDATE photos SET place_id = NULL")
+            later = self.changed_after(self.last_change() if made_at is None else made_at)
+            home = {m: place.id for place in places for m in place.members if m not in later}
+            before = dict(db.execute("SELECT id, place_id FROM photos"))
             db.executemany(
-                "INSERT INTO places VALUES (?, ?, ?, ?, ?)",
-                [(p.id, p.name, p.medoid, p.lat, p.lon) for p in places],
+                "UPDATE photos SET place_id = ? WHERE id = ?",
+                [(place, photo) for photo, place in home.items() if before.get(photo) != place],
             )
             db.executemany(
-                "UPDATE photos SET place_id = ? WHERE id = ?", [(p.id, m) for p in places for m in p.members]
+                "UPDATE photos SET place_id = NULL WHERE id = ? AND status != 'ok'",
+                [(photo,) for photo, place in before.items() if place and photo not in home],
+            )
+            db.execute(
+                "DELETE FROM places WHERE id NOT IN (SELECT place_id FROM photos WHERE place_id NOTNULL)"
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?)",
+                [(p.id, p.name, p.medoid, p.lat, p.lon) for p in places],
             )
 
     def assigned_places(self) -> list[AssignedPlace]:
@@ -293,8 +338,9 @@ class Catalogue(Database):
         return Place(id_, name, lat, lon, len(members), members)
 
 
-_PHOTO_COLUMNS = """
-    p.id, (SELECT min(root || char(31) || relative) FROM files WHERE photo = p.id), p.place,
+_PHOTO_COLUMNS = f"""
+    p.id, ifnull((SELECT min(root || char(31) || relative) FROM files WHERE photo = p.id),
+        (SELECT '{ROOT}' || char(31) || name FROM stored WHERE photo = p.id)), p.place,
     p.lat, p.lon, p.heading, p.taken_at, p.width, p.height, p.status
 """
 

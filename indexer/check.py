@@ -21,8 +21,8 @@ LENGTH_TOLERANCE = 0.01  # of fp16 descriptors, whose length is 1
 def check_index(path: Path) -> list[str]:
     """Read every byte of an index; one sentence a problem, none when it is sound.
 
-    Checked are the catalogue's pages, the model's fingerprint, the snapshot's checksum, and that every
-    descriptor is in its shard and of unit length.
+    Checked are the catalogue's pages, the model's fingerprint, the snapshot's checksum, that every descriptor
+    is in its shard and of unit length, and that the file of every POSTed photo is there as it was sent.
 
     Raises:
         IndexMissing: there is no index. FormatTooNew: a newer version wrote it.
@@ -38,6 +38,7 @@ def check_index(path: Path) -> list[str]:
             *_model_problems(layout, manifest),
             *_store_problems(layout, manifest),
             *_descriptor_problems(layout, catalogue, manifest),
+            *(_stored_problems(catalogue) if integrity == "ok" else []),
         ]
     finally:
         catalogue.close()
@@ -78,4 +79,15 @@ def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifes
         problems.append(
             f"{bad} descriptors are not of unit length: 'loci index' with --refit makes them again"
         )
+    return problems
+
+
+def _stored_problems(catalogue: Catalogue) -> list[str]:
+    problems = []
+    for photo, name in catalogue.stored().items():
+        path = catalogue.folder / name
+        if not path.is_file():
+            problems.append(f"the file {path} of the POSTed photo {photo} is missing: POST it again")
+        elif sha256_of(path) != path.stem:
+            problems.append(f"the file {path} of the POSTed photo {photo} is damaged: POST it again")
     return problems

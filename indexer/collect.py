@@ -73,6 +73,7 @@ def collect(
         _apply_table(catalogue, before, scanned.files, table)
     gone = _gone(before, scanned)
     held = {row.photo for key, row in catalogue.files().items() if _full(key) not in gone}
+    held |= catalogue.stored().keys()  # POSTed photos never vanish
     vanished = _vanished(catalogue, before, gone, held)
     if not prune:
         _refuse_unmounted(before, scanned, vanished)
@@ -102,6 +103,7 @@ class _Before:
     def __init__(self, catalogue: Catalogue) -> None:
         self.files = {_full(key): (key, row) for key, row in catalogue.files().items()}
         self.statuses = catalogue.statuses()
+        self.stored = catalogue.stored().keys()
 
     def key(self, file: ScannedFile) -> tuple[str, str]:
         """Under which root and relative path the catalogue has or gets this file."""
@@ -148,7 +150,7 @@ class _Outcomes:
             self._changed.add(facts.id)
         elif status is None:
             self._added.add(facts.id)
-        elif facts.id not in self._stayed:  # else a copy
+        elif facts.id not in self._stayed and facts.id not in self._before.stored:  # else a copy
             self._moved.add(facts.id)
 
     def summary(self, catalogue: Catalogue, vanished: int) -> Collected:

@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from indexer.errors import FormatTooNew, IndexerError, IndexMissing
-from indexer.schema import MIGRATIONS, migrate, version_of
+from indexer.errors import DiskFull, FormatTooNew, IndexBusy, IndexerError, IndexMissing
+from indexer.schema import MIGRATIONS, OLDER_FORMATS, migrate, version_of
 
 FILE = "catalogue.sqlite"
+MIGRATED = 0  # a writer's connection is never of an older format
+
+_KINDS = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_BUSY: IndexBusy}
 
 
 class Database:
@@ -45,29 +48,35 @@ class Database:
     def _db(self) -> sqlite3.Connection:
         """This thread's connection."""
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is not None and self._local.version in OLDER_FORMATS and version_of(db) != self._local.version:
+            self.close()  # a writer has migrated it
+            db = None
         if db is None:
             db = self._local.db = self._connect()
         return db
 
     def _connect(self) -> sqlite3.Connection:
         try:
-            if self._writable:
-                db = sqlite3.connect(self.path, timeout=30)
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute("PRAGMA synchronous = FULL")
-                db.execute("PRAGMA foreign_keys = ON")
-            else:
+            if not self._writable:
                 db = _connect_to_read(self.path)
+                self._local.version = _fill_in(db)
+                return db
+            db = sqlite3.connect(self.path, timeout=30)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA foreign_keys = ON")
+            self._local.version = MIGRATED
+            return db
         except sqlite3.Error as error:
             raise IndexerError(f"the catalogue {self.path} cannot be opened: {error}") from error
-        return db
 
     @contextmanager
     def _explained(self, done: str) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise IndexerError(f"the catalogue {self.path} cannot be {done}: {error}") from error
+            kind = _KINDS.get(getattr(error, "sqlite_errorcode", 0), IndexerError)
+            raise kind(f"the catalogue {self.path} cannot be {done}: {error}") from error
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows of a query; none of a damaged catalogue is worth half an answer."""
@@ -83,8 +92,9 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing; on disk when it returns."""
+        """All of it or nothing; on disk when it returns. What is read in it, no other writer changes."""
         with self._explained("written"), self._db as db:
+            db.execute("BEGIN IMMEDIATE")
             yield db
 
     def integrity(self) -> str:
@@ -93,6 +103,14 @@ class Database:
             return str(self._db.execute("PRAGMA integrity_check").fetchone()[0])
         except sqlite3.Error as error:
             return str(error)
+
+
+def _fill_in(db: sqlite3.Connection) -> int:
+    """Give a reader of an older format empty tables where it lacks them; which format it is."""
+    version = version_of(db)
+    for statement in OLDER_FORMATS.get(version, ()):
+        db.execute(statement)
+    return version
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:

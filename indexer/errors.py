@@ -9,6 +9,14 @@ class UsageError(IndexerError):
     """The caller asked for something that cannot be: a bad option, a bad metadata column."""
 
 
+class FieldError(UsageError):
+    """A value that cannot be; `field` names it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+
+
 class IndexMissing(IndexerError):
     """There is no index where one was expected."""
 
@@ -27,3 +35,15 @@ class FormatTooNew(IndexerError):
 
 class NotFound(IndexerError):
     """The index has no photo or place of that id, or a photo's file is gone."""
+
+
+class DiskFull(IndexerError):
+    """The disk that holds the index has no room left; nothing was changed."""
+
+
+class IndexBusy(IndexerError):
+    """Another writer has kept the catalogue for itself for too long: the same may work in a moment."""
+
+
+class Superseded(IndexerError):
+    """Another model has taken over the index since it was opened: open it again, and embed again."""

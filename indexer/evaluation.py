@@ -86,7 +86,7 @@ def evaluate(
     found = np.array(ranks)
     return Evaluation(
         queries=len(ranks),
-        database=index.manifest.photos,
+        database=index.counts().photos,
         radius_m=None if truth else radius_m,
         recall={str(n): float((found < n).mean()) for n in at},
         without_answer=len(files) - len(ranks) - len(failed),

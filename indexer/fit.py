@@ -126,7 +126,7 @@ def _spool(run: FitRun, embedded: Embedded[Pending], stage: str) -> None:
     photo = embedded.item[0]
     if embedded.error is not None:
         with run.catalogue.transaction() as db:
-            run.catalogue.set_status(db, [photo], "failed", embedded.error)
+            run.catalogue.set_failed(db, photo, embedded.error)
     elif stage == "maps":
         each = run.embedder.model.config.pooling in CLUSTERED
         views = [_scaled(view, each_local=each) for view in embedded.outputs]

@@ -1,4 +1,4 @@
-"""An opened index: one snapshot that does not change, and the straight way from a photo to an answer."""
+"""An opened index: one snapshot, what was added since, and the straight way from a photo to an answer."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.additions import Additions, Searched
 from indexer.answers import Answer, Photo, PhotoHit, Place, PlaceHit, Position
 from indexer.catalogue import Catalogue, Hit
+from indexer.columns import Selection, Table
 from indexer.errors import ModelMismatch, NotFound, UsageError
+from indexer.filters import Filters
+from indexer.geo import haversine_m
 from indexer.layout import Layout, generation_of
 from indexer.localise import group_hits, locate
 from indexer.options import load_options
+from indexer.posting import Posting
+from indexer.rebuild import rebuild
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, open_store, other_model, read_manifest
 from indexer.stores.faiss import FaissStore
@@ -34,8 +40,17 @@ PHOTOS_A_PLACE = 5  # shown in an answer
 NOT_CALIBRATED = "this version does not say how sure it is"
 
 
+@dataclass(frozen=True)
+class Counts:
+    """How much is searched."""
+
+    descriptors: int
+    photos: int
+    places: int
+
+
 class Index:
-    """One snapshot of an index, opened; made by `Index.open`.
+    """One snapshot of an index, opened; made by `Index.open`. What is added or removed later shows at once.
 
     Search and catalogue may be used from many threads; `query` and `embed` use the network and are for one
     thread at a time.
@@ -46,9 +61,12 @@ class Index:
     ) -> None:
         self._layout = layout
         self._catalogue = catalogue
-        self._store = store
         self.manifest = manifest
         self.embedder = embedder
+        self._additions = Additions(layout, catalogue, manifest.snapshot, manifest.dim, store)
+        self._table = Table(catalogue, generation_of(manifest.snapshot))
+        self._counts: tuple[int, Counts] | None = None
+        self._posting: Posting | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, device: str = "auto", precision: str = "auto") -> Index:
@@ -103,22 +121,24 @@ class Index:
         """Longest side in pixels of what the network sees."""
         return self.embedder.model.config.image_size
 
-    def query(self, photo: Source, k: int = 5) -> Answer:
+    def query(self, photo: Source, k: int = 5, *, filters: Filters | None = None) -> Answer:
         """Where was this photo taken: the k nearest places, and the position.
 
         Args:
             photo: a path, the bytes of an image file, or an open binary file.
+            filters: which photos may be in the answer.
 
         Raises:
             ImageError: it cannot be read.
         """
-        return self.query_clip([photo], k)
+        return self.query_clip([photo], k, filters=filters)
 
     def query_clip(
         self,
         frames: Sequence[Source],
         k: int = 5,
         *,
+        filters: Filters | None = None,
         on_unreadable: Callable[[Source, ImageError], None] | None = None,
     ) -> Answer:
         """Where were these photos of one place taken; they are pooled as one, in whatever order.
@@ -145,13 +165,19 @@ class Index:
         descriptor = self.embedder.embed_clips([images])[0]
         embedded = time.perf_counter()
         timings = {"decode": 1000 * (decoded - start), "embed": 1000 * (embedded - decoded)}
-        return self.answer(descriptor, k, timings)
+        return self.answer(descriptor, k, timings, filters)
 
     def embed(self, photos: Sequence[Source]) -> Floats:
         """Descriptors of photos, B d, unit length. Raises ImageError for the first that cannot be read."""
         return self.embedder.embed([read_photo(photo, self.image_size) for photo in photos])
 
-    def answer(self, descriptor: Floats, k: int = 5, timings_ms: Mapping[str, float] | None = None) -> Answer:
+    def answer(
+        self,
+        descriptor: Floats,
+        k: int = 5,
+        timings_ms: Mapping[str, float] | None = None,
+        filters: Filters | None = None,
+    ) -> Answer:
         """The answer for a photo's descriptor (d): search → places → position.
 
         Raises:
@@ -161,57 +187,90 @@ class Index:
         if k < 1:
             raise UsageError(f"k counts places and must be at least 1, got {k}")
         start = time.perf_counter()
-        hits, places = self._hits_of_places(descriptor, k)
+        hits, places = self._hits_of_places(descriptor, k, filters)
         position = locate([_photo_hit(score, hit) for score, hit in hits[:LOCATE_BY]])
         timings = dict(timings_ms or {}) | {"search": 1000 * (time.perf_counter() - start)}
         if position is not None:  # to a centimetre and a decimetre
             position = Position(round(position.lat, 7), round(position.lon, 7), round(position.radius_m, 1))
         note = NOT_CALIBRATED
-        if position is None:
+        if not hits:
+            note += "; no photo passes the filters" if filters and filters.narrow else "; the index is empty"
+        elif position is None:
             note += "; none of the nearest photos has a position"
         return Answer(
             known=None,
             confidence=None,
             position=position,
-            places=places,
+            places=_with_distances(places, filters),
             model=self.manifest.model,
             snapshot=self.manifest.snapshot,
             timings_ms=timings,
             note=note,
         )
 
-    def nearest(self, descriptor: Floats, n: int) -> list[PhotoHit]:
+    def nearest(self, descriptor: Floats, n: int, filters: Filters | None = None) -> list[PhotoHit]:
         """The n photos most like a descriptor (d), best first."""
-        return [_photo_hit(score, hit) for score, hit in self._hits(descriptor, n)]
+        searched, selection = self._searched(filters)
+        return [
+            _photo_hit(score, hit) for score, hit in self._hits(descriptor, n, searched, selection, filters)
+        ]
 
-    def _hits(self, descriptor: Floats, n: int) -> list[tuple[float, Hit]]:
+    def _searched(self, filters: Filters | None) -> tuple[Searched, Selection | None]:
+        """What is searched now, and which of it where filters leave some out."""
+        # In this order: a photo added in between is searched and not selected, which does no harm.
+        selection = self._table.select(filters) if filters is not None and filters.narrow else None
+        return self._additions.current(), selection
+
+    def _hits(
+        self,
+        descriptor: Floats,
+        n: int,
+        searched: Searched,
+        selection: Selection | None,
+        filters: Filters | None,
+    ) -> list[tuple[float, Hit]]:
         """Score and photo of the n nearest photos; a panorama counts once, by its best view."""
         if descriptor.shape != (self.manifest.dim,):
             raise ModelMismatch(
                 f"this index has {self.manifest.dim}-D descriptors, got one of shape {descriptor.shape}"
             )
+        among = None if selection is None else selection.ids
+        count = searched.count if among is None else len(among)
         ask = n + 8
-        while True:
-            scores, ids = self._store.search(descriptor[None], min(ask, self._store.count))
-            found = self._catalogue.hits([int(i) for i in ids[0]])
+        while count:
+            found = searched.search(descriptor, min(ask, count), among)
+            shown = self._shown([number for _, number in found], filters if among is not None else None)
             best: dict[str, tuple[float, Hit]] = {}
-            for score, number in zip(scores[0], ids[0], strict=True):
-                hit = found.get(int(number))  # None: removed since the snapshot was made
+            for score, number in found:
+                hit = shown.get(number)
                 if hit is not None and hit.photo.id not in best:
-                    best[hit.photo.id] = (float(score), hit)
-            if len(best) >= n or ask >= self._store.count:
+                    best[hit.photo.id] = (score, hit)
+            if len(best) >= n or ask >= count:
                 return list(best.values())[:n]
             ask *= 4
+        return []
+
+    def _shown(self, numbers: Sequence[int], filters: Filters | None) -> dict[int, Hit]:
+        """The photos of descriptors, without those removed since, or changed so that they do not pass."""
+        hits = self._catalogue.hits(numbers)
+        if filters is None:
+            return hits
+        passing = self._table.passing(filters, [hit.row(number) for number, hit in hits.items()])
+        return {number: hit for number, hit in hits.items() if number in passing}
 
     def _hits_of_places(
-        self, descriptor: Floats, k: int
+        self, descriptor: Floats, k: int, filters: Filters | None
     ) -> tuple[list[tuple[float, Hit]], tuple[PlaceHit, ...]]:
         """The nearest photos, as many as it takes to name k places (or all), and those places."""
+        searched, selection = self._searched(filters)
+        most = self.manifest.places + searched.count - self.manifest.count
+        if selection is not None:
+            most = selection.places
         n = max(LOCATE_BY, 4 * PHOTOS_A_PLACE * k)
         while True:
-            hits = self._hits(descriptor, n)
+            hits = self._hits(descriptor, n, searched, selection, filters)
             places = self._places(hits, k)
-            if len(places) >= min(k, self.manifest.places) or len(hits) < n:
+            if len(places) >= min(k, most) or len(hits) < n:
                 return hits, places
             n *= 4
 
@@ -258,20 +317,49 @@ class Index:
     def catalogue(self) -> Catalogue:
         return self._catalogue
 
+    def posting(self) -> Posting:
+        """What adds photos, with descriptors of this index's model, and removes them.
+
+        Raises:
+            IndexerError: the index cannot be written.
+        """
+        if self._posting is None:
+            self._posting = Posting(self._layout, generation_of(self.snapshot), self.manifest.dim)
+        return self._posting
+
+    def counts(self) -> Counts:
+        """What is searched now; counted anew only after a change."""
+        change = self._catalogue.last_change()
+        if self._counts is None or self._counts[0] != change:
+            found = self._catalogue.searched_counts(generation_of(self.snapshot))
+            self._counts = (change, Counts(*found))
+        return self._counts[1]
+
+    def drift(self) -> float:
+        """How many descriptors were added to the snapshot or died in it since, as a share of it."""
+        searched = self._additions.current()
+        dead = max(searched.count - self.counts().descriptors, 0)
+        return (searched.count - searched.snapshot.count + dead) / max(searched.snapshot.count, 1)
+
+    def rebuild(self) -> None:
+        """Publish the next snapshot, which `latest` then gives. Raises as `indexer.rebuild.rebuild` does."""
+        rebuild(self.path)
+
     def info(self) -> dict[str, Any]:
         """What is in the index and how it was made."""
         generation = generation_of(self.snapshot)
+        counts = self.counts()
         fit, places = load_options(self._layout.options(generation))
         config = self.embedder.model.config
         return {
-            "photos": self.manifest.photos,
+            "photos": counts.photos,
             "failed": self._catalogue.count("failed"),
-            "places": self.manifest.places,
+            "places": counts.places,
             "dim": self.manifest.dim,
             "clusters": config.clusters,
             "model": self.manifest.model,
             "snapshot": self.snapshot,
-            "descriptors": self.manifest.count,
+            "descriptors": counts.descriptors,
             "with_position": sum(photo.lat is not None for photo in self.photos()),
             "image_size": config.image_size,
             "panoramas": fit.panoramas,
@@ -289,6 +377,19 @@ class Index:
             **self.embedder.describe(),
             "bytes": _disk_use(self.path),
         }
+
+
+def _with_distances(places: Sequence[PlaceHit], filters: Filters | None) -> tuple[PlaceHit, ...]:
+    """Places with how far each is from the position that the query named."""
+    if filters is None or filters.position is None:
+        return tuple(places)
+    lat, lon = filters.position
+    return tuple(
+        place
+        if place.lat is None or place.lon is None
+        else replace(place, distance_m=round(float(haversine_m(lat, lon, place.lat, place.lon)), 1))
+        for place in places
+    )
 
 
 def _photo_hit(score: float, hit: Hit) -> PhotoHit:

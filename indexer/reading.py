@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.images import open_photo, read_photo
+from model.images import Source, open_photo, read_photo
 from model.panorama import cut_views, is_panorama, source_width
 
 
@@ -19,12 +18,12 @@ class Reader:
     image_size: int
     panoramas: int | None = None
 
-    def __call__(self, item: tuple[str, Path]) -> list[NDArray[np.uint8]]:
-        """The images of a photo (id, file). Raises ImageError."""
-        path = item[1]
-        if self.panoramas is None or not _is_panorama(path):
-            return [read_photo(path, self.image_size)]
-        whole = read_photo(path, source_width(self.image_size, self.panoramas))
+    def __call__(self, item: tuple[str, Source]) -> list[NDArray[np.uint8]]:
+        """The images of a photo (id, file or its bytes). Raises ImageError."""
+        photo = item[1]
+        if self.panoramas is None or not _is_panorama(photo):
+            return [read_photo(photo, self.image_size)]
+        whole = read_photo(photo, source_width(self.image_size, self.panoramas))
         return [view.image for view in cut_views(whole, self.panoramas)]
 
     def yaws(self, views: int) -> list[float]:
@@ -32,6 +31,6 @@ class Reader:
         return [360.0 * view / views for view in range(views)]
 
 
-def _is_panorama(path: Path) -> bool:
-    with open_photo(path) as image:
+def _is_panorama(photo: Source) -> bool:
+    with open_photo(photo) as image:
         return is_panorama(image)

@@ -41,7 +41,55 @@ def _m001_photos_files_descriptors_places(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS = (_m001_photos_files_descriptors_places,)
+_M002 = (
+    """
+    CREATE TABLE stored(                   -- photos that were POSTed
+        photo TEXT PRIMARY KEY REFERENCES photos(id),
+        file TEXT NOT NULL,                -- its name in the index's own folder photos/
+        name TEXT NOT NULL UNIQUE) WITHOUT ROWID  -- as answers show it
+    """,
+    """
+    CREATE TABLE changes(                  -- when what a search sees of a photo changed last
+        photo TEXT PRIMARY KEY REFERENCES photos(id),
+        number INTEGER NOT NULL UNIQUE) WITHOUT ROWID
+    """,
+    """
+    CREATE TRIGGER descriptors_added AFTER INSERT ON descriptors BEGIN
+        INSERT INTO changes SELECT NEW.photo, ifnull(max(number), 0) + 1 FROM changes WHERE true
+        ON CONFLICT(photo) DO UPDATE SET number = excluded.number;
+    END
+    """,
+    """
+    CREATE TRIGGER photos_changed
+    AFTER UPDATE OF status, lat, lon, heading, taken_at, place_id ON photos
+    WHEN (OLD.status, OLD.lat, OLD.lon, OLD.heading, OLD.taken_at, OLD.place_id)
+        IS NOT (NEW.status, NEW.lat, NEW.lon, NEW.heading, NEW.taken_at, NEW.place_id)
+    BEGIN
+        INSERT INTO changes SELECT NEW.id, ifnull(max(number), 0) + 1 FROM changes WHERE true
+        ON CONFLICT(photo) DO UPDATE SET number = excluded.number;
+    END
+    """,
+    "CREATE INDEX photos_named ON photos(place) WHERE place IS NOT NULL",
+    "CREATE INDEX places_named ON places(name) WHERE name IS NOT NULL",
+    "CREATE INDEX places_lat ON places(lat) WHERE lat IS NOT NULL",
+)
+
+OLDER_FORMATS = {
+    1: (
+        "PRAGMA temp_store = MEMORY",  # where nothing can be written, a file neither
+        "CREATE TEMP TABLE stored(photo TEXT PRIMARY KEY, file TEXT, name TEXT)",
+        "CREATE TEMP TABLE changes(photo TEXT PRIMARY KEY, number INTEGER)",
+    )
+}
+"""Empty tables in the place of those that an older format lacks, for a reader, which may not migrate."""
+
+
+def _m002_stored_photos_and_changes(db: sqlite3.Connection) -> None:
+    for statement in _M002:
+        db.execute(statement)
+
+
+MIGRATIONS = (_m001_photos_files_descriptors_places, _m002_stored_photos_and_changes)
 
 
 def version_of(db: sqlite3.Connection) -> int:

@@ -10,27 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.catalogue import Slot
 from indexer.errors import IndexerError
 from indexer.files import replace_file
+from indexer.stored import Slot
 
 SHARD_BYTES = 64 * 2**20
+RUN = range(1, 500_000)
+"""Numbers of the shards that `loci index` appends to."""
+POSTED = range(500_000, 1_000_000)
+"""Numbers of the shards that POSTed photos go to: beside a run, and never in its way."""
 
 Floats = NDArray[np.float32]
 
 
 class ShardWriter:
-    """Appends descriptors after the last slot that the catalogue claims.
+    """Appends descriptors after the last slot that the catalogue claims, into shards of one range.
 
     Bytes beyond that slot were written by a run that died before its transaction: they are overwritten.
     """
 
-    def __init__(self, folder: Path, dim: int, last: Slot | None) -> None:
+    def __init__(self, folder: Path, dim: int, last: Slot | None, shards: range = RUN) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._dim = dim
         self._rows = rows_per_shard(dim)
-        self._next = Slot(1, 0) if last is None else Slot(last.shard, last.row + 1)
+        self._next = Slot(shards.start, 0) if last is None else Slot(last.shard, last.row + 1)
 
     def append(self, descriptors: Floats) -> list[Slot]:
         """Write descriptors (n d) and return their slots; on disk when it returns."""

@@ -6,14 +6,15 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from indexer.answers import Photo
 from indexer.catalogue import Catalogue
 from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
 from indexer.files import replace_file, replace_text, sha256_of, sync_folder
@@ -21,9 +22,12 @@ from indexer.layout import Layout, generation_of
 from indexer.options import PlaceOptions
 from indexer.places import AssignedPlace, PlacePhoto, assign_places
 from indexer.shards import Floats, read_slots
+from indexer.stored import ROOT, Slot
 from indexer.stores.faiss import FACTORY, FaissStore, Ids
 
 FORMAT = 1
+
+Live = tuple[int, str, Slot]  # a descriptor's id, its photo, and where its bytes are
 
 log = logging.getLogger(__name__)
 
@@ -56,29 +60,42 @@ class Manifest:
 
 
 def publish(
-    layout: Layout, catalogue: Catalogue, generation: int, model: str, dim: int, options: PlaceOptions
+    layout: Layout,
+    catalogue: Catalogue,
+    generation: int,
+    model: str,
+    dim: int,
+    options: PlaceOptions,
+    settle: Callable[[], object] | None = None,
 ) -> Manifest:
     """Make the catalogue's descriptors of a generation searchable; does nothing when they are already.
+
+    Photos may be POSTed and deleted meanwhile: readers find that beside the snapshot.
+
+    Args:
+        settle: embeds what is pending; called before a new generation takes over from one that photos were
+            POSTed to meanwhile.
 
     Raises:
         IndexerError: there is no descriptor, or the disk cannot be written.
         FormatTooNew: a newer version wrote its snapshot.
     """
-    content = _content(catalogue, generation, options)
+    live = catalogue.live_descriptors(generation)
+    content = _content(catalogue, generation, options, live)
     previous = layout.last_finished()
     last = _manifest(layout, previous) if previous else None
     if last is not None and last.content == content and _is_sound(layout, last):
         layout.set_current(last.snapshot)  # which may have been damaged
         return last
-    live = catalogue.live_descriptors(generation)
     if not live:
         raise IndexerError(f"no photo would be left in {layout.folder}: nothing was published")
+    made_at = catalogue.last_change()
     assigned = _assign(catalogue, options, last)
     name = layout.next_snapshot(generation)
     folder = layout.snapshot(name)
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.faiss"
-    replace_file(index, store_from_shards(layout, catalogue, generation, dim).save)
+    replace_file(index, FaissStore.build(dim, _blocks(layout, generation, dim, live)).save)
     manifest = Manifest(
         snapshot=name,
         model=model,
@@ -95,13 +112,26 @@ def publish(
         index_sha256=sha256_of(index),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    catalogue.replace_places(assigned)
+    catalogue.replace_places(assigned, made_at)
     replace_text(layout.manifest(name), json.dumps(dataclasses.asdict(manifest), indent=1))
     sync_folder(folder.parent)
-    layout.set_current(name)
+    _take_over(layout, catalogue, name, settle)
     # Readers that opened the last one may still be at it; what is older goes.
     catalogue.drop_generations(layout.drop_old({name, previous or name}))
     return manifest
+
+
+def _take_over(layout: Layout, catalogue: Catalogue, name: str, settle: Callable[[], object] | None) -> None:
+    """Let a snapshot answer, once every photo has a descriptor of its generation.
+
+    The transaction holds off POSTs, which look in one of their own for the generation that answers.
+    """
+    while True:
+        with catalogue.transaction():
+            if settle is None or not catalogue.pending(generation_of(name)):
+                layout.set_current(name)
+                return
+        settle()
 
 
 def _assign(catalogue: Catalogue, options: PlaceOptions, last: Manifest | None) -> list[AssignedPlace]:
@@ -150,11 +180,10 @@ def open_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Fais
 
 def store_from_shards(layout: Layout, catalogue: Catalogue, generation: int, dim: int) -> FaissStore:
     """A store of a generation's live descriptors."""
-    return FaissStore.build(dim, _blocks(layout, catalogue, generation, dim))
+    return FaissStore.build(dim, _blocks(layout, generation, dim, catalogue.live_descriptors(generation)))
 
 
-def _blocks(layout: Layout, catalogue: Catalogue, generation: int, dim: int) -> Iterator[tuple[Ids, Floats]]:
-    live = catalogue.live_descriptors(generation)
+def _blocks(layout: Layout, generation: int, dim: int, live: Sequence[Live]) -> Iterator[tuple[Ids, Floats]]:
     ids = np.array([number for number, _, _ in live], np.int64)
     start = 0
     for block in read_slots(layout.shards(generation), [slot for _, _, slot in live], dim, block=8192):
@@ -162,9 +191,9 @@ def _blocks(layout: Layout, catalogue: Catalogue, generation: int, dim: int) -> 
         start += len(block)
 
 
-def _content(catalogue: Catalogue, generation: int, options: PlaceOptions) -> str:
+def _content(catalogue: Catalogue, generation: int, options: PlaceOptions, live: Sequence[Live]) -> str:
     digest = hashlib.sha256(f"{generation} {options.describe()}".encode())
-    for number, photo, _ in catalogue.live_descriptors(generation):
+    for number, photo, _ in live:
         digest.update(f"{number} {photo}\n".encode())
     for place_photo in _place_photos(catalogue):
         digest.update(repr(place_photo).encode())
@@ -172,14 +201,19 @@ def _content(catalogue: Catalogue, generation: int, options: PlaceOptions) -> st
 
 
 def _place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
-    """In full paths, so that two folders of one name stay two."""
+    """In full paths, so that two folders of one name stay two; POSTed ones lie with those of their place."""
     paths: dict[str, str] = {}
     for root, relative, photo in catalogue.paths():
-        paths.setdefault(photo, str(Path(root) / relative))
+        if root != ROOT:
+            paths.setdefault(photo, str(Path(root) / relative))
     return [
-        PlacePhoto(photo.id, paths.get(photo.id, photo.path), photo.lat, photo.lon, photo.place)
+        PlacePhoto(photo.id, paths.get(photo.id) or _posted_path(photo), photo.lat, photo.lon, photo.place)
         for photo in catalogue.photos()
     ]
+
+
+def _posted_path(photo: Photo) -> str:
+    return f"{ROOT}/{photo.place or photo.id}/{PurePosixPath(photo.path).name}"
 
 
 def check_model(layout: Layout, generation: int, fingerprint: str) -> None:

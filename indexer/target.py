@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from indexer.database import FILE
-from indexer.errors import IndexerError
+from indexer.errors import DiskFull, IndexerError
 from indexer.layout import Layout
 from indexer.lock import FILES as LOCK_FILES
 from indexer.lock import write_lock
@@ -52,7 +53,8 @@ def translated(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise IndexerError(f"cannot write to {folder}: {error.strerror or error}") from error
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else IndexerError
+        raise kind(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def is_index(folder: Path) -> bool:

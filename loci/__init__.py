@@ -3,11 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from indexer.filters import Filters as Filters
     from indexer.index import Index as Index
+    from service.client import AddedPhoto as AddedPhoto
+    from service.client import Client as Client
+    from service.client import ClientError as ClientError
 
     __version__: str
 
-__all__ = ["Index", "__version__"]
+__all__ = ["AddedPhoto", "Client", "ClientError", "Filters", "Index", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +20,14 @@ def __getattr__(name: str) -> Any:
         from indexer.index import Index
 
         return Index
+    if name == "Filters":
+        from indexer.filters import Filters
+
+        return Filters
+    if name in ("AddedPhoto", "Client", "ClientError"):
+        from service import client
+
+        return getattr(client, name)
     if name == "__version__":
         from importlib.metadata import version
 

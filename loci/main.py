@@ -22,6 +22,7 @@ from loci import (
 from loci.command import Command
 from loci.console import note, say
 from loci.failures import WRONG_USAGE, Interrupted, explain
+from loci.keys import keys
 from loci.weights import weights
 
 
@@ -77,6 +78,7 @@ COMMANDS = (
 )
 for _command in COMMANDS:
     app.command(_command.__name__, cls=Command)(_command)
+app.add_typer(keys)
 app.add_typer(weights)
 
 

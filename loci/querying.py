@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from indexer.errors import FieldError, UsageError
+from indexer.filters import DEFAULT_TOLERANCE, Filters
 from loci.console import distance, latlon, note, say, say_json, table
 from loci.failures import FAILED, SomeUnreadable
 from loci.options import DeviceOption, IndexOption, JsonFlag, PrecisionOption, at_least
@@ -25,6 +27,10 @@ COLUMNS = (
 )
 
 
+def _filter(metavar: str, help: str) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel="Filters")
+
+
 def query(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Photos to ask about.")],
     index: IndexOption,
@@ -35,6 +41,24 @@ def query(
     k: Annotated[
         int, typer.Option("-k", metavar="N", callback=at_least(1), help="How many places to name.")
     ] = 5,
+    lat: Annotated[
+        float | None, _filter("DEGREES", "Say how far each place is from here; with --lon.")
+    ] = None,
+    lon: Annotated[float | None, _filter("DEGREES", "Longitude of --lat.")] = None,
+    radius_m: Annotated[
+        float | None, _filter("METRES", "Only photos at most so far from --lat and --lon.")
+    ] = None,
+    taken_after: Annotated[
+        str | None, _filter("TIME", "Only photos from this time on, such as 2024-09-23 or 2024-09-23T16:00.")
+    ] = None,
+    taken_before: Annotated[str | None, _filter("TIME", "Only photos from before this time.")] = None,
+    heading: Annotated[
+        float | None, _filter("DEGREES", "Only photos that look this way, clockwise from north.")
+    ] = None,
+    heading_tolerance: Annotated[
+        float, _filter("DEGREES", "How far to either side of --heading still counts.")
+    ] = DEFAULT_TOLERANCE,
+    place: Annotated[str | None, _filter("PLACE", "Only photos of the place of this id or name.")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     as_json: JsonFlag = False,
@@ -44,7 +68,20 @@ def query(
     For each photo, or with --clip for all of them: the position, the nearest places and the photo that
     shows each best. The exit code is 0 even where the place is unknown, 3 if some photos could not be read,
     1 if none could.
+
+    Filters narrow which photos of the index may answer; one that lacks what a filter asks for does not. A
+    TIME without an offset is compared with the clock of each photo.
     """
+    filters = _filters(
+        lat=lat,
+        lon=lon,
+        radius_m=radius_m,
+        taken_after=taken_after,
+        taken_before=taken_before,
+        heading=heading,
+        heading_tolerance=heading_tolerance,
+        place=place,
+    )
     from indexer.index import Index
     from model.errors import ImageError
 
@@ -58,7 +95,7 @@ def query(
 
     for asked in [photos] if clip else [[photo] for photo in photos]:
         try:
-            answer = opened.query_clip(asked, k, on_unreadable=skip)
+            answer = opened.query_clip(asked, k, filters=filters, on_unreadable=skip)
         except ImageError:  # none of them can be read, as was said
             continue
         answers.append((asked, answer))
@@ -71,6 +108,13 @@ def query(
             note(f"Note: {remark}")
     if failed:
         raise SomeUnreadable if answers else typer.Exit(FAILED)
+
+
+def _filters(**given: Any) -> Filters:
+    try:
+        return Filters(**given)
+    except FieldError as error:
+        raise UsageError(f"--{error.field.replace('_', '-')}: {error}") from None
 
 
 def _name(photos: Sequence[Path]) -> str:

@@ -1,6 +1,5 @@
 """`loci serve`: an index behind HTTP."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,6 @@ import typer
 
 from loci.console import say
 from loci.options import Precision, check_port
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def serve(
@@ -38,9 +35,14 @@ def serve(
     insecure: Annotated[
         bool,
         typer.Option(
-            "--insecure", help="Listen where other machines reach it, though there are no API keys."
+            "--insecure",
+            help="Let everybody read, also from other machines; writing needs a key all the same.",
         ),
     ] = False,
+    keys: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The file of API keys (LOCI_KEYS); INDEX/keys.json if not given."),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -58,26 +60,35 @@ def serve(
 ) -> None:
     """Answer queries over HTTP.
 
-    POST a photo to /v1/query; /docs explains the rest. What is not given here is taken from LOCI_INDEX,
-    LOCI_HOST and so on; Ctrl-C ends it.
+    Open the address in a browser, or POST a photo to /v1/query; /docs explains the rest. What is not given
+    here is taken from LOCI_INDEX, LOCI_HOST and so on; Ctrl-C ends it.
     """
-    run_service(index, host=host, port=port, insecure=insecure or None, device=device, precision=precision)
+    run_service(
+        index,
+        host=host,
+        port=port,
+        insecure=insecure or None,
+        keys=keys,
+        device=device,
+        precision=precision,
+    )
 
 
-def run_service(index: Path, **given: str | int | bool | None) -> None:
+def run_service(index: Path, **given: str | int | bool | Path | None) -> None:
     """Serve an index with the settings given, those that are None taken from the environment."""
     from indexer.layout import Layout
 
     Layout(index).current()  # where there is no index, says so before anything is announced
 
+    from service.logs import set_up
     from service.server import serve
     from service.settings import Settings
 
     settings = Settings.load(index=index, **given)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)  # to stderr
+    set_up(settings.log_format)
     serve(settings, announce=_announce)
 
 
 def _announce(url: str) -> None:
-    say(f"Serving on {url} (Ctrl-C stops it). Ask it about a photo:")
+    say(f"Serving on {url} (Ctrl-C stops it). Open it in a browser, or ask it about a photo:")
     say(f"  curl -F image=@photo.jpg {url}/v1/query")

@@ -9,12 +9,13 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from model.errors import ImageError, TooManyPixels
 
 DEFAULT_IMAGE_SIZE = 640
 MAX_PIXELS = 400_000_000
+MAX_SCANS = 200  # of a JPEG: a progressive one has about ten, and each costs a pass over all pixels
 MIN_SIDE = 16  # VGG16's four poolings leave nothing of a smaller side
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "HEIF", "GIF", "BMP")
@@ -77,6 +78,8 @@ def read_photo(
     with open_photo(source, max_pixels=max_pixels) as image:
         try:
             return _pixels(image, image_size)
+        except ImageError:
+            raise
         except Exception as error:  # a decoder raises whatever it meets in a damaged file
             raise ImageError(_reason(error)) from error
 
@@ -103,6 +106,8 @@ _SIDEWAYS = (
 
 
 def _pixels(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(image)
     size = target_size(*image.size, image_size)
     image.draft("RGB", size)  # JPEG only: decodes at ½, ¼ or ⅛ where that is still large enough
     image.load()
@@ -113,6 +118,19 @@ def _pixels(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     if upright is not None:
         rgb = rgb.transpose(upright)
     return np.array(rgb, dtype=np.uint8)  # a copy: Pillow's own buffer is read-only
+
+
+def _check_scans(image: Image.Image) -> None:
+    """Refuse a JPEG of thousands of scans: a few bytes each, they would take the decoder many minutes."""
+    file = image.fp if isinstance(image, ImageFile.ImageFile) else None
+    if file is None:
+        return
+    position = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")  # never within compressed data: there 0xff is followed by 0
+    file.seek(position)
+    if scans > MAX_SCANS:
+        raise ImageError(f"a JPEG of {scans} scans, {MAX_SCANS} at most are read")
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:

@@ -3,16 +3,20 @@
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
+from fastapi.middleware.cors import CORSMiddleware
 
 from service import errors, openapi
+from service.admission import Admission
+from service.deps import ReadAccess, WriteAccess
 from service.engine import Engine
+from service.gate import Gate
 from service.interfaces import ServedIndex
-from service.middleware import RequestLog
-from service.routes import health, home, photos, places, query
+from service.middleware import Failures, RequestLog, SecurityHeaders
+from service.routes import docs, health, home, photos, places, query
 from service.settings import Settings
 
 
@@ -38,12 +42,46 @@ def create_app(
 
     app = _bare_app(settings, lifespan)
     app.state.engine = engine
-    app.add_middleware(RequestLog, metrics=engine.metrics)
+    _surround(app, settings, engine)
     errors.install(app)
-    openapi.install(app)
     for routes in (query, places, photos, health, home):
-        app.include_router(routes.router)
+        _include(app, routes)
+    if settings.docs:
+        _include(app, docs)
+    if settings.metrics_here:
+        app.include_router(health.metrics_router, dependencies=[ReadAccess])
+    openapi.install(app)
     return app
+
+
+def _include(app: FastAPI, routes: ModuleType) -> None:
+    """Add a module's routes: what it says only readers or only writers may use, then its `router`.
+
+    The routes of `router` are for readers too, but for those that the gate leaves open to everybody. They
+    come last: the page's own files take every name below /page/ that is left.
+    """
+    for name, access in (("reading", ReadAccess), ("writing", WriteAccess)):
+        if hasattr(routes, name):
+            app.include_router(getattr(routes, name), dependencies=[access])
+    is_open = routes in (health, home)
+    app.include_router(routes.router, dependencies=[] if is_open else [ReadAccess])
+
+
+def _surround(app: FastAPI, settings: Settings, engine: Engine) -> None:
+    """Put the middleware around the routes; the last added is the first that a request meets."""
+    app.add_middleware(Admission, settings=settings, room=engine.room)
+    app.add_middleware(Gate, settings=settings, access=engine.access)
+    app.add_middleware(Failures)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "X-Request-ID"),
+            expose_headers=("Location", "Retry-After", "X-Request-ID"),
+        )
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(RequestLog, metrics=engine.metrics)
 
 
 def _bare_app(
@@ -52,14 +90,15 @@ def _bare_app(
     about: dict[str, Any] = {
         "title": "loci",
         "summary": "Tells where a photo was taken.",
+        "description": "Errors are `application/problem+json` (RFC 9457): `detail` says in one sentence what"
+        " was wrong, `type` names the kind for programs. Positions are degrees, WGS 84.",
+        "license_info": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         "version": version("geniusloci"),
-        "lifespan": lifespan,
     }
-    if not settings.docs:
-        return FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **about)
-    app: FastAPI = FastAPIOffline(
+    return FastAPI(
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.docs else None,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_parameters={"validatorUrl": None},  # else the page asks a public validator
         **about,
     )
-    return app

@@ -9,12 +9,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
-from indexer.errors import ModelMismatch, NotFound
+from indexer.errors import DiskFull, FieldError, IndexBusy, ModelMismatch, NotFound
 from model.errors import ImageError, TooManyPixels
+from service.logs import request_id
 from service.schemas import ProblemDetail
 
 PROBLEM_JSON = "application/problem+json"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+KIND = "loci.problem"
+"""Where a request's scope keeps the kind of problem that it ended in."""
 
 
 class ServiceError(Exception):
@@ -34,11 +39,41 @@ class Problem(ServiceError):
         super().__init__(detail)
         self.field = field
 
+    def headers(self) -> dict[str, str]:
+        """Give the headers that belong to this status."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
 
 class MalformedBody(Problem):
     """The body does not follow its own content type."""
 
     status, kind, title = 400, "malformed-body", "Malformed body"
+
+
+class Unauthorised(Problem):
+    """This needs a key, and none came that is known."""
+
+    status, kind, title = 401, "unauthorised", "Key needed"
+
+    def headers(self) -> dict[str, str]:
+        """Name the scheme, as RFC 9110 wants it."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(Problem):
+    """The key does not open this, or a page of another site asks."""
+
+    status, kind, title = 403, "forbidden", "Not allowed"
+
+
+class TooSlow(Problem):
+    """The body came too slowly, or stopped coming."""
+
+    status, kind, title = 408, "too-slow", "Upload too slow"
+
+    def headers(self) -> dict[str, str]:
+        """Give the connection up: what is left of the body would have to be read first."""
+        return {"Connection": "close"}
 
 
 class TooLarge(Problem):
@@ -59,6 +94,22 @@ class InvalidRequest(Problem):
     status, kind, title = 422, "invalid-request", "Invalid request"
 
 
+class Misdirected(Problem):
+    """The Host header names another host."""
+
+    status, kind, title = 421, "misdirected", "Another host"
+
+
+class TooManyRequests(Problem):
+    """One caller asks more often than the service allows."""
+
+    status, kind, title = 429, "too-many-requests", "Too many requests"
+
+    def __init__(self, detail: str, *, retry_after: int) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
 class NotReady(Problem):
     """The index is not loaded, or the dispatcher is not at work."""
 
@@ -73,11 +124,32 @@ class Overloaded(Problem):
     retry_after = 1
 
 
+class NotWritable(Problem):
+    """The index that is served takes no photos."""
+
+    status, kind, title = 501, "not-writable", "Not writable"
+
+
+class OutOfMemory(Problem):
+    """The device had no memory left for this, though it was tried again."""
+
+    status, kind, title = 503, "out-of-memory", "Out of memory"
+    retry_after = 5
+
+
+class KeysUnreadable(Problem):
+    """The keys file is damaged, so that nobody can be let in."""
+
+    status, kind, title = 503, "keys-unreadable", "Keys unreadable"
+    retry_after = 30
+
+
 def install(app: FastAPI) -> None:
-    """Answer the foreseen failures of `app` with problem+json; `RequestLog` does so for the others."""
-    for failure in (Problem, ImageError, NotFound, ModelMismatch, HTTPException, RequestValidationError):
-        app.add_exception_handler(failure, respond)
-    app.add_exception_handler(ClientDisconnect, respond)
+    """Answer the foreseen failures of `app` with problem+json; `Failures` does so for the others."""
+    for ours in (Problem, ImageError, NotFound, ModelMismatch, FieldError, DiskFull, IndexBusy):
+        app.add_exception_handler(ours, respond)
+    for theirs in (HTTPException, RequestValidationError, ClientDisconnect):
+        app.add_exception_handler(theirs, respond)
 
 
 def describe(error: Exception) -> ProblemDetail:
@@ -93,6 +165,12 @@ def describe(error: Exception) -> ProblemDetail:
             return _problem(404, "not-found", "Not found", str(error))
         case ModelMismatch():
             return _problem(409, "model-mismatch", "Made by another model", str(error))
+        case FieldError():
+            return _problem(422, InvalidRequest.kind, InvalidRequest.title, str(error), error.field)
+        case DiskFull():
+            return _problem(507, "disk-full", "Disk full", "the disk of the index has no room for it")
+        case IndexBusy():
+            return _problem(503, "index-busy", "Index busy", "the index is being written by a run, try again")
         case RequestValidationError():
             return _invalid(error.errors())
         case HTTPException():
@@ -102,23 +180,48 @@ def describe(error: Exception) -> ProblemDetail:
     return _problem(500, "internal", "Internal error", "the service failed on this request; its log says why")
 
 
-async def respond(_request: Request, error: Exception) -> JSONResponse:
-    """Tell the caller of a failure."""
+async def respond(request: Request, error: Exception) -> JSONResponse:
+    """Tell the caller of a failure, and the request's log line of its kind."""
     problem = describe(error)
+    request.scope[KIND] = _kind(problem)
     return JSONResponse(
-        problem.model_dump(exclude_none=True),
+        problem.model_dump(exclude_none=True) | _named(request_id.get()),
         status_code=problem.status,
-        headers=_headers(error),
+        headers=_headers(error) | (_allowed(request) if problem.status == 405 else {}),
         media_type=PROBLEM_JSON,
     )
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """Name every method of a path: the router names those of the first route that has it."""
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    routes = request.app.routes
+    found = [
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]
+    return {"Allow": ", ".join(found)}
+
+
+def _kind(problem: ProblemDetail) -> str:
+    """Name a problem for log and metrics; one that its status says all about, by that."""
+    named = problem.type.startswith("urn:")
+    return problem.type.rpartition(":")[2] if named else problem.title.lower().replace(" ", "-")
+
+
+def _named(request: str | None) -> dict[str, str]:
+    return {} if request is None else {"request_id": request}
 
 
 def _headers(error: Exception) -> dict[str, str]:
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
-        headers |= dict(error.headers or {})  # Allow, on a 405
-    if isinstance(error, Problem) and error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
+        headers |= dict(error.headers or {})
+    if isinstance(error, Problem):
+        headers |= error.headers()
+    if isinstance(error, IndexBusy):
+        headers["Retry-After"] = str(NotReady.retry_after)
     return headers
 
 

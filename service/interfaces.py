@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.answers import Answer, Photo, Place
+from indexer.filters import Filters
+from indexer.posting import NewPhoto
 
 Image = NDArray[np.uint8]
 """H W 3, RGB, as the model sees it."""
@@ -50,8 +52,10 @@ class ServedIndex(Protocol):
         """Give the newest snapshot: this one while there is no newer."""
         ...
 
-    def answer(self, descriptor: Descriptor, k: int, timings_ms: dict[str, float], /) -> Answer:
-        """Search and localise; may be called from any thread."""
+    def answer(
+        self, descriptor: Descriptor, k: int, timings_ms: dict[str, float], filters: Filters | None = None, /
+    ) -> Answer:
+        """Search among the photos that pass, and localise; may be called from any thread."""
         ...
 
     def info(self) -> dict[str, Any]:
@@ -72,4 +76,64 @@ class ServedIndex(Protocol):
 
     def photo_file(self, id: str, /) -> Path:
         """Give the file to read a photo from, or raise NotFound."""
+        ...
+
+
+class Collects(Protocol):
+    """Adds photos to an index and removes them; from one thread at a time."""
+
+    def known(self, photo: NewPhoto, /) -> Photo | None:
+        """Give the photo when it is stored and searched already."""
+        ...
+
+    @property
+    def reader(self) -> "Reads":
+        """What turns a photo into the images that the network sees."""
+        ...
+
+    def add(self, photo: NewPhoto, descriptors: NDArray[np.float32], /) -> tuple[Photo, bool]:
+        """Store a photo and the descriptors of its views, and tell whether it is new.
+
+        Raises Superseded when another model answers by now.
+        """
+        ...
+
+    def remove(self, photo: str, /) -> None:
+        """Take a photo out for good, or raise NotFound."""
+        ...
+
+
+class Reads(Protocol):
+    """Turns a photo (its id and its bytes) into images: several where it is a panorama to be cut."""
+
+    def __call__(self, item: tuple[str, bytes], /) -> Sequence[Image]: ...
+
+
+class Counted(Protocol):
+    """How much is searched."""
+
+    @property
+    def photos(self) -> int: ...
+    @property
+    def places(self) -> int: ...
+
+
+@runtime_checkable
+class WritableIndex(ServedIndex, Protocol):
+    """An index that photos can be added to while it is served; what was added is searched at once."""
+
+    def posting(self) -> Collects:
+        """Give what adds and removes photos."""
+        ...
+
+    def counts(self) -> Counted:
+        """Count what is searched now; cheap while nothing changes."""
+        ...
+
+    def drift(self) -> float:
+        """Tell how much was added or removed since the snapshot, as a share of it."""
+        ...
+
+    def rebuild(self) -> None:
+        """Publish the next snapshot; raises IndexLocked while a run does so itself."""
         ...

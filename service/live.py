@@ -8,7 +8,7 @@ from typing import Any
 from indexer.errors import IndexerError
 from model.errors import ModelError
 from service.errors import NotReady
-from service.interfaces import ServedIndex
+from service.interfaces import ServedIndex, WritableIndex
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class LiveIndex:
         self._on_failure = on_failure
         self._trouble = "the index is being loaded"
         self._info: dict[str, Any] | None = None
+        self._refreshing = asyncio.Lock()
 
     @property
     def current(self) -> ServedIndex:
@@ -77,11 +78,33 @@ class LiveIndex:
             if self._on_failure is not None:
                 self._on_failure(error)
 
+    async def renew(self) -> None:
+        """Take up the newest snapshot now."""
+        if self._index is not None:
+            await self._refresh(self._index)
+
+    async def recount(self) -> None:
+        """Tell the listener how much is searched after photos were added or removed."""
+        index, info = self._index, self._info
+        if info is None or not isinstance(index, WritableIndex):
+            return
+        try:
+            counts = await asyncio.to_thread(index.counts)
+        except IndexerError as error:  # what was stored is stored, whether or not it can be counted now
+            logger.warning("the photos cannot be counted: %s", error)
+            return
+        if index is self._index and (counts.photos, counts.places) != (info["photos"], info["places"]):
+            self._info = info | {"photos": counts.photos, "places": counts.places}
+            self._on_change(self._info)
+
     async def _refresh(self, index: ServedIndex) -> None:
         try:
-            newest = await asyncio.to_thread(index.latest)
-            if newest is not index or self._info is None:
-                await self._take(newest)
+            async with self._refreshing:
+                index = self._index or index
+                newest = await asyncio.to_thread(index.latest)
+                if newest is not index or self._info is None:
+                    await self._take(newest)
+            await self.recount()
         except Exception:
             logger.exception("no newer snapshot could be opened, %s goes on serving", index.snapshot)
 

@@ -12,9 +12,8 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 class Metrics:
     """What is counted; every method may be called from any thread."""
 
-    def __init__(
-        self, queued: Callable[[], int], decoding: Callable[[], int], ready: Callable[[], bool]
-    ) -> None:
+    def __init__(self, watched: Mapping[str, tuple[str, Callable[[], int]]]) -> None:
+        """Watch values by name, each with its meaning; they are asked for when the metrics are."""
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "loci_requests",
@@ -33,13 +32,32 @@ class Metrics:
             "loci_batch_images", "Images in a batch.", buckets=BATCH_BUCKETS, registry=self.registry
         )
         self._photos = Gauge("loci_index_photos", "Photos in the served snapshot.", registry=self.registry)
-        self._watch("loci_queue_images", "Images waiting for the network.", queued)
-        self._watch("loci_decode_photos", "Photos being decoded, or waiting for it.", decoding)
-        self._watch("loci_ready", "1 when queries are answered, else 0.", ready)
+        self._places = Gauge("loci_index_places", "Places in the served snapshot.", registry=self.registry)
+        self._answers = Counter(
+            "loci_answers",
+            "Answers by whether the place is known; unsure where the index cannot tell.",
+            ["known"],
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "loci_refused", "Requests refused, by kind of problem.", ["problem"], registry=self.registry
+        )
+        for name, (meaning, value) in watched.items():
+            self.watch(name, meaning, value)
 
-    def request(self, route: str, status: int) -> None:
-        """Count a request."""
+    def request(self, route: str, status: int, problem: str | None = None) -> None:
+        """Count a request, and its refusal where it ended in one."""
         self._requests.labels(route, str(status)).inc()
+        if problem is not None:
+            self._refused.labels(problem).inc()
+
+    def no_request(self, status: str) -> None:
+        """Count what was refused before it was a request: no HTTP, too slow, one connection too many."""
+        self._requests.labels("none", status).inc()
+
+    def answer(self, known: bool | None) -> None:
+        """Count an answer."""
+        self._answers.labels({True: "known", False: "unknown", None: "unsure"}[known]).inc()
 
     def stage(self, name: str, seconds: float) -> None:
         """Record how long a stage of a query took."""
@@ -52,8 +70,10 @@ class Metrics:
     def index(self, info: Mapping[str, Any]) -> None:
         """Record what is served from now on."""
         self._photos.set(info["photos"])
+        self._places.set(info["places"])
 
-    def _watch(self, name: str, meaning: str, value: Callable[[], int]) -> None:
+    def watch(self, name: str, meaning: str, value: Callable[[], int]) -> None:
+        """Ask for a value each time that the metrics are read."""
         Gauge(name, meaning, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:

@@ -11,6 +11,18 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _with_example(**example: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
+_WHERE = {"lat": 30.171495, "lon": -98.089367}
+_SHOT = {**_WHERE, "heading": 270.0, "taken_at": "2014-10-19T13:21:39"}
+_PHOTO = {"id": "51c0cda4f25811e1", "path": "photos/IMG_9375.jpg", **_SHOT}
+_PLACE = {"id": "p0f039d73f70c", "name": None, **_WHERE}
+_MATCH = {**_PLACE, "score": 0.71, "confidence": None, "distance_m": None}
+_TOLD = {**_PHOTO, "place": None, "width": 640, "height": 480, "status": "ok"}
+
+
 class PhotoMatch(Schema):
     """A photo of the index that resembles the query."""
 
@@ -80,6 +92,17 @@ class Timings(Schema):
 class QueryAnswer(Schema):
     """Which place a photo shows, where that is, how sure that is, and which photos show it."""
 
+    model_config = _with_example(
+        known=None,
+        confidence=None,
+        position={**_WHERE, "radius_m": 12.0},
+        places=[{**_MATCH, "photos": [{**_PHOTO, "score": 0.71, "inliers": None}]}],
+        model="a8fe437695841e30",
+        snapshot="01/000001",
+        timings_ms={"decode": 6.1, "embed": 280.4, "search": 2.6, "verify": None},
+        note="this version does not say how sure it is",
+    )
+
     known: bool | None
     """Whether the index knows the place; null where it cannot tell."""
     confidence: float | None
@@ -100,6 +123,8 @@ class QueryAnswer(Schema):
 
 class Embeddings(Schema):
     """The descriptors of the images, in the order in which they were sent."""
+
+    model_config = _with_example(model="a8fe437695841e30", dim=2, descriptors=[[0.6, 0.8]])
 
     model: str
     """Fingerprint of the model: only descriptors of one model may be compared."""
@@ -127,6 +152,8 @@ class PlaceSummary(Schema):
 class PlacePage(Schema):
     """Some of the index's places."""
 
+    model_config = _with_example(total=1, limit=100, offset=0, places=[{**_PLACE, "photo_count": 7}])
+
     total: int
     """How many places the index has."""
     limit: int
@@ -140,12 +167,14 @@ class PlacePage(Schema):
 class PhotoInfo(Schema):
     """What the index knows about a photo."""
 
+    model_config = _with_example(**_TOLD)
+
     id: str
     """The photo's identifier."""
     path: str
     """Where the photo lay, relative to the indexed folder."""
     place: str | None
-    """Identifier of its place."""
+    """Name of its place, where the photo's metadata gave one."""
     lat: float | None
     """Degrees, WGS 84."""
     lon: float | None
@@ -162,8 +191,19 @@ class PhotoInfo(Schema):
     """Whether the photo is in the index, or why not."""
 
 
+class StoredPhoto(PhotoInfo):
+    """A photo that was POSTed."""
+
+    model_config = _with_example(**{**_TOLD, "path": "posted/IMG_9375.jpg"}, created=True)
+
+    created: bool
+    """Whether it was not in the index before."""
+
+
 class PlaceDetail(PlaceSummary):
     """A place of the index with the photos that show it."""
+
+    model_config = _with_example(**_PLACE, photo_count=1, photos=[_TOLD])
 
     photos: list[PhotoInfo]
     """Its photos."""
@@ -194,6 +234,18 @@ class PlaceFeature(Schema):
 class PlaceCollection(Schema):
     """The places that have a position, as a GeoJSON feature collection."""
 
+    model_config = _with_example(
+        type="FeatureCollection",
+        features=[
+            {
+                "type": "Feature",
+                "id": "p0f039d73f70c",
+                "geometry": {"type": "Point", "coordinates": [-98.089367, 30.171495]},
+                "properties": {"name": None, "photo_count": 7},
+            }
+        ],
+    )
+
     type: Literal["FeatureCollection"] = "FeatureCollection"
     """The kind of object."""
     features: list[PlaceFeature]
@@ -209,6 +261,8 @@ class Health(Schema):
 
 class Readiness(Schema):
     """The service can answer queries."""
+
+    model_config = _with_example(status="ready", model="a8fe437695841e30", snapshot="01/000001")
 
     status: Literal["ready"] = "ready"
     """Ready; otherwise the answer is a problem with status 503."""
@@ -231,3 +285,37 @@ class ProblemDetail(Schema):
     """What was wrong with this request."""
     field: str | None = None
     """The parameter or part that is to blame; absent where none is."""
+    request_id: str | None = None
+    """The X-Request-ID of this request, which the service's log names too."""
+
+
+class PageSettings(Schema):
+    """What the web page may offer."""
+
+    version: str
+    """The service's version."""
+    docs: bool
+    """Whether /docs is there."""
+    map_tiles: str | None
+    """URL template of map tiles; null: a grid is drawn instead."""
+    map_attribution: str
+    """The tiles' source."""
+    max_upload_bytes: int
+    """Largest request body."""
+    max_images: int
+    """Most photos in one clip."""
+
+
+class PageIndex(Schema):
+    """What the web page tells about the index that is loaded."""
+
+    photos: int
+    """Photos that are searched."""
+    places: int
+    """Places that they show."""
+    dim: int
+    """Numbers in a descriptor."""
+    model: str
+    """Fingerprint of the model."""
+    snapshot: str
+    """The snapshot that is being served."""

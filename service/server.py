@@ -2,21 +2,32 @@
 
 import contextlib
 import errno
-import ipaddress
 import logging
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from fastapi import FastAPI
+from prometheus_client import start_http_server
 
 from model.images import use_own_pixel_limit
+from service.access import Access
+from service.addresses import resolve
 from service.app import create_app
+from service.connections import HEAD_BYTES, Limits, protocol
+from service.engine import Engine
 from service.errors import ServiceError
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+LINGER_BYTES = 64_000_000
+"""How much more than the largest body a client may go on sending after the answer, before it is cut off."""
+LAST_RESORT_SECONDS = 10
+"""How long after the graceful end's own time a process that failed is ended all the same."""
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) -> None:
@@ -30,13 +41,14 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
     """
     failures: list[Exception] = []
     with listen(settings) as listener:
-        server = _server(settings, failures)
-        url = _url(listener)
-        logger.info("listening on %s", url)
-        if announce is not None:
-            announce(url)
-        with _ending_well():
-            server.run(sockets=[listener])
+        server, engine = _server(settings, failures)
+        with _metrics_beside(settings, engine):
+            url = _url(listener)
+            logger.info("listening on %s", url)
+            if announce is not None:
+                announce(url)
+            with _ending_well():
+                server.run(sockets=[listener])
     if failures:
         raise ServiceError(str(failures[0]) or type(failures[0]).__name__) from failures[0]
 
@@ -48,12 +60,8 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
     Raises:
         ServiceError: it cannot be taken, or should not.
     """
-    family, address = _resolve(settings)
-    if not settings.insecure and not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
-        raise ServiceError(
-            f"{settings.host} can be reached from other machines and there are no API keys yet; "
-            "keep to 127.0.0.1 behind a proxy, or use --insecure (LOCI_INSECURE=true)"
-        )
+    family, address = resolve(settings.host, settings.port)
+    Access(settings).check_start(settings.host or "every address")
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -62,17 +70,6 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
         except OSError as error:
             raise ServiceError(_why_not(error, settings)) from error
         yield listener
-
-
-def _resolve(settings: Settings) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    try:
-        found = socket.getaddrinfo(
-            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except (OSError, UnicodeError) as error:
-        raise ServiceError(f"the host {settings.host!r} is not an address of this machine") from error
-    family, *_, address = found[0]
-    return family, (str(address[0]), int(address[1]))
 
 
 def _why_not(error: OSError, settings: Settings) -> str:
@@ -86,25 +83,80 @@ def _why_not(error: OSError, settings: Settings) -> str:
     return f"{where} cannot be listened on: {error.strerror}"
 
 
-def _server(settings: Settings, failures: list[Exception]) -> uvicorn.Server:
+def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Prepare uvicorn for the app: its limits, and who is believed about whom it speaks for."""
+    engine: Engine = app.state.engine
+    limits = Limits(
+        head_seconds=settings.head_seconds,
+        write_seconds=settings.write_seconds,
+        linger_seconds=settings.upload_grace_seconds,
+        linger_bytes=settings.max_upload_bytes + LINGER_BYTES,
+        connections=settings.max_connections,
+    )
+    return uvicorn.Config(
+        app,
+        http=protocol(limits, engine.metrics.no_request),
+        ws="none",
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        log_config=None,  # whoever runs the process sets logging up
+        access_log=False,  # RequestLog writes one line a request
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+        lifespan="on",
+    )
+
+
+def _server(settings: Settings, failures: list[Exception]) -> tuple[uvicorn.Server, Engine]:
     """Prepare a server that stops when the app cannot go on, and keeps the reason in `failures`."""
 
     def give_up(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
+        if engine.dispatcher.stuck:
+            _end_by_force(settings)
 
     use_own_pixel_limit()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings, on_failure=give_up),
-            log_config=None,  # whoever runs the process sets logging up
-            access_log=False,  # RequestLog writes one line a request
-            server_header=False,
-            timeout_graceful_shutdown=settings.shutdown_seconds,
-            lifespan="on",
-        )
+    app = create_app(settings, on_failure=give_up)
+    engine: Engine = app.state.engine
+    server = uvicorn.Server(configure(app, settings))
+    engine.metrics.watch(
+        "loci_connections", "Open connections.", lambda: len(server.server_state.connections)
     )
-    return server
+    return server, engine
+
+
+def _end_by_force(settings: Settings) -> None:
+    """End the process though a thread hangs in the device's driver, where no exception reaches it."""
+    timer = threading.Timer(settings.shutdown_seconds + LAST_RESORT_SECONDS, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+@contextlib.contextmanager
+def _metrics_beside(settings: Settings, engine: Engine) -> Iterator[None]:
+    """Serve the metrics on an address of their own, where the settings name one.
+
+    Raises:
+        ServiceError: it cannot be listened on.
+    """
+    if not settings.metrics or settings.metrics_address is None:
+        yield
+        return
+    host, _, port = settings.metrics_address.rpartition(":")
+    try:
+        server, thread = start_http_server(int(port), host.strip("[]"), engine.metrics.registry)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ServiceError(f"the metrics cannot be served on {settings.metrics_address}: {reason}") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _url(listener: socket.socket) -> str:

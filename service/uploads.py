@@ -1,18 +1,34 @@
 """Request bodies → the images in them; limits hold while the body is read, and nothing touches the disk."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, field
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import MalformedBody, TooLarge, UnsupportedMedia
+from service.errors import InvalidRequest, MalformedBody, TooLarge, UnsupportedMedia
 
 FIELD = "image"
+LONGEST_FIELD = 2000  # bytes of a text part
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a request's body holds."""
+
+    images: list[bytes]
+    fields: dict[str, str] = field(default_factory=dict)
+    """Text parts by name, those that were asked for."""
 
 
 async def read_images(request: Request, limit: int) -> list[bytes]:
-    """Read the `image` parts of a multipart body, or a raw body as the one image.
+    """Read a body's images; see `read_upload`."""
+    return (await read_upload(request, limit)).images
+
+
+async def read_upload(request: Request, limit: int, names: Collection[str] = ()) -> Upload:
+    """Read a multipart body's `image` parts, and its text parts of these `names`, or a raw body as one image.
 
     Content-Length is only believed when it announces too much. An image without a content type is
     taken for one; decoding decides.
@@ -21,31 +37,32 @@ async def read_images(request: Request, limit: int) -> list[bytes]:
         TooLarge: the body has more than `limit` bytes.
         UnsupportedMedia: the body or an `image` part says that it is no image.
         MalformedBody: the body is not the multipart that it claims to be.
+        InvalidRequest: a text part comes twice, or is no text.
     """
     media, options = parse_options_header(request.headers.get("content-type"))
     if media == b"multipart/form-data":
-        return await _read_parts(request, options.get(b"boundary", b""), limit)
+        return await _read_parts(request, options.get(b"boundary", b""), limit, names)
     _check_type(media.decode("latin-1"), "the body")
     body = b"".join([chunk async for chunk in _limited(request, limit)])
-    return [body] if body else []
+    return Upload([body] if body else [])
 
 
 async def _limited(request: Request, limit: int) -> AsyncIterator[bytes]:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         yield chunk
 
 
-async def _read_parts(request: Request, boundary: bytes, limit: int) -> list[bytes]:
+async def _read_parts(request: Request, boundary: bytes, limit: int, names: Collection[str]) -> Upload:
     if not boundary:
         raise MalformedBody("the multipart content type names no boundary")
-    parts = _ImageParts()
+    parts = _Parts(names)
     try:
         parser = MultipartParser(
             boundary,
@@ -66,14 +83,17 @@ async def _read_parts(request: Request, boundary: bytes, limit: int) -> list[byt
         raise MalformedBody(f"not a multipart body: {error}") from error
     if not parts.complete:
         raise MalformedBody("the multipart body ends too early")
-    return parts.images
+    return Upload(parts.images, parts.fields)
 
 
-class _ImageParts:
-    """Collects the parts named `image` and passes over all others."""
+class _Parts:
+    """Collects the parts named `image` and the text parts of some names, and passes over all others."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Collection[str]) -> None:
         self.images: list[bytes] = []
+        self.fields: dict[str, str] = {}
+        self._names = names
+        self._field: str | None = None
         self.complete = False
         self._headers: dict[bytes, bytes] = {}
         self._name = self._value = b""
@@ -82,6 +102,7 @@ class _ImageParts:
     def begin(self) -> None:
         self._headers = {}
         self._content = None
+        self._field = None
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
@@ -95,7 +116,14 @@ class _ImageParts:
 
     def end_headers(self) -> None:
         _, disposition = parse_options_header(self._headers.get(b"content-disposition"))
-        if disposition.get(b"name") != FIELD.encode():
+        name = disposition.get(b"name", b"").decode("latin-1")
+        if name in self._names:
+            if name in self.fields:
+                raise InvalidRequest(f"{name} comes twice", field=name)
+            self._field = name
+            self._content = bytearray()
+            return
+        if name != FIELD:
             return
         media, _ = parse_options_header(self._headers.get(b"content-type"))
         _check_type(media.decode("latin-1"), f"the part {FIELD!r}")
@@ -104,10 +132,19 @@ class _ImageParts:
     def data(self, data: bytes, start: int, end: int) -> None:
         if self._content is not None:
             self._content += data[start:end]
+        if self._field is not None and len(self._content or b"") > LONGEST_FIELD:
+            raise InvalidRequest(f"{self._field} is longer than {LONGEST_FIELD} bytes", field=self._field)
 
     def end(self) -> None:
-        if self._content is not None:
+        if self._content is None:
+            return
+        if self._field is None:
             self.images.append(bytes(self._content))
+            return
+        try:
+            self.fields[self._field] = self._content.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{self._field} is not UTF-8 text", field=self._field) from None
 
     def end_body(self) -> None:
         self.complete = True
@@ -122,5 +159,6 @@ def _check_type(media: str, what: str) -> None:
         )
 
 
-def _too_large(limit: int) -> TooLarge:
+def too_large(limit: int) -> TooLarge:
+    """Say that a body has more than `limit` bytes."""
     return TooLarge(f"the body is larger than the {limit / 1e6:g} MB that this service takes", field=FIELD)

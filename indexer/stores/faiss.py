@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -55,7 +57,58 @@ class FaissStore:
     def dim(self) -> int:
         return int(self._index.d)
 
-    def search(self, descriptors: Floats, k: int) -> tuple[Floats, Ids]:
-        """Cosines (B k) and descriptor ids (B k), best first, −1 where there are fewer than k."""
-        scores, ids = self._index.search(np.ascontiguousarray(descriptors, np.float32), k)
+    @cached_property
+    def ids(self) -> Ids:
+        """Ids of the descriptors, ascending."""
+        return self._ids[self._order]
+
+    @cached_property
+    def _ids(self) -> Ids:
+        index: Any = self._index
+        return np.asarray(faiss.vector_to_array(index.id_map), np.int64)
+
+    @cached_property
+    def _order(self) -> NDArray[np.intp]:
+        return np.argsort(self._ids, kind="stable")
+
+    @cached_property
+    def _vectors(self) -> Floats:
+        """FAISS's own memory, n d."""
+        index: Any = self._index
+        flat: Any = faiss.downcast_index(index.index)
+        vectors: Floats = faiss.rev_swig_ptr(flat.get_xb(), self.count * self.dim)
+        return vectors.reshape(self.count, self.dim)
+
+    def vectors(self, ids: Ids) -> Floats:
+        """The descriptors (n d) of ids that the store holds."""
+        return self._vectors[self._order[np.searchsorted(self.ids, ids)]]
+
+    def holds(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of these ids it holds."""
+        if not self.count:
+            return np.zeros(len(ids), bool)
+        at = np.minimum(np.searchsorted(self.ids, ids), self.count - 1)
+        return np.asarray(self.ids[at] == ids, bool)
+
+    def search(self, descriptors: Floats, k: int, among: Ids | None = None) -> tuple[Floats, Ids]:
+        """Cosines (B k) and descriptor ids (B k), best first, −1 where there are fewer than k.
+
+        `among` narrows the search to these ids: exhaustively and exactly, however few or many they are.
+        """
+        queries = np.ascontiguousarray(descriptors, np.float32)
+        if among is None:
+            scores, ids = self._index.search(queries, k)
+            return scores, ids
+        chosen = np.zeros(int(among.max(initial=0)) + 1, bool)
+        chosen[among] = True
+        bits = np.packbits(
+            chosen, bitorder="little"
+        )  # kept until the search is done: FAISS only points at it
+        scores, ids = self._index.search(queries, k, params=_only(bits))
         return scores, ids
+
+
+def _only(bits: NDArray[np.uint8]) -> Any:
+    """FAISS's parameters for a search of the ids whose bits are set."""
+    library: Any = faiss
+    return library.SearchParameters(sel=library.IDSelectorBitmap(bits))

@@ -9,6 +9,7 @@ from service.openapi import problems
 from service.schemas import Health, Readiness
 
 router = APIRouter(tags=["operation"])
+metrics_router = APIRouter(tags=["operation"])
 
 
 @router.get("/healthz", summary="Is the process alive?")
@@ -27,7 +28,7 @@ async def readyz(engine: EngineDep) -> Readiness:
     return Readiness(model=index.model_fingerprint, snapshot=index.snapshot)
 
 
-@router.get(
+@metrics_router.get(
     "/metrics",
     summary="Metrics for Prometheus",
     response_class=Response,

@@ -1,17 +1,67 @@
-"""The page at /."""
+"""The web page: its files, and what it is told about the service."""
 
-from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
+from typing import Any
 
-from service.deps import EngineDep
-from service.page import render
+from fastapi import APIRouter, HTTPException, Request, Response
+
+from service.deps import EngineDep, IndexDep
+from service.page.assets import load_assets
+from service.page.policy import content_security_policy
+from service.schemas import PageIndex, PageSettings
 
 router = APIRouter(include_in_schema=False)
+reading = APIRouter(include_in_schema=False)
+"""What tells about the collection, and so is for those who may read it."""
 
 
 @router.get("/")
-async def home(request: Request, engine: EngineDep) -> HTMLResponse:
-    """Show what is loaded and how to ask it."""
-    trouble = engine.trouble()
-    info = await engine.live.info() if trouble is None else None
-    return HTMLResponse(render(str(request.base_url), info, trouble, docs=engine.settings.docs))
+def home(request: Request, engine: EngineDep) -> Response:
+    """Give the page."""
+    return _send(request, "index.html", engine.settings.map_tiles)
+
+
+@router.get("/page/settings.json")
+def page_settings(request: Request, engine: EngineDep) -> PageSettings:
+    """Tell the page what it may offer; nothing of the collection."""
+    settings = engine.settings
+    return PageSettings(
+        version=request.app.version,
+        docs=settings.docs,
+        map_tiles=settings.map_tiles,
+        map_attribution=settings.map_attribution,
+        max_upload_bytes=settings.max_upload_bytes,
+        max_images=settings.max_images,
+    )
+
+
+@reading.get("/page/index.json")
+async def page_index(engine: EngineDep, index: IndexDep) -> PageIndex:
+    """Tell the page what is loaded; a 503 says why nothing is."""
+    info: dict[str, Any] = await engine.live.info()
+    return PageIndex(
+        photos=info["photos"],
+        places=info["places"],
+        dim=info["dim"],
+        model=index.model_fingerprint,
+        snapshot=index.snapshot,
+    )
+
+
+@router.get("/page/{name:path}")
+def page_file(request: Request, engine: EngineDep, name: str) -> Response:
+    """Give one of the page's files."""
+    return _send(request, name, engine.settings.map_tiles)
+
+
+def _send(request: Request, name: str, map_tiles: str | None) -> Response:
+    asset = load_assets().get(name)
+    if asset is None:
+        raise HTTPException(404, "the page has no such file")
+    headers = {
+        "ETag": asset.etag,
+        "Cache-Control": "no-cache",  # kept, but asked about before each use: an update shows at once
+        "Content-Security-Policy": content_security_policy(map_tiles),
+    }
+    if request.headers.get("if-none-match") == asset.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(asset.content, media_type=asset.media_type, headers=headers)

@@ -9,12 +9,14 @@ from fastapi.responses import FileResponse
 
 from indexer.answers import Photo
 from indexer.errors import NotFound
-from service.deps import EngineDep, Id, IndexDep
+from service.deps import PHOTO_FIELDS, EngineDep, Id, IndexDep, SentPhotoDep
 from service.files import etag, media_type, thumbnail
-from service.openapi import Responses, binary, problems
-from service.schemas import PhotoInfo
+from service.openapi import Responses, binary, image_body, problems
+from service.schemas import PhotoInfo, StoredPhoto
 
 router = APIRouter(tags=["photos"], responses=problems(404, 422, 500, 503))
+writing = APIRouter(tags=["photos"], responses=problems(422, 500, 501, 503, 507))
+"""What changes the index, apart so that it can be guarded apart."""
 
 NOT_MODIFIED: Responses = {304: {"description": "The copy that If-None-Match names is still right."}}
 
@@ -46,7 +48,7 @@ def fetch_image(request: Request, index: IndexDep, id: Id) -> Response:
         file,
         media_type=media_type(file),
         headers=headers,
-        filename=file.name,
+        filename=Path(index.photo(id).path).name,
         content_disposition_type="inline",
     )
 
@@ -66,6 +68,40 @@ async def fetch_thumbnail(request: Request, engine: EngineDep, index: IndexDep, 
         return Response(status_code=304, headers=headers)
     jpeg = await engine.workers.run(partial(thumbnail, file, size))
     return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+
+@writing.post(
+    "/v1/photos",
+    status_code=201,
+    summary="Add a photo",
+    openapi_extra=image_body(several=False, fields=PHOTO_FIELDS),
+    responses={
+        200: {
+            "model": StoredPhoto,
+            "description": "These bytes are in the index already, and stay as they were.",
+        },
+        **problems(400, 413, 415),
+    },
+)
+async def add_photo(response: Response, engine: EngineDep, photo: SentPhotoDep) -> StoredPhoto:
+    """Store a photo and make it searchable: by the next query, and for good once this answers.
+
+    Send it as multipart part `image`, or as the body itself with a content type `image/*`. What is said of
+    it, as fields of the form or as query parameters, goes before its EXIF.
+    """
+    shown, created = await engine.add(photo.data, photo.metadata, photo.name)
+    response.status_code = 201 if created else 200
+    response.headers["Location"] = f"/v1/photos/{shown.id}"
+    return StoredPhoto(**dataclasses.asdict(shown), created=created)
+
+
+@writing.delete("/v1/photos/{id}", status_code=204, summary="Remove a photo", responses=problems(404))
+async def remove_photo(engine: EngineDep, id: Id) -> None:
+    """Take a photo out of the index for good; the copy that was stored by a POST is deleted.
+
+    A photo that came from a folder keeps its file there, and stays out when the folder is indexed again.
+    """
+    await engine.remove(id)
 
 
 def _validators(file: Path, *variant: object) -> dict[str, str]:

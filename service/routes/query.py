@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.deps import EngineDep, ImageDep, ImagesDep, IndexDep, K
+from service.deps import EngineDep, FiltersDep, ImageDep, ImagesDep, IndexDep, K
 from service.openapi import image_body, problems
 from service.schemas import Embeddings, QueryAnswer
 
@@ -15,12 +15,16 @@ router = APIRouter(tags=["query"], responses=problems(400, 413, 415, 422, 500, 5
     openapi_extra=image_body(several=False),
     responses=problems(409),
 )
-async def query(engine: EngineDep, index: IndexDep, image: ImageDep, k: K = 5) -> QueryAnswer:
+async def query(
+    engine: EngineDep, index: IndexDep, filters: FiltersDep, image: ImageDep, k: K = 5
+) -> QueryAnswer:
     """Give the nearest places, the position and the confidence for one photo.
 
-    Send the photo as multipart part `image`, or as the body itself with a content type `image/*`.
+    Send the photo as multipart part `image`, or as the body itself with a content type `image/*`. Filters
+    narrow which photos may answer: a photo that lacks what one asks for does not. `lat` and `lon` without
+    `radius_m` only make the answer say how far each place is from there.
     """
-    answer = await engine.answer(index, [image], k)
+    answer = await engine.answer(index, [image], k, filters)
     return QueryAnswer.model_validate(answer.to_json())
 
 
@@ -30,13 +34,15 @@ async def query(engine: EngineDep, index: IndexDep, image: ImageDep, k: K = 5) -
     openapi_extra=image_body(several=True),
     responses=problems(409),
 )
-async def query_clip(engine: EngineDep, index: IndexDep, images: ImagesDep, k: K = 5) -> QueryAnswer:
+async def query_clip(
+    engine: EngineDep, index: IndexDep, filters: FiltersDep, images: ImagesDep, k: K = 5
+) -> QueryAnswer:
     """Give the nearest places, the position and the confidence for several photos of one place.
 
     Send each frame as a multipart part `image`; their order does not matter. They are pooled into one
-    descriptor, so that what one frame misses another may show.
+    descriptor, so that what one frame misses another may show. Filters narrow the answer as for one photo.
     """
-    answer = await engine.answer(index, images, k)
+    answer = await engine.answer(index, images, k, filters)
     return QueryAnswer.model_validate(answer.to_json())
 
 

@@ -1,9 +1,10 @@
 """Tiny photos of walls, an index of them, and the two copied to where a test may change them."""
 
+import hashlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
 from indexer.build import BuildReport, build_index
+from indexer.catalogue import Catalogue, FileRow, PhotoFacts
 from indexer.index import Index
-from indexer.options import BuildOptions
+from indexer.layout import Layout
+from indexer.metadata import PhotoMetadata
+from indexer.options import BuildOptions, FitOptions, PlaceOptions, save_options
+from indexer.posting import NewPhoto
+from indexer.shards import RUN, ShardWriter
+from indexer.snapshot import open_store, publish, read_manifest
 from model.backbone import CHANNELS
 
 WALLS, VIEWS = 4, 2
@@ -24,6 +32,7 @@ LAT, LON, STEP = 52.0, 0.25, 0.01
 OPTIONS: dict[str, Any] = {"clusters": 4, "image_size": 48, "device": "cpu", "precision": "fp32"}
 
 Paint = Callable[..., Path]
+Floats = NDArray[np.float32]
 
 
 def paint(
@@ -122,6 +131,73 @@ def world(made: World, tmp_path: Path) -> World:
         db.execute("UPDATE files SET root = ?", [str(own.photos)])
     db.close()
     return own
+
+
+@dataclass
+class Handmade:
+    """An index of photos without files, whose descriptors a test makes up."""
+
+    folder: Path
+    dim: int = 8
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.folder)
+
+    def make(self, photos: Sequence[tuple[PhotoMetadata, Sequence[Floats]]], **places: Any) -> list[str]:
+        """Photos of this metadata and descriptors, one a view, as if in files /made/0000.jpg …; their ids."""
+        self.folder.mkdir()
+        catalogue = Catalogue(self.folder, create=True)
+        save_options(self.layout.options(1), FitOptions(dim=self.dim), PlaceOptions(**places))
+        ids = []
+        for number, (metadata, views) in enumerate(photos):
+            facts = PhotoFacts(hashlib.sha256(f"made {number}".encode()).hexdigest(), 64, 48, metadata)
+            with catalogue.transaction() as db:
+                catalogue.put_photo(db, facts)
+                catalogue.put_file(db, "/made", f"{number:04}.jpg", FileRow(1, 1, facts.id))
+            writer = ShardWriter(self.layout.shards(1), self.dim, catalogue.last_slot(1, RUN))
+            slots = writer.append(np.stack(views))
+            yaws = [360.0 * view / len(views) for view in range(len(views))]
+            rows = [(facts.id, view, yaws[view], slot) for view, slot in enumerate(slots)]
+            catalogue.add_descriptors(1, rows)
+            ids.append(facts.id)
+        publish(self.layout, catalogue, 1, "made by hand", self.dim, PlaceOptions(**places))
+        catalogue.close()
+        return ids
+
+    def open(self) -> Index:
+        """Without a network: it answers descriptors only."""
+        manifest = read_manifest(self.layout, self.layout.current())
+        catalogue = Catalogue(self.folder)
+        nothing: Any = None
+        return Index(self.layout, manifest, catalogue, open_store(self.layout, catalogue, manifest), nothing)
+
+    def new(self, number: int, metadata: PhotoMetadata | None = None, name: str | None = None) -> NewPhoto:
+        """A photo to be posted, of bytes that are none."""
+        data = b"photo %d" % number
+        facts = PhotoFacts(hashlib.sha256(data).hexdigest(), 32, 16, metadata or PhotoMetadata())
+        return NewPhoto(data, facts, f"{facts.sha256}.jpg", name or f"{number}.jpg")
+
+
+@pytest.fixture
+def handmade(tmp_path: Path) -> Handmade:
+    return Handmade(tmp_path / "handmade")
+
+
+@pytest.fixture(scope="session")
+def make_handmade() -> type[Handmade]:
+    return Handmade
+
+
+@pytest.fixture(scope="session")
+def unit() -> Callable[[np.random.Generator, int], Floats]:
+    """Draw a descriptor as shards keep it: unit length, rounded to fp16."""
+
+    def draw(generator: np.random.Generator, dim: int = 8) -> Floats:
+        vector = generator.standard_normal(dim).astype(np.float32)
+        return (vector / np.linalg.norm(vector)).astype(np.float16).astype(np.float32)
+
+    return draw
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from indexer import shards
-from indexer.catalogue import Slot
 from indexer.errors import IndexerError
 from indexer.shards import ShardWriter, read_slots, rows_per_shard, shard_path
+from indexer.stored import Slot
 
 DIM = 8
 

@@ -92,6 +92,38 @@ def test_query_finds_an_indexed_photo_itself(loci: Loci, index: Path, photos: Pa
     assert answer["places"][0]["score"] == pytest.approx(1, abs=0.01)
 
 
+def test_filters_narrow_the_answer(loci: Loci, index: Path, question: Path) -> None:
+    def places(*options: object) -> list[dict[str, object]]:
+        result = loci("query", question, "--index", index, "--json", *options)
+        assert result.exit_code == 0
+        found: list[dict[str, object]] = json.loads(result.stdout)[0]["places"]
+        return found
+
+    here = ("--lat", 52.0, "--lon", 0.25)
+    (near,) = places(*here, "--radius-m", 50)
+    assert near["distance_m"] == 0
+    assert [place["id"] for place in places("--place", near["id"])] == [near["id"]]
+    assert sorted(str(place["distance_m"]) for place in places(*here)) == ["0.0", "222.4", "444.8", "667.2"]
+    assert places("--taken-after", "2000-01-01") == []  # none of them says when it was taken
+    assert places("--taken-before", "2100-01-01") == []
+    assert places("--heading", 90, "--heading-tolerance", 180) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--radius-m", 5], "--radius-m: radius_m needs lat and lon"),
+        (["--lat", 5], "--lon: lon is missing, though lat is given"),
+        (["--heading", 400], "--heading: heading must be 0 to 360, not 400"),
+    ],
+)
+def test_filters_that_cannot_be_are_wrong_usage(
+    loci: Loci, index: Path, question: Path, options: list[object], sentence: str
+) -> None:
+    result = loci("query", question, "--index", index, *options)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"loci: {sentence}\n")
+
+
 def test_query_answers_what_it_can_read_and_names_the_rest(
     loci: Loci, index: Path, question: Path, broken: Path, tmp_path: Path
 ) -> None:

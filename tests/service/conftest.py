@@ -20,9 +20,11 @@ from PIL import Image
 from indexer.answers import Answer, Photo, PhotoHit, Place, PlaceHit, Position
 from indexer.build import build_index
 from indexer.errors import NotFound
+from indexer.filters import Filters
 from indexer.options import BuildOptions
 from service.app import create_app
 from service.interfaces import Descriptor, ServedIndex
+from service.server import configure
 from service.settings import Settings
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
@@ -65,6 +67,7 @@ class FakeIndex:
     model_fingerprint: str = "f00d"
     image_size: int = 64
     answer_error: Exception | None = None
+    filters: list[Filters | None] = dataclasses.field(default_factory=list)
 
     @property
     def embedder(self) -> Network:
@@ -73,7 +76,10 @@ class FakeIndex:
     def latest(self) -> ServedIndex:
         return self.newer[-1] if self.newer else self
 
-    def answer(self, descriptor: Descriptor, k: int, timings_ms: dict[str, float]) -> Answer:
+    def answer(
+        self, descriptor: Descriptor, k: int, timings_ms: dict[str, float], filters: Filters | None = None
+    ) -> Answer:
+        self.filters.append(filters)
         if self.answer_error is not None:
             raise self.answer_error
         scores = {name: float(np.dot(descriptor, _unit(colour))) for name, colour in COLOURS.items()}
@@ -188,7 +194,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         def start(served: ServedIndex | None, **settings: Any) -> httpx.Client:
             app = create_app(Settings(**{"index": tmp_path / "index", **settings}), served)
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+            server = uvicorn.Server(configure(app, app.state.engine.settings))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             stack.callback(thread.join, 10)

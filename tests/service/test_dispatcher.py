@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.dispatcher import Dispatcher
-from service.errors import NotReady, Overloaded
+from service.errors import NotReady, OutOfMemory, Overloaded
 
 BAD = 255
 
@@ -22,6 +22,10 @@ class SlowNetwork:
         self.open = threading.Event()
         self.entered = threading.Event()
         self.fatal: BaseException | None = None
+        self.failures: list[Exception] = []
+        """Raised one a batch, in order, before anything is answered."""
+        self.fail_above: int | None = None
+        """Batches of more images find no memory."""
 
     def embed_clips(self, clips: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.float32]:
         values = [sum(int(image[0, 0, 0]) for image in clip) for clip in clips]
@@ -30,6 +34,10 @@ class SlowNetwork:
         self.open.wait(10)
         if self.fatal is not None:
             raise self.fatal
+        if self.fail_above is not None and len(values) > self.fail_above:
+            raise no_memory()
+        if self.failures:
+            raise self.failures.pop(0)
         if BAD in values:
             raise ValueError("a bad image")
         return np.asarray(values, dtype=np.float32)[:, None]
@@ -57,6 +65,7 @@ def make(network: SlowNetwork) -> Iterator[Make]:
         max_batch: int = 4,
         queue_size: int = 16,
         stall_seconds: float = 60.0,
+        wedged_seconds: float = 300.0,
         on_death: Callable[[Exception], None] | None = None,
         on_batch: Callable[[int], None] | None = None,
     ) -> Dispatcher:
@@ -64,6 +73,8 @@ def make(network: SlowNetwork) -> Iterator[Make]:
             max_batch=max_batch,
             queue_size=queue_size,
             stall_seconds=stall_seconds,
+            wedged_seconds=wedged_seconds,
+            probe_seconds=0.05,
             on_death=on_death,
             on_batch=on_batch,
         )
@@ -263,3 +274,126 @@ def test_stopping_finishes_what_was_admitted(make: Make, network: SlowNetwork) -
 
     assert asyncio.run(run()) == [0, 1, 2]
     assert dispatcher.trouble() == "the dispatcher is not running"
+
+
+def no_memory() -> Exception:
+    return RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def test_out_of_memory_is_tried_once_more_in_halves(make: Make, network: SlowNetwork) -> None:
+    dispatcher = make(max_batch=4)
+
+    async def run() -> list[object]:
+        first = await busy(dispatcher, network)
+        network.failures = [no_memory(), no_memory()]
+        rest = await submit(dispatcher, network, range(1, 9))
+        network.open.set()
+        return list(await asyncio.gather(first, *rest, return_exceptions=True))
+
+    refused, *answers = asyncio.run(run())
+    assert isinstance(refused, OutOfMemory)
+    assert answers == [1, 2, 3, 4, 5, 6, 7, 8]
+    # The first image fails twice and is probed: the device has memory again, and goes on in smaller batches.
+    assert network.batches == [[0], [0], [0], [1, 2], [3, 4, 5], [6, 7, 8]]
+    assert dispatcher.trouble() is None
+
+
+def test_a_batch_that_is_too_large_is_answered_in_halves_and_later_ones_are_smaller(
+    make: Make, network: SlowNetwork
+) -> None:
+    dispatcher = make(max_batch=4)
+
+    async def run() -> list[float]:
+        first = await busy(dispatcher, network)
+        rest = await submit(dispatcher, network, range(1, 10))
+        network.fail_above = 2
+        network.open.set()
+        return [float(row[0]) for row in await asyncio.gather(first, *rest)]
+
+    assert asyncio.run(run()) == list(range(10))
+    assert network.batches[:5] == [[0], [1, 2, 3, 4], [1, 2], [3, 4], [5, 6]]
+    assert dispatcher.trouble() is None
+
+
+def test_a_device_without_memory_is_not_ready_then_given_up(make: Make, network: SlowNetwork) -> None:
+    deaths: list[Exception] = []
+    dispatcher = make(on_death=deaths.append)
+    network.fail_above = 0
+    network.open.set()
+
+    async def run() -> None:
+        with pytest.raises(OutOfMemory) as caught:
+            await dispatcher.embed([picture(1)], network)
+        assert caught.value.retry_after == 5
+        assert dispatcher.trouble() == "the device is out of memory"
+        while dispatcher.trouble() == "the device is out of memory":
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert dispatcher.trouble() == "the device is out of memory and did not recover"
+    dispatcher.stop(5)
+    assert [str(death) for death in deaths] == ["the device is out of memory and did not recover"]
+
+
+def test_a_broken_device_is_given_up_at_once_and_everybody_is_told(make: Make, network: SlowNetwork) -> None:
+    deaths: list[Exception] = []
+    dispatcher = make(max_batch=1, on_death=deaths.append)
+
+    async def run() -> None:
+        first = await busy(dispatcher, network)
+        rest = await submit(dispatcher, network, [1, 2])
+        network.failures = [RuntimeError("CUDA error: an illegal memory access was encountered\nmore")]
+        network.open.set()
+        for caller in (first, *rest):
+            with pytest.raises(
+                NotReady, match=r"^the device is broken: CUDA error: an illegal memory access"
+            ):
+                await caller
+
+    asyncio.run(run())
+    dispatcher.stop(5)
+    assert network.batches == [[0]]
+    assert len(deaths) == 1
+    assert "\n" not in str(deaths[0])
+
+
+def test_a_stalled_network_takes_nobody_in_and_goes_on_when_it_is_back(
+    make: Make, network: SlowNetwork
+) -> None:
+    dispatcher = make(stall_seconds=0.05)
+
+    async def run() -> None:
+        first = await busy(dispatcher, network)
+        await asyncio.sleep(0.1)
+        with pytest.raises(NotReady, match="busy with one batch"):
+            await dispatcher.embed([picture(1)], network)
+        dispatcher.check()  # not wedged yet
+        network.open.set()
+        await first
+        assert await dispatcher.embed([picture(1)], network) == [1]
+
+    asyncio.run(run())
+    assert dispatcher.trouble() is None
+
+
+def test_a_wedged_network_is_given_up_and_everybody_is_told(make: Make, network: SlowNetwork) -> None:
+    deaths: list[Exception] = []
+    dispatcher = make(wedged_seconds=0.05, on_death=deaths.append)
+
+    async def run() -> None:
+        first = await busy(dispatcher, network)
+        rest = await submit(dispatcher, network, [1])
+        await asyncio.sleep(0.1)
+        dispatcher.check()
+        for caller in (first, *rest):
+            with pytest.raises(NotReady, match="did not come back"):
+                await caller
+        assert dispatcher.stuck
+        network.open.set()  # too late: nobody waits, and nothing more is taken
+
+    asyncio.run(run())
+    dispatcher.check()
+    assert [str(death) for death in deaths] == [
+        "the network was busy with one batch for 0 s and did not come back"
+    ]
+    assert (dispatcher.trouble() or "").endswith("did not come back")

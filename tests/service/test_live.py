@@ -97,7 +97,7 @@ def test_until_the_index_is_open_the_service_says_so(
     assert response.headers["retry-after"] == "5"
     problem(client.post("/v1/query", files={"image": make_photo()}), 503)
     problem(client.get("/v1/places"), 503)
-    assert "Not ready: the index is being loaded." in client.get("/").text
+    assert problem(client.get("/page/index.json"), 503)["detail"] == "the index is being loaded"
     opened.set()
     wait(lambda: client.get("/readyz").status_code == 200)
     assert client.post("/v1/query", files={"image": make_photo()}).status_code == 200

@@ -97,10 +97,9 @@ def test_what_is_not_there_is_404(client: httpx.Client, problem: Problem) -> Non
         problem(client.get(path), 404)
 
 
-def test_the_page_shows_the_index(client: httpx.Client, opened: Index) -> None:
-    page = client.get("/").text
-    assert f"<dd>{opened.info()['photos']}</dd>" in page
-    assert opened.model_fingerprint[:16] in page
+def test_the_page_is_told_of_the_index(client: httpx.Client, opened: Index) -> None:
+    told = client.get("/page/index.json").json()
+    assert told == {name: opened.info()[name] for name in ("photos", "places", "dim", "model", "snapshot")}
 
 
 def test_concurrent_queries_get_their_own_answers(client: httpx.Client, real_photos: list[Path]) -> None:

@@ -46,3 +46,54 @@ def test_a_missing_index_setting_is_named() -> None:
 def test_every_setting_is_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCI_ALLOWED_HOSTS", "loci.example.org, photos.example.org,")
+    settings = Settings.load(index=Path("walls"), cors_origins=("https://map.example.org",))
+    assert settings.allowed_hosts == ("loci.example.org", "photos.example.org")
+    assert settings.cors_origins == ("https://map.example.org",)
+    assert settings.trusted_proxies == ()
+
+
+@pytest.mark.parametrize("value", ["9100", ":9100", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:70000"])
+def test_a_metrics_address_is_an_address_and_a_port(value: str) -> None:
+    with pytest.raises(
+        ServiceError, match=r"^setting metrics_address \(LOCI_METRICS_ADDRESS\): .*127\.0\.0\.1:9100$"
+    ):
+        Settings.load(index=Path("walls"), metrics_address=value)
+
+
+def test_keys_and_metrics_have_their_places() -> None:
+    settings = Settings.load(index=Path("walls"))
+    assert settings.keys_file == Path("walls/keys.json")
+    assert settings.metrics_here
+    assert Settings.load(index=Path("walls"), keys=Path("k")).keys_file == Path("k")
+    assert not Settings.load(index=Path("walls"), metrics_address="[::1]:9100").metrics_here
+    assert not Settings.load(index=Path("walls"), metrics=False).metrics_here
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "tiles/{z}/{x}/{y}.png",
+        "https://{s}.example/{z}/{x}/{y}.png",
+        "https://a.example/{z} {x}/{y}",
+        "javascript:{z}{x}{y}",
+    ],
+)
+def test_tiles_come_from_one_host(template: str) -> None:
+    with pytest.raises(
+        ServiceError, match=r"^setting map_tiles \(LOCI_MAP_TILES\): must be an http or https URL"
+    ):
+        Settings.load(index=Path("walls"), map_tiles=template)
+
+
+def test_tiles_have_all_three_numbers() -> None:
+    with pytest.raises(ServiceError, match=r"LOCI_MAP_TILES\): must hold \{z\}, \{x\} and \{y\}$"):
+        Settings.load(index=Path("walls"), map_tiles="https://a.example/{z}/{x}.png")
+
+
+def test_no_tiles_are_the_default_and_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCI_MAP_TILES", "")
+    assert Settings.load(index=Path("walls")).map_tiles is None

@@ -1,0 +1,176 @@
+"""What filters ask of every descriptor, as columns in memory, kept up to date with the catalogue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.catalogue import Catalogue
+from indexer.filters import Filters, Moment, read_moment
+from indexer.geo import EARTH_RADIUS_M, haversine_m
+from indexer.stored import SearchedRow
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+SEAM_DEGREES = 1e-6  # by how much the band of latitudes is wider than the circle: rounding must not cut it
+
+
+@dataclass(frozen=True)
+class Columns:
+    """n descriptors by id, ascending; NaN where a datum is missing."""
+
+    ids: Ids
+    lat: Floats
+    lon: Floats
+    heading: Floats
+    """Where the descriptor looks: the photo's heading, and the view's yaw added."""
+    clock: Floats
+    """See `indexer.filters.Moment`, as the next two."""
+    offset: Floats
+    lasts: Floats
+    place: NDArray[np.int32]
+    """Number of its place in `PlaceNumbers`; -1 where it has none."""
+
+    def take(self, chosen: Mask) -> Columns:
+        """The chosen ones of these descriptors."""
+        return Columns(*(column[chosen] for column in self._all()))
+
+    def joined(self, other: Columns) -> Columns:
+        """These descriptors and others."""
+        both = [np.concatenate(pair) for pair in zip(self._all(), other._all(), strict=True)]
+        order = np.argsort(both[0], kind="stable")
+        return Columns(*(column[order] for column in both))
+
+    def _all(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+    def passing(self, filters: Filters, places: Sequence[int]) -> Mask:
+        """Which descriptors a query may be answered with; `places` are the numbers of `filters.place`."""
+        passing = np.ones(len(self.ids), bool)
+        if filters.place is not None:
+            passing &= np.isin(self.place, np.asarray(places, np.int32))
+        if filters.heading is not None:
+            turn = np.abs((self.heading - filters.heading + 180.0) % 360.0 - 180.0)
+            passing &= turn <= filters.heading_tolerance
+        if filters.after is not None:
+            passing &= self._seconds(filters.after) >= filters.after.seconds
+        if filters.before is not None:
+            # All of a day's seconds, of which the last is not yet the next day's first.
+            passing &= self._seconds(filters.before) + np.maximum(self.lasts - 1, 0) < filters.before.seconds
+        if filters.position is not None and filters.radius_m is not None:
+            passing &= self._near(*filters.position, filters.radius_m)
+        return passing
+
+    def _seconds(self, bound: Moment) -> Floats:
+        return self.clock - np.nan_to_num(self.offset) if bound.has_offset else self.clock
+
+    def _near(self, lat: float, lon: float, radius_m: float) -> Mask:
+        """Within a circle; the costly formula only for the band of latitudes that it lies in."""
+        band = float(np.degrees(radius_m / EARTH_RADIUS_M)) + SEAM_DEGREES
+        near = np.abs(self.lat - lat) <= band
+        near[near] = haversine_m(self.lat[near], self.lon[near], lat, lon) <= radius_m
+        return near
+
+
+@dataclass
+class PlaceNumbers:
+    """Places by number, so that a column of them takes four bytes a descriptor."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    _next: Iterator[int] = field(default_factory=count)
+
+    def of(self, place: str | None) -> int:
+        """A place's number, a new one where it has none; -1 for none."""
+        # Not by how many there are: two threads would give two places the same.
+        return -1 if place is None else self.numbers.setdefault(place, next(self._next))
+
+    def known(self, places: Sequence[str]) -> list[int]:
+        """The numbers of those places that have one."""
+        return [self.numbers[place] for place in places if place in self.numbers]
+
+
+def columns_of(rows: Sequence[SearchedRow], places: PlaceNumbers) -> Columns:
+    """Put rows into columns."""
+    rows = sorted(rows, key=lambda row: row.id)
+    moments = [(read_moment(row.taken_at) if row.taken_at else None) or _NO_TIME for row in rows]
+    headings = [None if row.heading is None else row.heading + row.yaw for row in rows]
+    return Columns(
+        ids=np.array([row.id for row in rows], np.int64),
+        lat=_floats([row.lat for row in rows]),
+        lon=_floats([row.lon for row in rows]),
+        heading=_floats(headings),
+        clock=_floats([moment.clock for moment in moments]),
+        offset=_floats([moment.offset for moment in moments]),
+        lasts=_floats([moment.lasts for moment in moments]),
+        place=np.array([places.of(row.place) for row in rows], np.int32),
+    )
+
+
+_NO_TIME = Moment(float("nan"), None)
+
+
+def _floats(values: Sequence[float | None]) -> Floats:
+    return np.array(values, np.float64)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The descriptors that filters leave."""
+
+    ids: Ids
+    places: int
+    """How many places they show, a photo without one counted by itself."""
+
+
+class Table:
+    """The columns of a generation, read when first asked for and brought up to date when asked again."""
+
+    def __init__(self, catalogue: Catalogue, generation: int) -> None:
+        self._catalogue = catalogue
+        self._generation = generation
+        self._places = PlaceNumbers()
+        self._columns: Columns | None = None
+        self._change = 0
+        self._lock = threading.Lock()
+
+    def select(self, filters: Filters) -> Selection:
+        """The descriptors that pass."""
+        columns = self._current()
+        mask = columns.passing(filters, self._numbers(filters))
+        places = columns.place[mask]
+        named = np.count_nonzero(np.bincount(places[places >= 0]))
+        return Selection(columns.ids[mask], int(named + np.count_nonzero(places < 0)))
+
+    def passing(self, filters: Filters, rows: Sequence[SearchedRow]) -> set[int]:
+        """Ids of those of `rows` that pass, judged by the rows themselves."""
+        columns = columns_of(rows, self._places)
+        return set(columns.ids[columns.passing(filters, self._numbers(filters))].tolist())
+
+    def _numbers(self, filters: Filters) -> list[int]:
+        if filters.place is None:
+            return []
+        return self._places.known(self._catalogue.places_named(filters.place))
+
+    def _current(self) -> Columns:
+        change = self._catalogue.last_change()
+        with self._lock:
+            if self._columns is None:
+                rows = self._catalogue.searched_rows(self._generation)
+                self._columns = columns_of([row for row in rows if row.live], self._places)
+                self._change = change
+            elif change > self._change:
+                rows = self._catalogue.searched_rows(self._generation, self._change)
+                changed = np.array([row.id for row in rows], np.int64)
+                kept = self._columns.take(~np.isin(self._columns.ids, changed))
+                new = columns_of([row for row in rows if row.live], self._places)
+                self._columns = kept.joined(new)
+                self._change = change
+            return self._columns

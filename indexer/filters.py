@@ -1,0 +1,143 @@
+"""Which photos a query may be answered with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+from indexer.errors import FieldError
+
+DEFAULT_TOLERANCE = 45.0
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a photo must be like to be in an answer; a photo that lacks what a filter asks for is not in it.
+
+    A time without an offset is what the camera's clock showed, and is compared with what each photo's clock
+    showed. A time with an offset is a moment; a photo whose own time has no offset counts as UTC then. A
+    photo of which only the day is known must have been taken in range whenever that day.
+
+    Raises:
+        FieldError: a value out of range, or one that needs another; the message names the field.
+    """
+
+    lat: float | None = None
+    """Degrees north, with `lon`; without `radius_m` it only makes the answer say how far each place is."""
+    lon: float | None = None
+    """Degrees east."""
+    radius_m: float | None = None
+    """Photos at most this far from (lat, lon), metres along the great circle."""
+    taken_after: str | None = None
+    """ISO 8601: photos of this time and later."""
+    taken_before: str | None = None
+    """ISO 8601: photos from before this time."""
+    heading: float | None = None
+    """Photos that look this way, degrees clockwise from north; of a panorama, its views."""
+    heading_tolerance: float = DEFAULT_TOLERANCE
+    """How many degrees to either side of `heading` still count."""
+    place: str | None = None
+    """Photos of the place, or places, of this id or name."""
+
+    def __post_init__(self) -> None:
+        within("lat", self.lat, -90, 90)
+        within("lon", self.lon, -180, 180)
+        if (self.lat is None) != (self.lon is None):
+            missing, given = ("lat", "lon") if self.lat is None else ("lon", "lat")
+            raise FieldError(missing, f"is missing, though {given} is given")
+        if self.radius_m is not None:
+            if not (math.isfinite(self.radius_m) and self.radius_m > 0):
+                raise FieldError("radius_m", f"must be more than 0 metres, not {self.radius_m:g}")
+            if self.lat is None:
+                raise FieldError("radius_m", "needs lat and lon")
+        after, before = self.after, self.before
+        if after is not None and before is not None and after.precedes(before) is False:
+            raise FieldError("taken_before", "must be later than taken_after")
+        within("heading", self.heading, 0, 360)
+        within("heading_tolerance", self.heading_tolerance, 0, 180)
+        if self.place is not None and not self.place:
+            raise FieldError("place", "must be a place's id or name, not empty")
+
+    @property
+    def after(self) -> Moment | None:
+        """`taken_after`, read."""
+        return _moment("taken_after", self.taken_after)
+
+    @property
+    def before(self) -> Moment | None:
+        """`taken_before`, read."""
+        return _moment("taken_before", self.taken_before)
+
+    @property
+    def position(self) -> tuple[float, float] | None:
+        """Latitude and longitude, where given."""
+        return None if self.lat is None or self.lon is None else (self.lat, self.lon)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether any photo may be left out."""
+        return any(
+            value is not None
+            for value in (self.radius_m, self.taken_after, self.taken_before, self.heading, self.place)
+        )
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time as photos and filters give it."""
+
+    clock: float
+    """Seconds since 1970 by the clock that showed it, as if it had been in UTC."""
+    offset: float | None
+    """Seconds that the clock was ahead of UTC; None where it does not say."""
+    lasts: float = 0.0
+    """Seconds: a day where only the day is known."""
+
+    @property
+    def has_offset(self) -> bool:
+        return self.offset is not None
+
+    def precedes(self, other: Moment) -> bool | None:
+        """Whether this comes before another; None where only one of them has an offset."""
+        return self.seconds < other.seconds if self.has_offset == other.has_offset else None
+
+    @property
+    def seconds(self) -> float:
+        """Since 1970: in UTC where there is an offset, else by the clock."""
+        return self.clock - (self.offset or 0.0)
+
+
+def read_moment(text: str) -> Moment | None:
+    """Read ISO 8601, with or without time and offset; None where it is none."""
+    try:
+        if len(text) <= 10 and "T" not in text:  # a date, in any of ISO 8601's forms
+            day = date.fromisoformat(text)
+            return Moment(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp(), None, DAY_S)
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    offset = moment.utcoffset()
+    clock = (moment.replace(tzinfo=UTC) - _EPOCH).total_seconds()
+    return Moment(clock, None if offset is None else offset.total_seconds())
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _moment(field: str, text: str | None) -> Moment | None:
+    if text is None:
+        return None
+    moment = read_moment(text.strip())
+    if moment is None:
+        raise FieldError(
+            field, f"must be a time such as 2024-09-23T16:06:58 or 2024-09-23, not {text[:40]!r}"
+        )
+    return moment
+
+
+def within(field: str, value: float | None, least: float, most: float) -> None:
+    """Raise FieldError for a value that is out of range, or no number."""
+    if value is not None and not least <= value <= most:
+        raise FieldError(field, f"must be {least:g} to {most:g}, not {value:g}")

@@ -1,0 +1,1 @@
+"""The web page at /: HTML, style and modules as they are sent, with no build step."""
