@@ -87,7 +87,7 @@ def list_keys(index: Index = None, file: File = None, as_json: JsonFlag = False)
 
 @keys.command("remove", cls=Command)
 def remove(name: Name, index: Index = None, file: File = None) -> None:
-    """Remove a key: it opens nothing from now on, not even at a service that is running."""
+    """Remove a key: from now on it opens nothing, at a running service either."""
     _open(index, file).remove(name)
     note(f"the key {name} is removed")
 

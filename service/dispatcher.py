@@ -203,6 +203,7 @@ class Dispatcher:
     def _answer(self, batch: list[_Job]) -> None:
         rows = batch[0].embedder.embed_clips([job.clip for job in batch])  # B D
         answered = list(zip(batch, rows, strict=True))
+        self._beat = time.monotonic()  # else whoever asks on hearing the answer may find a stalled network
         if self._on_batch is not None:
             self._on_batch(sum(len(job.clip) for job in batch))
         for job, row in answered:

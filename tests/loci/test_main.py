@@ -20,7 +20,7 @@ Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMANDS = [
     *("demo", "index", "query", "compare", "serve", "evaluate", "train"),
-    *("info", "check", "remove", "export", "connections", "weights"),
+    *("info", "check", "remove", "export", "connections", "keys", "weights"),
 ]
 
 

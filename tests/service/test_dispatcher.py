@@ -358,13 +358,14 @@ def test_a_broken_device_is_given_up_at_once_and_everybody_is_told(make: Make, n
 
 
 def test_a_stalled_network_takes_nobody_in_and_goes_on_when_it_is_back(
-    make: Make, network: SlowNetwork
+    make: Make, network: SlowNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dispatcher = make(stall_seconds=0.05)
+    monkeypatch.setattr("service.dispatcher.BEAT_SECONDS", 0.02)
+    dispatcher = make(stall_seconds=0.5)
 
     async def run() -> None:
         first = await busy(dispatcher, network)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
         with pytest.raises(NotReady, match="busy with one batch"):
             await dispatcher.embed([picture(1)], network)
         dispatcher.check()  # not wedged yet
