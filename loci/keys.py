@@ -87,7 +87,10 @@ def list_keys(index: Index = None, file: File = None, as_json: JsonFlag = False)
 
 @keys.command("remove", cls=Command)
 def remove(name: Name, index: Index = None, file: File = None) -> None:
-    """Remove a key: from now on it opens nothing, at a running service either."""
+    """Remove a key: it opens nothing from now on.
+
+    That holds at once, at a service that is running too.
+    """
     _open(index, file).remove(name)
     note(f"the key {name} is removed")
 
