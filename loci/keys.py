@@ -2,12 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from loci.command import Command
+from loci.command import Command, Group
 from loci.console import note, say, say_json, table
 from loci.options import JsonFlag
 
@@ -15,15 +14,8 @@ if TYPE_CHECKING:
     from service.keys import KeyFile
 
 
-class _Group(TyperGroup):
-    """Without a command it gives its help."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args or ["--help"])
-
-
 keys = typer.Typer(
-    name="keys", cls=_Group, rich_markup_mode=None, help="Create, list or remove a service's API keys."
+    name="keys", cls=Group, rich_markup_mode=None, help="Create, list or remove a service's API keys."
 )
 
 COLUMNS = (("name", "left"), ("for", "left"), ("created", "left"))

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from loci.command import Command
+from loci.command import Command, Group
 from loci.console import say, say_json, size, table
 from loci.failures import Interrupted
 from loci.options import JsonFlag, command_line
@@ -16,15 +15,8 @@ if TYPE_CHECKING:
     from model.weights import Named
 
 
-class _Group(TyperGroup):
-    """Without a command it gives its help."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args or ["--help"])
-
-
 weights = typer.Typer(
-    name="weights", cls=_Group, rich_markup_mode=None, help="List, fetch or convert published weights."
+    name="weights", cls=Group, rich_markup_mode=None, help="List, fetch or convert published weights."
 )
 
 MB = 1_000_000
