@@ -80,7 +80,7 @@ def _surround(app: FastAPI, settings: Settings, engine: Engine) -> None:
             allow_headers=("Authorization", "X-Request-ID"),
             expose_headers=("Location", "Retry-After", "X-Request-ID"),
         )
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(SecurityHeaders, map_tiles=settings.map_tiles)
     app.add_middleware(RequestLog, metrics=engine.metrics)
 
 

@@ -12,18 +12,10 @@ from service.access import CALLER
 from service.errors import KIND, Problem, respond
 from service.logs import name_request, request_id
 from service.metrics import Metrics
+from service.policy import docs_policy, page_policy
 
 logger = logging.getLogger(__name__)
 
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-DOCS_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Swagger's page styles itself as it goes; it shows nothing but the interface."""
 DOCS = "/docs"
 
 SECURITY_HEADERS = {
@@ -70,21 +62,22 @@ class RequestLog:
 class SecurityHeaders:
     """ASGI middleware: what browsers may do with an answer, said on every one."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, map_tiles: str | None) -> None:
         self._app = app
+        self._page, self._docs = page_policy(map_tiles), docs_policy()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and add the headers to its answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        policy = DOCS_POLICY if scope["path"] == DOCS else PAGE_POLICY
+        policy = self._docs if scope["path"] == DOCS else self._page
 
         async def add(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY_HEADERS)
-                headers.setdefault("Content-Security-Policy", policy)  # a route may have one of its own
+                headers["Content-Security-Policy"] = policy
             await send(message)
 
         await self._app(scope, receive, add)

@@ -6,7 +6,6 @@ from fastapi import APIRouter, HTTPException, Request, Response
 
 from service.deps import EngineDep, IndexDep
 from service.page.assets import load_assets
-from service.page.policy import content_security_policy
 from service.schemas import PageIndex, PageSettings
 
 router = APIRouter(include_in_schema=False)
@@ -15,9 +14,9 @@ reading = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
-def home(request: Request, engine: EngineDep) -> Response:
+def home(request: Request) -> Response:
     """Give the page."""
-    return _send(request, "index.html", engine.settings.map_tiles)
+    return _send(request, "index.html")
 
 
 @router.get("/page/settings.json")
@@ -48,19 +47,18 @@ async def page_index(engine: EngineDep, index: IndexDep) -> PageIndex:
 
 
 @router.get("/page/{name:path}")
-def page_file(request: Request, engine: EngineDep, name: str) -> Response:
+def page_file(request: Request, name: str) -> Response:
     """Give one of the page's files."""
-    return _send(request, name, engine.settings.map_tiles)
+    return _send(request, name)
 
 
-def _send(request: Request, name: str, map_tiles: str | None) -> Response:
+def _send(request: Request, name: str) -> Response:
     asset = load_assets().get(name)
     if asset is None:
         raise HTTPException(404, "the page has no such file")
     headers = {
         "ETag": asset.etag,
         "Cache-Control": "no-cache",  # kept, but asked about before each use: an update shows at once
-        "Content-Security-Policy": content_security_policy(map_tiles),
     }
     if request.headers.get("if-none-match") == asset.etag:
         return Response(status_code=304, headers=headers)

@@ -1,0 +1,32 @@
+"""What a browser may load for an answer, as a Content-Security-Policy."""
+
+from urllib.parse import urlsplit
+
+RULES = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' blob: data:",
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
+"""The page's own files and requests, and nothing else."""
+
+
+def page_policy(map_tiles: str | None) -> str:
+    """For everything but the documentation; with images of one more origin where tiles are set."""
+    if map_tiles is None:
+        return _policy()
+    tiles = urlsplit(map_tiles)
+    return _policy({"img-src": f"{RULES['img-src']} {tiles.scheme}://{tiles.netloc}"})
+
+
+def docs_policy() -> str:
+    """For Swagger's page, which styles itself as it goes and shows nothing but the interface."""
+    return _policy({"style-src": "'self' 'unsafe-inline'", "img-src": "'self' data:"})
+
+
+def _policy(instead: dict[str, str] | None = None) -> str:
+    return "; ".join(f"{name} {value}" for name, value in (RULES | (instead or {})).items())
