@@ -40,13 +40,13 @@ class Round:
     """Photos a second, and the seconds of one client's photos."""
 
     served: float
-    library: float
+    offline: float
     network: float
     over_http: list[float]
     in_process: list[float]
 
     def __str__(self) -> str:
-        rates = f"{self.served:.2f} over HTTP, {self.library:.2f} files to descriptors"
+        rates = f"{self.served:.2f} over HTTP, {self.offline:.2f} files to descriptors"
         one = f"one client {p50(self.over_http):.1f} and {p50(self.in_process):.1f} ms"
         return f"{rates}, {self.network:.2f} network; {one}"
 
@@ -263,10 +263,10 @@ def main() -> None:
                 break
     print(f"{len(counted)} rounds of {options.photos} photos, others below {options.others:.0%}")
     names = (f"{options.clients} clients over HTTP", "files to descriptors", "network alone")
-    rates = ([r.served for r in counted], [r.library for r in counted], [r.network for r in counted])
+    rates = ([r.served for r in counted], [r.offline for r in counted], [r.network for r in counted])
     for name, column in zip(names, rates, strict=True):
         print(f"{name:24} {statistics.median(column):6.2f} photos/s (rounds: {rounds(column)})")
-    ratios = [r.served / r.library for r in counted]
+    ratios = [r.served / r.offline for r in counted]
     to_bare = [r.served / r.network for r in counted]
     print(f"HTTP / files to descriptors  {statistics.median(ratios):.3f} (rounds: {rounds(ratios)})")
     print(f"HTTP / network alone         {statistics.median(to_bare):.3f} (rounds: {rounds(to_bare)})")
