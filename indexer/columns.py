@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 
 from indexer.catalogue import Catalogue
 from indexer.filters import Filters, Moment, read_moment
-from indexer.geo import EARTH_RADIUS_M, haversine_m
+from indexer.geo import band_degrees, haversine_m
 from indexer.stored import SearchedRow
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-
-SEAM_DEGREES = 1e-6  # by how much the band of latitudes is wider than the circle: rounding must not cut it
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,7 @@ class Columns:
 
     def _near(self, lat: float, lon: float, radius_m: float) -> Mask:
         """Within a circle; the costly formula only for the band of latitudes that it lies in."""
-        band = float(np.degrees(radius_m / EARTH_RADIUS_M)) + SEAM_DEGREES
-        near = np.abs(self.lat - lat) <= band
+        near = np.abs(self.lat - lat) <= band_degrees(radius_m)
         near[near] = haversine_m(self.lat[near], self.lon[near], lat, lon) <= radius_m
         return near
 

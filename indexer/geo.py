@@ -14,6 +14,9 @@ from pyproj.exceptions import ProjError
 EARTH_RADIUS_M = 6_371_008.8
 """Mean radius of the earth (IUGG), in metres."""
 
+SEAM_DEGREES = 1e-6
+"""By how much a band of latitudes is wider than its circle: rounding must not cut it."""
+
 FloatArray = NDArray[np.float64]
 
 
@@ -27,6 +30,11 @@ def haversine_m(lat1: ArrayLike, lon1: ArrayLike, lat2: ArrayLike, lon2: ArrayLi
     half_dlam = np.radians(np.asarray(lon2, np.float64) - np.asarray(lon1, np.float64)) / 2
     h = np.sin((phi2 - phi1) / 2) ** 2 + np.cos(phi1) * np.cos(phi2) * np.sin(half_dlam) ** 2
     return np.asarray(2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.minimum(h, 1.0))), np.float64)
+
+
+def band_degrees(radius_m: float) -> float:
+    """How far in latitude a circle reaches from its middle: what lies further is not within it."""
+    return float(np.degrees(radius_m / EARTH_RADIUS_M)) + SEAM_DEGREES
 
 
 def earth_points(lat: ArrayLike, lon: ArrayLike) -> FloatArray:

@@ -7,11 +7,9 @@ import sqlite3
 import numpy as np
 
 from indexer.catalogue import PhotoFacts
-from indexer.geo import EARTH_RADIUS_M, chord_m, earth_points
+from indexer.geo import band_degrees, chord_m, earth_points
 from indexer.options import PlaceOptions
 from indexer.places import parse_mode, place_id
-
-SEAM_DEGREES = 1e-6  # by how much more latitudes are looked through than the radius covers
 
 
 def join_place(db: sqlite3.Connection, photo: PhotoFacts, options: PlaceOptions) -> None:
@@ -38,7 +36,7 @@ def join_place(db: sqlite3.Connection, photo: PhotoFacts, options: PlaceOptions)
 
 
 def _nearest(db: sqlite3.Connection, lat: float, lon: float, radius_m: float) -> str | None:
-    band = float(np.degrees(radius_m / EARTH_RADIUS_M)) + SEAM_DEGREES
+    band = band_degrees(radius_m)
     query = "SELECT id, lat, lon FROM places WHERE lat BETWEEN ? AND ? ORDER BY id"
     rows = db.execute(query, (lat - band, lat + band)).fetchall()
     if not rows:
