@@ -42,11 +42,7 @@ class Filters:
     """Photos of the place, or places, of this id or name."""
 
     def __post_init__(self) -> None:
-        within("lat", self.lat, -90, 90)
-        within("lon", self.lon, -180, 180)
-        if (self.lat is None) != (self.lon is None):
-            missing, given = ("lat", "lon") if self.lat is None else ("lon", "lat")
-            raise FieldError(missing, f"is missing, though {given} is given")
+        check_position(self.lat, self.lon)
         if self.radius_m is not None:
             if not (math.isfinite(self.radius_m) and self.radius_m > 0):
                 raise FieldError("radius_m", f"must be more than 0 metres, not {self.radius_m:g}")
@@ -135,6 +131,15 @@ def _moment(field: str, text: str | None) -> Moment | None:
             field, f"must be a time such as 2024-09-23T16:06:58 or 2024-09-23, not {text[:40]!r}"
         )
     return moment
+
+
+def check_position(lat: float | None, lon: float | None) -> None:
+    """Raise FieldError for half a position, or one that is not on the earth."""
+    within("lat", lat, -90, 90)
+    within("lon", lon, -180, 180)
+    if (lat is None) != (lon is None):
+        missing, given = ("lat", "lon") if lat is None else ("lon", "lat")
+        raise FieldError(missing, f"is missing, though {given} is given")
 
 
 def within(field: str, value: float | None, least: float, most: float) -> None:

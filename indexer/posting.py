@@ -24,7 +24,7 @@ from indexer.answers import Photo
 from indexer.catalogue import Catalogue, PhotoFacts
 from indexer.errors import FieldError, IndexerError, NotFound, Superseded
 from indexer.files import sha256_of, sync_folder
-from indexer.filters import within
+from indexer.filters import check_position, within
 from indexer.joining import join_place
 from indexer.layout import Layout, generation_of
 from indexer.metadata import PhotoMetadata, from_exif
@@ -85,11 +85,7 @@ def given_metadata(
     Raises:
         FieldError: a value that cannot be.
     """
-    within("lat", lat, -90, 90)
-    within("lon", lon, -180, 180)
-    if (lat is None) != (lon is None):
-        missing, given = ("lat", "lon") if lat is None else ("lon", "lat")
-        raise FieldError(missing, f"is missing, though {given} is given")
+    check_position(lat, lon)
     within("heading", heading, 0, 360)
     moment = None if taken_at is None else time_or_none(taken_at)
     if taken_at is not None and moment is None:
