@@ -18,8 +18,6 @@ from indexer.metadata import PhotoMetadata
 from indexer.places import AssignedPlace
 from indexer.stored import ROOT, SearchedRow, Slot, StoredPhotos
 
-ASKED_AT_ONCE = 10_000  # values a statement; SQLite allows 32,766
-
 
 @dataclass(frozen=True)
 class FileRow:
@@ -238,18 +236,16 @@ class Catalogue(StoredPhotos):
 
     def hits(self, descriptors: Sequence[int]) -> dict[int, Hit]:
         """The photos behind descriptor ids, with their places; those removed meanwhile are left out."""
-        found: dict[int, Hit] = {}
-        for start in range(0, len(descriptors), ASKED_AT_ONCE):
-            part = descriptors[start : start + ASKED_AT_ONCE]
-            rows = self._rows(
-                f"SELECT d.id, d.yaw, l.id, l.name, l.lat, l.lon, {_PHOTO_COLUMNS} FROM descriptors d "
-                "JOIN photos p ON p.id = d.photo LEFT JOIN places l ON l.id = p.place_id "
-                f"WHERE p.status = 'ok' AND d.id IN ({', '.join('?' * len(part))})",
-                part,
-            )
-            for number, yaw, place, name, lat, lon, *photo in rows:
-                found[number] = Hit(_photo(photo), Place(place, name, lat, lon, 0) if place else None, yaw)
-        return found
+        rows = self._rows_among(
+            f"SELECT d.id, d.yaw, l.id, l.name, l.lat, l.lon, {_PHOTO_COLUMNS} FROM descriptors d "
+            "JOIN photos p ON p.id = d.photo LEFT JOIN places l ON l.id = p.place_id "
+            "WHERE p.status = 'ok' AND d.id IN ({})",
+            descriptors,
+        )
+        return {
+            number: Hit(_photo(photo), Place(place, name, lat, lon, 0) if place else None, yaw)
+            for number, yaw, place, name, lat, lon, *photo in rows
+        }
 
     # Reading by id
 

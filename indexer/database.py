@@ -13,6 +13,7 @@ from indexer.errors import DiskFull, FormatTooNew, IndexBusy, IndexerError, Inde
 from indexer.schema import MIGRATIONS, OLDER_FORMATS, migrate, version_of
 
 FILE = "catalogue.sqlite"
+ASKED_AT_ONCE = 10_000  # values a statement; SQLite allows 32,766
 MIGRATED = 0  # a writer's connection is never of an older format
 
 _KINDS = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_BUSY: IndexBusy}
@@ -77,6 +78,14 @@ class Database:
         except sqlite3.Error as error:
             kind = _KINDS.get(getattr(error, "sqlite_errorcode", 0), IndexerError)
             raise kind(f"the catalogue {self.path} cannot be {done}: {error}") from error
+
+    def _rows_among(self, query: str, among: Sequence[int], *before: Any) -> list[Any]:
+        """The rows of a query that ends in `IN ({})`, asked in parts where there are very many values."""
+        found: list[Any] = []
+        for start in range(0, len(among), ASKED_AT_ONCE):
+            part = among[start : start + ASKED_AT_ONCE]
+            found += self._rows(query.format(", ".join("?" * len(part))), (*before, *part))
+        return found
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows of a query; none of a damaged catalogue is worth half an answer."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from indexer.database import Database
 
@@ -113,11 +112,8 @@ class StoredPhotos(Database):
 
     def slots(self, generation: int, ids: Sequence[int]) -> list[tuple[int, Slot]]:
         """Where descriptors lie, by id, in id order; those that are gone are left out."""
-        found: list[tuple[int, Slot]] = []
-        for part in _parts(ids):
-            marks = ", ".join("?" * len(part))
-            query = f"SELECT id, shard, row FROM descriptors WHERE generation = ? AND id IN ({marks})"
-            found += [(number, Slot(*slot)) for number, *slot in self._rows(query, (generation, *part))]
+        query = "SELECT id, shard, row FROM descriptors WHERE generation = ? AND id IN ({})"
+        found = [(number, Slot(*slot)) for number, *slot in self._rows_among(query, ids, generation)]
         return sorted(found, key=lambda item: item[0])
 
     def shard_use(self, generation: int) -> list[tuple[int, int, int]]:
@@ -169,8 +165,3 @@ class StoredPhotos(Database):
         return [
             id_ for (id_,) in self._rows("SELECT id FROM places WHERE id = ? OR name = ?", (place, place))
         ]
-
-
-def _parts(values: Sequence[Any], size: int = 10_000) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
