@@ -26,7 +26,8 @@ from torch import Tensor
 
 from indexer.options import BuildOptions
 from indexer.scan import scan
-from indexer.train import TrainingOptions, train_model
+from indexer.train import train_model
+from indexer.training_options import TrainingOptions
 from model.embedder import Embedder
 from model.training.checkpoint import load_checkpoint
 from model.training.trainer import TrainOptions

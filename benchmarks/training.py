@@ -26,7 +26,8 @@ from indexer.geo import to_local
 from indexer.options import BuildOptions
 from indexer.progress import Silent
 from indexer.scan import scan
-from indexer.train import TrainingOptions, train_model
+from indexer.train import train_model
+from indexer.training_options import TrainingOptions
 from indexer.training_set import Supervision, TrainingPhoto, find_photos, training_set
 from model.embedder import Embedder
 from model.images import read_photo

@@ -11,7 +11,7 @@ from loci.options import DeviceOption, JsonFlag, PrecisionOption, at_least, comm
 from loci.progress import Bars, Lines, showing_progress
 
 if TYPE_CHECKING:
-    from indexer.train import TrainReport
+    from indexer.training_options import TrainReport
 
 PHOTOS, MODEL, LEARNING = "The photos", "The model to start from", "Learning"
 
@@ -267,7 +267,8 @@ def train(
     model by: loci index PHOTOS --into INDEX --weights MODEL
     """
     from indexer.options import BuildOptions
-    from indexer.train import TrainingOptions, train_model
+    from indexer.train import train_model
+    from indexer.training_options import TrainingOptions
     from indexer.training_set import Supervision
     from model.training.trainer import TrainOptions
 

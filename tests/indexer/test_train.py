@@ -21,7 +21,8 @@ from indexer.errors import IndexerError, IndexLocked, UsageError
 from indexer.index import Index
 from indexer.lock import write_lock
 from indexer.options import BuildOptions
-from indexer.train import TrainingOptions, TrainReport, train_model
+from indexer.train import train_model
+from indexer.training_options import TrainingOptions, TrainReport
 from indexer.training_set import Supervision
 from model.errors import ModelError
 from model.modelfile import PlaceModel, load_model

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from indexer.options import BuildOptions
-from indexer.train import TrainingOptions, train_model
+from indexer.train import train_model
+from indexer.training_options import TrainingOptions
 from model.embedder import Embedder
 from model.training.trainer import Trainer, TrainOptions
 

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import Result
 
 from indexer.options import BuildOptions
-from indexer.train import TrainingOptions, TrainReport
+from indexer.training_options import TrainingOptions, TrainReport
 from indexer.training_set import Supervision
 from model.modelfile import load_model
 from model.training.trainer import TrainOptions
