@@ -64,7 +64,7 @@ class TrainingOptions:
         for flag, number in (("--lr", self.train.lr), ("--margin", self.train.margin)):
             if not 0 < number <= MOST:
                 raise UsageError(f"{flag} must be above 0 and at most {MOST}, got {number:g}")
-        if not 0 < self.train.crop <= 1:
+        if self.train.crop is not None and not 0 < self.train.crop <= 1:
             raise UsageError(f"--crop must be above 0 and at most 1, got {self.train.crop:g}")
         if not 0 <= self.train.average < 1:
             raise UsageError(f"--average must be at least 0 and below 1, got {self.train.average:g}")

@@ -224,13 +224,14 @@ def train(
         ),
     ] = 0.98,
     crop: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="SHARE",
-            help="Of each side of a photo at least so much is seen; 1: all of it, always.",
+            help="Of each side of a photo at least so much is seen; 1: all of it, always. "
+            "[default: 0.7; deepface: 1]",
             rich_help_panel=LEARNING,
         ),
-    ] = 0.7,
+    ] = None,
     batch: Annotated[
         int,
         typer.Option(

@@ -60,7 +60,9 @@ class TrainOptions:
     average: float = 0.98  # of the running mean of the weights, which is what is measured and kept; 0: none
     batch: int = 4  # queries; with softmax, photos
     accumulate: int = 1  # batches a step
-    crop: float = 0.7  # of each side, at least, that training sees of a photo; 1 is all of it
+    crop: float | None = None
+    """Of each side, at least, that training sees of a photo; 1 is all of it. None: 0.7, and 1 for DeepFace,
+    whose layers know where they look."""
     seed: int = 0
 
 
@@ -136,6 +138,7 @@ class Trainer:
         self._autocast = autocast
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=autocast is torch.float16)
         self._tail = _layers(model.backbone, cut)
+        self._crop = options.crop or (1.0 if model.config.backbone == "deepface" else 0.7)
         self._miner = Miner(data, negatives=options.negatives, sampled=options.sampled, margin=options.margin)
         self._queries = self._trainable()
         torch.manual_seed(options.seed)
@@ -322,9 +325,9 @@ class Trainer:
         of view. What is cut is the map where layers are frozen, the image where not.
         """
         height, width = arrays[0].shape[1:]
-        if not self._parts.training or self._options.crop >= 1:
+        if not self._parts.training or self._crop >= 1:
             return np.stack(arrays)
-        shares = self._options.crop + (1 - self._options.crop) * torch.rand(2)
+        shares = self._crop + (1 - self._crop) * torch.rand(2)
         h, w = (
             max(1, round(float(share) * side)) for share, side in zip(shares, (height, width), strict=True)
         )

@@ -184,6 +184,29 @@ def test_a_run_that_was_cut_off_anywhere_ends_like_an_unbroken_one(
         assert torch.equal(tensor, cut._parts.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(("backbone", "whole"), [("vgg16", False), ("deepface", True)])
+def test_training_sees_cuts_but_of_images_that_are_aligned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, whole: bool
+) -> None:
+    seen: set[tuple[int, ...]] = set()
+    forward = Trainer._forward
+
+    def watched(self: Trainer, batch: NDArray[Any]) -> torch.Tensor:
+        if self._parts.training:
+            seen.add(batch.shape[2:])
+        return forward(self, batch)
+
+    monkeypatch.setattr(Trainer, "_forward", watched)
+    model = reduced(some_model("netvlad")).fitted(backbone=backbone)
+    Trainer(
+        *(model, 0, some_places(), inputs, TrainOptions(epochs=1)),
+        into=tmp_path / "model.safetensors",
+        folder=tmp_path,
+        reports=Silent(),
+    ).run()
+    assert (seen == {(2, 3), (3, 2)}) is whole
+
+
 def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
