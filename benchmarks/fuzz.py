@@ -528,7 +528,7 @@ def report(
     silent = [outcome for outcome in answered if outcome.status <= 0 and outcome.case.kind != "multipart"]
     hung = [outcome for outcome, seconds in again if seconds > HANG_SECONDS or outcome.status <= 0]
     late = grown[len(grown) // 4 :]
-    growth = statistics.mean(late[-3:]) / statistics.mean(late[:3]) - 1
+    before, after = statistics.mean(late[:3]), statistics.mean(late[-3:])
     statuses = collections.Counter(outcome.status for outcome in outcomes)
     seconds = sorted(outcome.seconds for outcome in answered)
     print(f"{len(answered)} complete requests, {len(outcomes) - len(answered)} odd ones")
@@ -537,7 +537,8 @@ def report(
     print(f"answers after {1000 * seconds[len(seconds) // 2]:.0f} ms (median), {seconds[-1]:.1f} s (slowest)")
     print(f"over {HANG_SECONDS:g} s: {len(again)}; sent again alone, the most took", end=" ")
     print(f"{max((cpu for _, cpu in again), default=0.0):.1f} s of the service's processor time")
-    print(f"memory: {late[0]:.0f} MB after a quarter, {grown[-1]:.0f} MB at the end ({growth:+.1%})")
+    print(f"memory, of three readings: {before:.0f} MB after a quarter, ", end="")
+    print(f"{after:.0f} MB at the end ({after / before - 1:+.1%}); most {max(grown):.0f} MB")
     print(f"5xx but 501 and 503: {len(failed)}; unanswered: {len(silent)}; exceptions: {len(exceptions)}")
     print(f"process alive: {alive}; control photo answered as before: {same}", flush=True)
     for exception, count in exceptions.items():
