@@ -545,7 +545,7 @@ def report(
         print(f"  {count} times {exception}")
     for outcome in [*hung, *failed, *silent][:20]:
         print(f"  {outcome.number} ({outcome.case.kind}): {outcome.status} after {outcome.seconds:.2f} s")
-    return int(bool(hung or failed or silent or exceptions or not same or growth > 0.05))
+    return int(bool(hung or failed or silent or exceptions or not same or after > 1.05 * before))
 
 
 if __name__ == "__main__":
