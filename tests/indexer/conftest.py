@@ -4,7 +4,10 @@ import hashlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ LAT, LON, STEP = 52.0, 0.25, 0.01
 OPTIONS: dict[str, Any] = {"clusters": 4, "image_size": 48, "device": "cpu", "precision": "fp32"}
 
 Paint = Callable[..., Path]
+StartChild = Callable[[str], AbstractContextManager["subprocess.Popen[str]"]]
 Floats = NDArray[np.float32]
 
 
@@ -48,6 +52,26 @@ def paint(
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, quality=95, exif=exif)
     return path
+
+
+@contextmanager
+def started_child(name: str) -> Iterator["subprocess.Popen[str]"]:
+    """A script beside this file that takes orders as `killing` says, until left."""
+    here = Path(__file__)
+    with subprocess.Popen(
+        [sys.executable, str(here.with_name(name))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(here.parents[2]), "OMP_NUM_THREADS": "1"},
+    ) as process:
+        yield process
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def start_child() -> StartChild:
+    return started_child
 
 
 @dataclass(frozen=True)

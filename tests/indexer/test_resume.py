@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from indexer.check import check_index
 from indexer.index import Index
 
 if TYPE_CHECKING:
-    from tests.indexer.conftest import Paint
+    from tests.indexer.conftest import Paint, StartChild
 
 PHOTOS = 140  # the reduction is fitted from 128 on, and the last 8 are embedded after the fit
 STAGES = (
@@ -88,17 +86,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory, paint: Paint) -> Path:
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[subprocess.Popen[str]]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("resume_child.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
+def zygote(start_child: StartChild) -> Iterator[subprocess.Popen[str]]:
+    with start_child("resume_child.py") as process:
         yield process
-        process.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from model.modelfile import load_model
 from model.training.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
-    from tests.indexer.conftest import Paint
+    from tests.indexer.conftest import Paint, StartChild
 
 WALLS, VIEWS = 14, 4
 EMBEDDING = "embedding (frozen layers)"
@@ -95,17 +93,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory, paint: Paint) -> Path:
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[subprocess.Popen[str]]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("train_child.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
+def zygote(start_child: StartChild) -> Iterator[subprocess.Popen[str]]:
+    with start_child("train_child.py") as process:
         yield process
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
