@@ -56,7 +56,7 @@ class Told:
             self.write(["batch", [photo(item) for item, _ in batch]])
             return self.around(embed)(embedder, batch, stage)
 
-        Embedder._embed_batch = embed_batch  # type: ignore[method-assign]
+        Embedder._embed_batch = embed_batch  # type: ignore[method-assign, assignment]
 
     def around(self, act: Callable[..., Any]) -> Callable[..., Any]:
         """`act` as an event."""
