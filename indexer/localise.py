@@ -10,6 +10,8 @@ from indexer.answers import PhotoHit, PlaceHit, Position
 from indexer.geo import from_local, to_local
 from indexer.places import place_id
 
+LOCATE_BY = 20
+"""Best photos that the position is found from."""
 GROUP_RADIUS_M = 50.0
 """Hits this near to one hit speak for the same position: two places' radius, about as far as a street
 scene stays recognisable."""
