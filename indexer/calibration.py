@@ -20,8 +20,6 @@ from scipy.optimize import minimize
 from indexer.errors import UsageError
 
 VERSION = 1
-KNOWN_SHARE = 0.8
-"""Share of the queries that are taken to show a place of the index."""
 KNOWN_FROM = 0.5
 """Confidence from which a place counts as known: below, the answer is more likely wrong than right."""
 BINS = 10
@@ -124,6 +122,8 @@ class Calibration:
     """By what the radius of a position is multiplied so that it holds the truth two times in three."""
     frames: int | None = None
     """How many frames in file order lie near each other; None where position or place decides."""
+    named: bool = False
+    """Whether folders say what is one place."""
     place_radius_m: float = 25.0
     version: int = field(default=VERSION)
 
@@ -138,6 +138,11 @@ class Calibration:
             return None
         models = {name: _read_model(values[name]) for name in ("model", "verified")}
         return cls(**{**values, **models})
+
+    def summary(self) -> dict[str, Any]:
+        """What `Index.info` tells of it."""
+        names = ("photos", "queries", "reason", "right", "ece", "radius_factor")
+        return {name: getattr(self, name) for name in names}
 
     def probabilities(self, evidence: Evidence, known_share: float) -> dict[Outcome, float] | None:
         """Of the three outcomes; None where that cannot be told of such an answer."""
@@ -227,7 +232,7 @@ def cross_validated_error(cases: Sequence[Case]) -> float:
     confidence = np.zeros(len(cases))
     for fold in np.unique(folds).tolist():
         model = fit([case for case, own in zip(cases, folds, strict=True) if own != fold])
-        for i in np.flatnonzero(folds == fold):
+        for i in np.flatnonzero(folds == fold).tolist():
             confidence[i] = model.probabilities(cases[i].evidence, model.known_share)["right"]
     right = np.array([case.outcome == "right" for case in cases])
     return expected_calibration_error(confidence, right, np.array([case.weight for case in cases]))

@@ -1,4 +1,4 @@
-"""What of a search speaks for its first answer, gathered alike from queries and from an index's own photos."""
+"""What of a search speaks for its first answer; the same for queries and for an index's own photos."""
 
 from __future__ import annotations
 
@@ -79,4 +79,5 @@ def share_out(left: float, places: Sequence[float], level: Level, most: float) -
     if not places:
         return []
     shares = weights(np.array(places), level)
-    return np.minimum(left * shares / shares.sum(), most).tolist()
+    found: list[float] = np.minimum(left * shares / shares.sum(), most).tolist()
+    return found

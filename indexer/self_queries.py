@@ -29,6 +29,9 @@ LEAST = 40
 """Photos that must have another of their place, and that must have others without their surroundings."""
 LEVELS = (0.0, 0.5, 1.0)
 """Lengths of what is added to a descriptor, whose own length is 1."""
+HELD = 0.68
+"""Share of the true positions that lie within the radius."""
+FACTORS = (0.5, 2.0)
 _CELLS = 16_000_000  # scores held at a time: 64 MB
 
 Verify = Callable[[str, Sequence[PhotoHit]], Sequence[PhotoHit]]
@@ -52,16 +55,18 @@ class Collection:
     def of(
         cls,
         store: FaissStore,
-        photos: Sequence[Photo],
+        photos: Mapping[str, Photo],
         owners: Sequence[str],
         places: Mapping[str, str],
         rule: PlaceRule,
         ranks: Mapping[str, int] | None = None,
     ) -> Collection:
-        """Of photos, the owner of each of the store's descriptors, and the place of each photo."""
-        held = set(owners)
-        kept = [photo for photo in photos if photo.id in held]
-        number = {photo.id: i for i, photo in enumerate(kept)}
+        """Of photos by id, the owner of each of the store's descriptors, and the place of each photo."""
+        number = {id: i for i, id in enumerate(dict.fromkeys(owners))}
+        # What was deleted a moment ago is still found, and of no known place.
+        kept = [
+            photos.get(id) or Photo(id, id, None, None, None, None, None, 0, 0, "removed") for id in number
+        ]
         owner = np.array([number[id] for id in owners], np.int64)
         return cls(store, kept, owner, Whereabouts.of(kept, places, rule, ranks))
 
@@ -88,7 +93,7 @@ def calibrate(collection: Collection, verify: Verify | None = None) -> Calibrati
     """Learn from an index's own photos how sure its answers are; says why where it cannot."""
     rule = collection.where.rule
     drawn, spots, partnered = _draw(collection)
-    empty = Calibration(partnered, frames=rule.frames, place_radius_m=rule.radius_m)
+    empty = Calibration(partnered, frames=rule.frames, named=rule.named, place_radius_m=rule.radius_m)
     if partnered < LEAST:
         return replace(empty, reason=_too_few(collection, partnered))
     found = list(_ask(collection, drawn, spots))
@@ -96,8 +101,8 @@ def calibrate(collection: Collection, verify: Verify | None = None) -> Calibrati
     if len(absent) < LEAST:
         return replace(
             empty,
-            reason=f"only {len(absent)} photos have others that were taken elsewhere, and it takes {LEAST} to "
-            "learn what a photo of an unknown place looks like: index more places",
+            reason=f"only {len(absent)} photos have others that were taken elsewhere, and it takes {LEAST} "
+            "to learn what a photo of an unknown place looks like: index more places",
         )
     cases = [one.case() for one in found]
     verified = _verified(collection, found, verify) if verify else []
@@ -109,14 +114,18 @@ def calibrate(collection: Collection, verify: Verify | None = None) -> Calibrati
         verified=fit(verified) if verified else None,
         right=sum(one.outcome == "right" for one in present) / len(present),
         ece=cross_validated_error(verified or cases),
-        radius_factor=_radius_factor(present),
+        radius_factor=_radius_factor([one for one in present if not one.disturbance]),
     )
 
 
 def _too_few(collection: Collection, partnered: int) -> str:
-    how = "photos of a place that is there already, or --places folder or frames:N where folders or order tell"
+    how = (
+        "photos of a place that is there already, or --places folder or frames:N where folders or order tell"
+    )
     if len(np.unique(collection.where.place)) == len(collection.photos):
-        return f"every photo is a place of its own, so that none could show how the same place is found: add {how}"
+        return (
+            f"every photo is a place of its own, and none shows how the same place is found again: add {how}"
+        )
     return (
         f"{partnered} of its {len(collection.photos)} photos have another of their place, and it takes "
         f"{LEAST}: add {how}"
@@ -150,7 +159,9 @@ def _ask(collection: Collection, drawn: Sequence[int], spots: bool) -> Iterator[
         block = drawn[start : start + step]
         around = [where.around(photo) for photo in block]
         queries = [
-            _disturbed(store.vectors(ids[[first[photo]]])[0], others, ~out[owner[sample]], level, collection, photo)
+            _disturbed(
+                store.vectors(ids[[first[photo]]])[0], others, ~out[owner[sample]], level, collection, photo
+            )
             for photo, out in zip(block, around, strict=True)
             for level in LEVELS
         ]
@@ -243,6 +254,18 @@ def _verified(collection: Collection, found: Sequence[Found], verify: Verify) ->
     return cases
 
 
-def _radius_factor(present: Sequence[Found]) -> float:
-    """By what radii are multiplied so that 68 % hold the truth."""
-    return 1.0
+def _radius_factor(found: Sequence[Found]) -> float:
+    """By what radii are multiplied so that HELD of the photos, asked as they are, lie within theirs.
+
+    Within bounds: where most positions are wrong no radius would be of use, and the photos of one spot may
+    share one GPS fix that is off for all of them.
+    """
+    ratios = []
+    for one in found:
+        photo, position = one.photo, locate(one.hits[:LOCATE_BY])
+        if position is not None and photo.lat is not None and photo.lon is not None:
+            off_m = haversine_m(photo.lat, photo.lon, position.lat, position.lon)
+            ratios.append(float(off_m) / position.radius_m)
+    if len(ratios) < LEAST:
+        return 1.0
+    return round(float(np.clip(np.quantile(ratios, HELD), *FACTORS)), 3)

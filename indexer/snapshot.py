@@ -161,7 +161,9 @@ def _calibrate(
     places = {photo: place.id for place in assigned for photo in place.members}
     known = {photo.id: photo for photo in catalogue.photos()}
     # What was deleted since the descriptors were listed stays in the store, and is asked nothing.
-    return calibrate(Collection.of(store, known, [photo for _, photo, _ in live], places, rule, ranks), verify)
+    return calibrate(
+        Collection.of(store, known, [photo for _, photo, _ in live], places, rule, ranks), verify
+    )
 
 
 def read_manifest(layout: Layout, name: str) -> Manifest:
@@ -224,7 +226,10 @@ def _content(catalogue: Catalogue, generation: int, options: PlaceOptions, live:
 
 
 def place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
-    """What decides the photos' places. In full paths, so that two folders of one name stay two; POSTed ones lie with those of their place."""
+    """What decides photos' places.
+
+    In full paths, so that two folders of one name stay two; POSTed ones lie with those of their place.
+    """
     paths: dict[str, str] = {}
     for root, relative, photo in catalogue.paths():
         if root != ROOT:

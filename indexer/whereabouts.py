@@ -18,8 +18,8 @@ NEIGHBOURHOOD = 2
 """Photos this many place radii from the best one speak for it rather than against it."""
 SURROUNDINGS = 4
 """Photos this many place radii from a photo are taken out to see an index without its place."""
-SPOT_M = 2.0
-"""So near to each other, photos were taken by one camera in one moment, each with other eyes."""
+SPOT_M = 0.5
+"""Photos so near to each other were taken in one moment: other directions of one panorama, or a burst."""
 
 Mask = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
@@ -120,10 +120,11 @@ class Whereabouts:
         if self.rule.frames is not None:
             order = np.sort(self.rank)
             close = np.diff(order) <= self.rule.frames
-            return np.isin(self.rank, order[np.append(close, False) | np.insert(close, 0, False)])
+            beside = np.append(close, False) | np.insert(close, 0, False)
+            return np.asarray(np.isin(self.rank, order[beside]))
         if self.rule.named:
-            return ~alone
-        found = ~alone
+            return np.asarray(~alone)
+        found = np.asarray(~alone)
         placed = ~np.isnan(self.points[:, 0])
         points = self.points[placed]
         if len(points):
