@@ -15,7 +15,7 @@ LOCATE_BY = 20
 GROUP_RADIUS_M = 50.0
 """Hits this near to one hit speak for the same position: two places' radius, about as far as a street
 scene stays recognisable."""
-LEAST_RESULTANT = 0.6
+LEAST_RESULTANT = 0.85
 """How far headings must agree to be one."""
 _GPS_FLOOR_M = 10.0
 _LONE_HIT_M = 15.0
@@ -63,7 +63,7 @@ def locate(
     the group's weighted spread σ² = Σw|p − µ|²/Σw and its effective number of hits n = (Σw)²/Σw²: 10 m
     because a photo's own GPS is off and the camera stood some way from the query's, 15 m more where a
     single photo speaks. That is multiplied by `radius_factor`, which is calibrated on the index itself.
-    Heading: as `_heading` says, by the same weights of the same group.
+    Heading: as `_heading` says, of the same group.
     """
     found = [
         (hit.lat, hit.lon, hit.score, np.nan if hit.heading is None else hit.heading)
@@ -127,13 +127,14 @@ def _mean_and_radius(offsets: FloatArray, weights: FloatArray) -> tuple[tuple[fl
 def _heading(headings: FloatArray, weights: FloatArray) -> float | None:
     """The circular weighted mean of headings (n, degrees, NaN where unknown); None where they disagree.
 
-    With unit vectors u of the headings and v = Σwu/Σw, photos without a heading counting as u = 0, it is the
-    direction of v where |v| is at least `LEAST_RESULTANT`: it is 1 where all look one way, 0 where they look
-    every way.
+    With unit vectors u of the headings and v = Σw²u/Σw², photos without a heading counting as u = 0, it is
+    the direction of v where |v| is at least `LEAST_RESULTANT`: it is 1 where all look one way, 0 where they
+    look every way. Squared, since photos of one spot that look elsewhere tell its position just as well, but
+    nothing of where the query looks.
     """
     angles = np.radians(headings)
     vectors = np.nan_to_num(np.stack([np.sin(angles), np.cos(angles)], axis=1))
-    east, north = (weights @ vectors / weights.sum()).tolist()
+    east, north = (weights**2 @ vectors / (weights**2).sum()).tolist()
     if np.hypot(east, north) < LEAST_RESULTANT:
         return None
     return float(np.degrees(np.arctan2(east, north)) % 360)

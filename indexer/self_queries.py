@@ -1,9 +1,9 @@
 """An index asked about its own photos: what it learns from that of how sure it may be.
 
-Each photo drawn is asked by its stored descriptor twice, against all others: once as they are and once
-without its surroundings, so that its place is not in the index. Photos of one collection are of one day and
-camera and find each other too easily; each question is therefore put at several levels of disturbance too,
-with a random mixture of the collection's other photos added to the descriptor.
+Each photo drawn is asked by its stored descriptor, against all others: once as they are, and once without
+its surroundings, so that its place is not in the index. Where photos of one place were taken by one camera on
+one day they find each other more easily than photos of another day will find them. Then, they are asked
+disturbed as well: with a random mixture of the collection's other photos added to the descriptor.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ QUERIES = 300
 """Photos asked at most."""
 LEAST = 40
 """Photos that must have another of their place, and that must have others without their surroundings."""
-LEVELS = (0.0, 0.5, 1.0)
-"""Lengths of what is added to a descriptor, whose own length is 1."""
+DISTURBANCES = 4
+"""How often at most a photo is asked disturbed; the more photos, the fewer."""
+HARD = 0.8
+"""Share of photos found as they are from which those that are disturbed begin to count."""
+DISTURBED_SHARE = 0.25
+"""What they count for at most, of all whose place is there."""
 HELD = 0.68
 """Share of the true positions that lie within the radius."""
-FACTORS = (0.5, 2.0)
+FACTORS = (0.4, 2.0)
 _CELLS = 16_000_000  # scores held at a time: 64 MB
 
 Verify = Callable[[str, Sequence[PhotoHit]], Sequence[PhotoHit]]
@@ -76,17 +80,18 @@ class Found:
     """What one question found, and whether it was right."""
 
     photo: Photo
-    disturbance: float
+    disturbed: bool
     outcome: Outcome
     hits: tuple[PhotoHit, ...]
     near: Mask
+    """Which of the hits show the first one's neighbourhood."""
     level: Level
 
-    def case(self) -> Case:
+    def case(self, weight: float) -> Case:
         """What is learnt from."""
         scores = np.array([hit.score for hit in self.hits])
         evidence = evidence_of(scores, self.near, self.level, self.hits[0].inliers)
-        return Case(self.photo.id, evidence, self.outcome, 1 / len(LEVELS))
+        return Case(self.photo.id, evidence, self.outcome, weight)
 
 
 def calibrate(collection: Collection, verify: Verify | None = None) -> Calibration:
@@ -104,31 +109,51 @@ def calibrate(collection: Collection, verify: Verify | None = None) -> Calibrati
             reason=f"only {len(absent)} photos have others that were taken elsewhere, and it takes {LEAST} "
             "to learn what a photo of an unknown place looks like: index more places",
         )
-    cases = [one.case() for one in found]
-    verified = _verified(collection, found, verify) if verify else []
-    present = [one for one in found if one.outcome != "absent"]
+    cases = _cases(found)
+    verified = _cases(_verified(collection, found, verify)) if verify else []
     return replace(
         empty,
         queries=len(drawn),
         model=fit(cases),
         verified=fit(verified) if verified else None,
-        right=sum(one.outcome == "right" for one in present) / len(present),
+        right=_share_right(found),
         ece=cross_validated_error(verified or cases),
-        radius_factor=_radius_factor([one for one in present if not one.disturbance]),
+        radius_factor=_radius_factor(found),
     )
+
+
+def _cases(found: Sequence[Found]) -> list[Case]:
+    """What is learnt from, half of it with the place there.
+
+    Of that half, the share e/4 is disturbed, e = (r − 0.8)/0.2 where more than 0.8 are right undisturbed:
+    where all find each other, nothing else tells what it looks like when a photo of another day does not.
+    """
+    disturbed = sum(one.disturbed for one in found)
+    present = sum(one.outcome != "absent" for one in found) - disturbed
+    share = DISTURBED_SHARE * float(np.clip((_share_right(found) - HARD) / (1 - HARD), 0, 1))
+    weights = {True: share * present / max(disturbed, 1), False: 1 - share}
+    weighed = [(one, 1.0 if one.outcome == "absent" else weights[one.disturbed]) for one in found]
+    return [one.case(weight) for one, weight in weighed if weight]
+
+
+def _share_right(found: Sequence[Found]) -> float:
+    """Of the photos that were asked as they are, with their place there."""
+    return float(np.mean([one.outcome == "right" for one in _plain(found)]))
+
+
+def _plain(found: Sequence[Found]) -> list[Found]:
+    return [one for one in found if one.outcome != "absent" and not one.disturbed]
 
 
 def _too_few(collection: Collection, partnered: int) -> str:
     how = (
-        "photos of a place that is there already, or --places folder or frames:N where folders or order tell"
+        "add photos of places that are there, or use --places folder or frames:N where folders or order tell"
     )
-    if len(np.unique(collection.where.place)) == len(collection.photos):
-        return (
-            f"every photo is a place of its own, and none shows how the same place is found again: add {how}"
-        )
+    if not partnered:
+        return f"every photo is a place of its own, and none shows how the same place is found again: {how}"
     return (
         f"{partnered} of its {len(collection.photos)} photos have another of their place, and it takes "
-        f"{LEAST}: add {how}"
+        f"{LEAST}: {how}"
     )
 
 
@@ -148,92 +173,91 @@ def _hash(text: str) -> str:
 
 
 def _ask(collection: Collection, drawn: Sequence[int], spots: bool) -> Iterator[Found]:
-    """Every photo drawn, at every level, its place present and absent."""
+    """Every photo drawn: as it is, its place there and gone, and disturbed, its place there."""
     store, where, owner = collection.store, collection.where, collection.owner
     ids = store.ids
     sample = np.searchsorted(ids, sampled(ids))
     others = store.vectors(ids[sample])
     first = {photo: row for row, photo in reversed(list(enumerate(owner.tolist())))}
-    step = max(1, _CELLS // (len(LEVELS) * len(ids)))
+    times = min(DISTURBANCES, max(1, QUERIES // max(len(drawn), 1)))
+    step = max(1, _CELLS // ((1 + times) * len(ids)))
     for start in range(0, len(drawn), step):
         block = drawn[start : start + step]
-        around = [where.around(photo) for photo in block]
-        queries = [
-            _disturbed(
-                store.vectors(ids[[first[photo]]])[0], others, ~out[owner[sample]], level, collection, photo
-            )
-            for photo, out in zip(block, around, strict=True)
-            for level in LEVELS
-        ]
-        scores = iter(store.products(np.stack(queries)))
-        for photo, out in zip(block, around, strict=True):
+        queries = []
+        for photo in block:
+            own = store.vectors(ids[[first[photo]]])[0]
+            usable = ~where.around(photo)[owner[sample]]
+            seeds = [f"{collection.photos[photo].id} {time}" for time in range(times)]
+            queries += [own, *(_disturbed(own, others, usable, seed) for seed in seeds)]
+        scores = store.products(np.stack(queries)).reshape(len(block), 1 + times, len(ids))
+        for photo, rows in zip(block, scores, strict=True):
             itself = where.spot(photo) if spots else np.arange(len(collection.photos)) == photo
             right = where.right(photo) & ~itself
-            for level in LEVELS:
-                row = next(scores)
-                for absent in (False, True):
-                    gone = itself | out if absent else itself
-                    found = _found(collection, photo, level, row, gone, right, absent, sample)
-                    if found is not None and (absent or right.any()):
-                        yield found
+            if right.any():
+                search = _Search(collection, photo, right, sample)
+                yield from search.found(rows[0], itself, absent=False)
+                yield from search.found(rows[0], itself | where.around(photo), absent=True)
+                for row in rows[1:]:
+                    yield from search.found(row, itself, absent=False, disturbed=True)
 
 
-def _disturbed(
-    own: Floats, others: Floats, usable: Mask, level: float, collection: Collection, photo: int
-) -> Floats:
-    """A descriptor (d) with a random mixture of others (m d) added, as long as `level` says."""
-    if not level or not usable.any():
+def _disturbed(own: Floats, others: Floats, usable: Mask, seed: str) -> Floats:
+    """A descriptor (d) with a random mixture of others (m d) added that is as long as it is."""
+    if not usable.any():
         return own
-    seed = int(_hash(f"{collection.photos[photo].id} {level}"), 16)
-    shares = np.random.default_rng(seed).standard_normal(len(others)).astype(np.float32) * usable
+    generator = np.random.default_rng(int(_hash(seed), 16))
+    shares = generator.standard_normal(len(others)).astype(np.float32) * usable
     shares[usable] -= shares[usable].mean()  # so that what all photos have in common is not added
     noise = shares @ others
-    mixed = own + level * noise / max(float(np.linalg.norm(noise)), 1e-12)
-    return np.asarray(mixed / np.linalg.norm(mixed), np.float32)
+    mixed = own + noise / max(float(np.linalg.norm(noise)), 1e-12)
+    return np.asarray(mixed / max(float(np.linalg.norm(mixed)), 1e-12), np.float32)
 
 
-def _found(
-    collection: Collection,
-    photo: int,
-    disturbance: float,
-    row: Floats,
-    gone: Mask,
-    right: Mask,
-    absent: bool,
-    sample: NDArray[np.int64],
-) -> Found | None:
-    """What a photo finds by its scores (n) with all descriptors, some photos gone; None without others."""
-    owner = collection.owner
-    best = np.full(len(collection.photos), -np.inf, np.float32)
-    np.maximum.at(best, owner, row)
-    best[gone] = -np.inf
-    top = np.argpartition(-best, min(WEIGHED, len(best) - 1))[:WEIGHED]
-    top = top[np.lexsort((top, -best[top]))]
-    top = top[np.isfinite(best[top])]
-    if not len(top):
-        return None
-    seen = sample[~gone[owner[sample]]]
-    outcome: Outcome = "absent" if absent else "right" if right[top[0]] else "wrong"
-    hits = tuple(_hit(collection.photos[i], float(best[i])) for i in top.tolist())
-    near = collection.where.near(int(top[0]))[top]
-    return Found(collection.photos[photo], disturbance, outcome, hits, near, Level.of(row[seen]))
+@dataclass(frozen=True)
+class _Search:
+    """What one photo finds."""
+
+    collection: Collection
+    photo: int
+    right: Mask
+    sample: NDArray[np.int64]
+
+    def found(self, row: Floats, gone: Mask, *, absent: bool, disturbed: bool = False) -> Iterator[Found]:
+        """By its scores (n) with all descriptors, some photos gone; nothing where none is left."""
+        photos, owner = self.collection.photos, self.collection.owner
+        best = np.full(len(photos), -np.inf, np.float32)
+        np.maximum.at(best, owner, row)
+        best[gone] = -np.inf
+        top = np.argpartition(-best, min(WEIGHED, len(best) - 1))[:WEIGHED]
+        top = top[np.lexsort((top, -best[top]))]
+        top = top[np.isfinite(best[top])]
+        if not len(top):
+            return
+        yield Found(
+            photos[self.photo],
+            disturbed,
+            "absent" if absent else "right" if self.right[top[0]] else "wrong",
+            tuple(_hit(photos[i], float(best[i])) for i in top.tolist()),
+            self.collection.where.near(int(top[0]))[top],
+            Level.of(row[self.sample[~gone[owner[self.sample]]]]),
+        )
 
 
 def _hit(photo: Photo, score: float) -> PhotoHit:
     return PhotoHit(photo.id, photo.path, score, None, photo.lat, photo.lon, photo.heading, photo.taken_at)
 
 
-def _verified(collection: Collection, found: Sequence[Found], verify: Verify) -> list[Case]:
-    """The cases of verified answers.
+def _verified(collection: Collection, found: Sequence[Found], verify: Verify) -> list[Found]:
+    """The same with verified hits.
 
     What was disturbed has no image to be matched: its matches are those of the photo itself, thinned as its
-    cosines are, 1/√(1 + t²) of them left at the level t.
+    cosines are, to 1/√2 of them.
     """
     number = {photo.id: i for i, photo in enumerate(collection.photos)}
     where = collection.where
-    cases = []
+    again = []
     for one in found:
-        left = float(1 / np.sqrt(1 + one.disturbance**2))
+        left = float(np.sqrt(0.5)) if one.disturbed else 1.0
         before = {hit.id: hit.score for hit in one.hits}
         hits = [
             replace(
@@ -250,8 +274,8 @@ def _verified(collection: Collection, found: Sequence[Found], verify: Verify) ->
         outcome: Outcome = one.outcome if one.outcome == "absent" else "right" if right else "wrong"
         near = where.near(rows[0])[rows]
         hits[0] = replace(hits[0], inliers=hits[0].inliers or 0)
-        cases.append(replace(one, outcome=outcome, hits=tuple(hits), near=near).case())
-    return cases
+        again.append(replace(one, outcome=outcome, hits=tuple(hits), near=near))
+    return again
 
 
 def _radius_factor(found: Sequence[Found]) -> float:
@@ -261,7 +285,7 @@ def _radius_factor(found: Sequence[Found]) -> float:
     share one GPS fix that is off for all of them.
     """
     ratios = []
-    for one in found:
+    for one in _plain(found):
         photo, position = one.photo, locate(one.hits[:LOCATE_BY])
         if position is not None and photo.lat is not None and photo.lon is not None:
             off_m = haversine_m(photo.lat, photo.lon, position.lat, position.lon)

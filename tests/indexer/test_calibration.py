@@ -116,7 +116,7 @@ def test_more_evidence_is_never_less_sure() -> None:
 
 
 def test_the_fit_has_the_largest_posterior() -> None:
-    """No step away from it, in any direction that the bounds allow, is better by the formula as it is written."""
+    """No step away from it that the bounds allow is better by the formula as it is written."""
     cases = [replace(case, weight=1 / (1 + i % 3)) for i, case in enumerate(draw(120, 0.5, 4))]
     model = fit(cases)
 

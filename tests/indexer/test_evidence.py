@@ -12,7 +12,7 @@ from indexer.stores.faiss import FaissStore
 
 
 def test_evidence_by_hand() -> None:
-    """Scores 1, .8, .6 about a level of .2 ± .2: weights 1, e⁻², e⁻⁴, of which the second is another place."""
+    """Scores 1, .8, .6 by a level of .2 ± .2 weigh 1, e⁻², e⁻⁴; the second is another place."""
     level = Level(0.2, 0.2)
     found = evidence_of(np.array([1.0, 0.8, 0.6]), np.array([True, False, True]), level, inliers=7)
     assert found.contrast == pytest.approx(4.0)
