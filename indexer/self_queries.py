@@ -184,19 +184,20 @@ def _ask(collection: Collection, drawn: Sequence[int], spots: bool) -> Iterator[
     for start in range(0, len(drawn), step):
         block = drawn[start : start + step]
         queries = []
-        for photo in block:
+        around = [where.around(photo) for photo in block]
+        for photo, out in zip(block, around, strict=True):
             own = store.vectors(ids[[first[photo]]])[0]
-            usable = ~where.around(photo)[owner[sample]]
+            usable = ~out[owner[sample]]
             seeds = [f"{collection.photos[photo].id} {time}" for time in range(times)]
             queries += [own, *(_disturbed(own, others, usable, seed) for seed in seeds)]
         scores = store.products(np.stack(queries)).reshape(len(block), 1 + times, len(ids))
-        for photo, rows in zip(block, scores, strict=True):
+        for photo, out, rows in zip(block, around, scores, strict=True):
             itself = where.spot(photo) if spots else np.arange(len(collection.photos)) == photo
             right = where.right(photo) & ~itself
             if right.any():
                 search = _Search(collection, photo, right, sample)
                 yield from search.found(rows[0], itself, absent=False)
-                yield from search.found(rows[0], itself | where.around(photo), absent=True)
+                yield from search.found(rows[0], itself | out, absent=True)
                 for row in rows[1:]:
                     yield from search.found(row, itself, absent=False, disturbed=True)
 
@@ -226,7 +227,10 @@ class _Search:
         """By its scores (n) with all descriptors, some photos gone; nothing where none is left."""
         photos, owner = self.collection.photos, self.collection.owner
         best = np.full(len(photos), -np.inf, np.float32)
-        np.maximum.at(best, owner, row)
+        if len(photos) == len(owner):
+            best[owner] = row
+        else:
+            np.maximum.at(best, owner, row)
         best[gone] = -np.inf
         top = np.argpartition(-best, min(WEIGHED, len(best) - 1))[:WEIGHED]
         top = top[np.lexsort((top, -best[top]))]
@@ -238,7 +242,7 @@ class _Search:
             disturbed,
             "absent" if absent else "right" if self.right[top[0]] else "wrong",
             tuple(_hit(photos[i], float(best[i])) for i in top.tolist()),
-            self.collection.where.near(int(top[0]))[top],
+            self.collection.where.near(int(top[0]), top),
             Level.of(row[self.sample[~gone[owner[self.sample]]]]),
         )
 
@@ -272,7 +276,7 @@ def _verified(collection: Collection, found: Sequence[Found], verify: Verify) ->
         asked = number[one.photo.id]
         right = bool(where.right(asked)[rows[0]])
         outcome: Outcome = one.outcome if one.outcome == "absent" else "right" if right else "wrong"
-        near = where.near(rows[0])[rows]
+        near = where.near(rows[0], np.array(rows))
         hits[0] = replace(hits[0], inliers=hits[0].inliers or 0)
         again.append(replace(one, outcome=outcome, hits=tuple(hits), near=near))
     return again

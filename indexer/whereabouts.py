@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from indexer.geo import chord_m, earth_points
-from indexer.medoids import neighbour_counts
 from indexer.place_groups import GroupedPhoto, by_folder
 from indexer.places import parse_mode
 
@@ -96,8 +96,12 @@ class Whereabouts:
             return self._same(photo)
         return self._within(photo, self.rule.radius_m)
 
-    def near(self, photo: int) -> Mask:
-        """Which photos show its place or neighbourhood."""
+    def near(self, photo: int, among: Numbers | None = None) -> Mask:
+        """Which photos (of those of these numbers, where given) show its place or neighbourhood."""
+        if among is not None:
+            few = np.append(among, photo)
+            part = Whereabouts(self.rule, self.points[few], self.place[few], self.rank[few])
+            return part.near(len(among))[:-1]
         if self.rule.frames is not None:
             return self._beside(photo, self.rule.frames)
         return self._same(photo) | self._within(photo, NEIGHBOURHOOD * self.rule.radius_m)
@@ -128,8 +132,10 @@ class Whereabouts:
         placed = ~np.isnan(self.points[:, 0])
         points = self.points[placed]
         if len(points):
-            within = neighbour_counts(points, chord_m(self.rule.radius_m))
-            found[placed] = within > (neighbour_counts(points, chord_m(SPOT_M)) if spots else 1)
+            tree = cKDTree(points)
+            least = tree.query_ball_point(points, chord_m(SPOT_M), return_length=True) if spots else 1
+            within = tree.query_ball_point(points, chord_m(self.rule.radius_m), return_length=True)
+            found[placed] = within > least
         return found
 
     def _same(self, photo: int) -> Mask:

@@ -43,7 +43,7 @@ def looks(places: int, views: int, seed: int = 0, spread: float = 0.7) -> Floats
     common = 0.6 * generator.standard_normal(DIM)
     middles = common + generator.standard_normal((places, 1, DIM))
     rows = (middles + spread * generator.standard_normal((places, views, DIM))).reshape(-1, DIM)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
 def collection(

@@ -159,8 +159,9 @@ def test_too_few_photos_say_why(tmp_path: Path, make_handmade: type[Handmade]) -
     assert (answer.known, answer.confidence) == (None, None)
     assert [place.confidence for place in answer.places] == [None] * 5
     assert answer.note == (
-        "it cannot be told how sure this is: 30 of its 30 photos have another of their place, and it takes 40: add "
-        "photos of places that are there, or use --places folder or frames:N where folders or order tell"
+        "it cannot be told how sure this is: 30 of its 30 photos have another of their place, and it takes "
+        "40: add photos of places that are there, or use --places folder or frames:N where folders or "
+        "order tell"
     )
     assert answer.position is not None
 
@@ -231,9 +232,7 @@ def test_frames_beside_each_other_do_not_speak_against_each_other(
     assert np.mean(found) > 0.6
 
 
-def test_photos_added_later_are_judged_too(
-    street: Handmade, tmp_path: Path, make_handmade: type[Handmade]
-) -> None:
+def test_photos_added_later_are_judged_too(tmp_path: Path, make_handmade: type[Handmade]) -> None:
     made = make_handmade(tmp_path / "index", DIM)
     made.make([(at(p, v), [shown(p, v)]) for p in range(PLACES) for v in range(VIEWS)])
     index = made.open()
