@@ -145,7 +145,7 @@ def headline(answer: "Answer") -> str:
     if answer.position is None:
         return f"looks like {answer.places[0].name or answer.places[0].id}{sure}"
     position = answer.position
-    looking = "" if position.heading is None else f", looking {position.heading:.0f}°"
+    looking = "" if position.heading is None else f", looking {round(position.heading) % 360}°"
     return f"at {latlon(position.lat, position.lon)}, within {distance(position.radius_m)}{looking}{sure}"
 
 
