@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+KNOWN_SHARE = 0.8
+"""Share of the queries that show a place of the index, where nothing else is said."""
 STAGES = ("decode", "embed", "search", "verify")
 
 
@@ -36,7 +38,7 @@ class PlaceHit:
     score: float
     """The best score among its photos."""
     confidence: float | None = None
-    """Probability that this is the place; None where the index is not calibrated."""
+    """Probability that this is the place, no more than 1 together; None where the index is not calibrated."""
     distance_m: float | None = None
     """Metres between the place and the position that the query named; None where it named none."""
     photos: tuple[PhotoHit, ...] = ()
@@ -49,6 +51,9 @@ class Position:
     lat: float
     lon: float
     radius_m: float
+    """Within which the truth lies two times in three, where the place is right."""
+    heading: float | None = None
+    """Where the query looks, degrees clockwise from north; None where the matching photos do not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,9 @@ class Answer:
     """The answer to one query photo, the same from Python, the command line and HTTP."""
 
     known: bool | None
-    """Whether the index knows the place; None where it cannot tell."""
+    """Whether the first place is more likely right than wrong; None where the index cannot tell."""
     confidence: float | None
+    """Probability that the first place is right; None where the index is not calibrated."""
     position: Position | None
     places: tuple[PlaceHit, ...]
     """Best first."""

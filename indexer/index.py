@@ -14,20 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.additions import Additions, Searched
-from indexer.answers import Answer, Photo, PhotoHit, Place, PlaceHit, Position
+from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit, Position
+from indexer.calibration import KNOWN_FROM, Calibration, check_known_share
 from indexer.catalogue import Catalogue, Hit
 from indexer.columns import Selection, Table
 from indexer.errors import ModelMismatch, NotFound, UsageError
+from indexer.evidence import WEIGHED, sample_of
 from indexer.filters import Filters
 from indexer.geo import haversine_m
 from indexer.layout import Layout, generation_of
-from indexer.localise import group_hits, locate
+from indexer.localise import LOCATE_BY, group_hits, locate
 from indexer.options import load_options
 from indexer.posting import Posting
 from indexer.rebuild import rebuild
 from indexer.shards import read_slots
-from indexer.snapshot import Manifest, open_store, other_model, read_manifest
+from indexer.snapshot import Manifest, open_store, other_model, place_photos, read_manifest
 from indexer.stores.faiss import FaissStore
+from indexer.sureness import Judge, Judgement
+from indexer.whereabouts import frame_ranks
 from model.embedder import Embedder
 from model.errors import ImageError
 from model.images import Source, read_photo
@@ -35,9 +39,7 @@ from model.modelfile import load_model, read_header
 
 Floats = NDArray[np.float32]
 
-LOCATE_BY = 20  # best photos that the position is found from
 PHOTOS_A_PLACE = 5  # shown in an answer
-NOT_CALIBRATED = "this version does not say how sure it is"
 
 
 @dataclass(frozen=True)
@@ -57,40 +59,68 @@ class Index:
     """
 
     def __init__(
-        self, layout: Layout, manifest: Manifest, catalogue: Catalogue, store: FaissStore, embedder: Embedder
+        self,
+        layout: Layout,
+        manifest: Manifest,
+        catalogue: Catalogue,
+        store: FaissStore,
+        embedder: Embedder,
+        known_share: float = KNOWN_SHARE,
     ) -> None:
         self._layout = layout
         self._catalogue = catalogue
         self.manifest = manifest
         self.embedder = embedder
+        self.known_share = check_known_share(known_share)
         self._additions = Additions(layout, catalogue, manifest.snapshot, manifest.dim, store)
         self._table = Table(catalogue, generation_of(manifest.snapshot))
+        self._calibration = Calibration.from_json(manifest.calibration)
+        self._judge = Judge(
+            self._calibration,
+            self.known_share,
+            sample=lambda: sample_of(store),
+            ranks=lambda frames: frame_ranks(place_photos(catalogue), frames),
+        )
         self._counts: tuple[int, Counts] | None = None
         self._posting: Posting | None = None
 
     @classmethod
-    def open(cls, path: Path | str, *, device: str = "auto", precision: str = "auto") -> Index:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        known_share: float = KNOWN_SHARE,
+    ) -> Index:
         """Open the current snapshot of the index in the folder `path` and load its network.
 
+        Args:
+            known_share: share of the queries that show a place of the index, between 0 and 1; confidence
+                holds for it.
+
         Raises:
+            UsageError: `known_share` is no such share.
             IndexMissing: there is no index, or its first run has not finished.
             FormatTooNew: a newer version wrote it.
             IndexerError: it is damaged beyond what the shards can mend.
             ModelError: no such device or precision.
         """
+        check_known_share(known_share)
         layout = Layout(Path(path))
         manifest = read_manifest(layout, layout.current())
         model = load_model(layout.model(generation_of(manifest.snapshot)))
         embedder = Embedder(model, device=device, precision=precision)
-        return cls._with(layout, manifest, embedder)
+        return cls._with(layout, manifest, embedder, known_share)
 
     @classmethod
-    def _with(cls, layout: Layout, manifest: Manifest, embedder: Embedder) -> Index:
+    def _with(cls, layout: Layout, manifest: Manifest, embedder: Embedder, known_share: float) -> Index:
         header = read_header(layout.model(generation_of(manifest.snapshot)))
         if header["fingerprint"] != manifest.model:
             raise other_model(manifest, header["fingerprint"])
         catalogue = Catalogue(layout.folder)
-        return cls(layout, manifest, catalogue, open_store(layout, catalogue, manifest), embedder)
+        store = open_store(layout, catalogue, manifest)
+        return cls(layout, manifest, catalogue, store, embedder, known_share)
 
     def latest(self) -> Index:
         """This index while its snapshot is current, else the current one; it shares an unchanged network."""
@@ -102,7 +132,7 @@ class Index:
         if manifest.model != self.manifest.model:
             model = load_model(self._layout.model(generation_of(name)))
             embedder = self.embedder.with_model(model)
-        return self._with(self._layout, manifest, embedder)
+        return self._with(self._layout, manifest, embedder, self.known_share)
 
     @property
     def path(self) -> Path:
@@ -178,7 +208,7 @@ class Index:
         timings_ms: Mapping[str, float] | None = None,
         filters: Filters | None = None,
     ) -> Answer:
-        """The answer for a photo's descriptor (d): search → places → position.
+        """The answer for a photo's descriptor (d): search → places → position, and how sure that is.
 
         Raises:
             UsageError: `k` is below 1.
@@ -188,25 +218,30 @@ class Index:
             raise UsageError(f"k counts places and must be at least 1, got {k}")
         start = time.perf_counter()
         hits, places = self._hits_of_places(descriptor, k, filters)
-        position = locate([_photo_hit(score, hit) for score, hit in hits[:LOCATE_BY]])
+        position = locate(
+            [_photo_hit(score, hit) for score, hit in hits[:LOCATE_BY]],
+            radius_factor=self._judge.radius_factor,
+        )
+        judgement = self._judgement(descriptor, places, filters)
         timings = dict(timings_ms or {}) | {"search": 1000 * (time.perf_counter() - start)}
-        if position is not None:  # to a centimetre and a decimetre
-            position = Position(round(position.lat, 7), round(position.lon, 7), round(position.radius_m, 1))
-        note = NOT_CALIBRATED
-        if not hits:
-            note += "; no photo passes the filters" if filters and filters.narrow else "; the index is empty"
-        elif position is None:
-            note += "; none of the nearest photos has a position"
         return Answer(
-            known=None,
-            confidence=None,
-            position=position,
-            places=_with_distances(places, filters),
+            known=None if judgement.confidence is None else judgement.confidence >= KNOWN_FROM,
+            confidence=judgement.confidence,
+            position=None if position is None else _rounded(position),
+            places=_shown_places(places[:k], judgement, filters),
             model=self.manifest.model,
             snapshot=self.manifest.snapshot,
             timings_ms=timings,
-            note=note,
+            note=_note(judgement, places, position, filters),
         )
+
+    def _judgement(
+        self, descriptor: Floats, places: Sequence[PlaceHit], filters: Filters | None
+    ) -> Judgement:
+        rivals = places
+        if places and self._judge.judges and filters is not None and filters.narrow:
+            rivals = self._grouped(self._hits(descriptor, WEIGHED, self._additions.current(), None, None))
+        return self._judge.judge(descriptor, places, rivals)
 
     def nearest(self, descriptor: Floats, n: int, filters: Filters | None = None) -> list[PhotoHit]:
         """The n photos most like a descriptor (d), best first."""
@@ -261,24 +296,23 @@ class Index:
     def _hits_of_places(
         self, descriptor: Floats, k: int, filters: Filters | None
     ) -> tuple[list[tuple[float, Hit]], tuple[PlaceHit, ...]]:
-        """The nearest photos, as many as it takes to name k places (or all), and those places."""
+        """The nearest photos, as many as it takes to name k places (or all), and all places they show."""
         searched, selection = self._searched(filters)
         most = self.manifest.places + searched.count - self.manifest.count
         if selection is not None:
             most = selection.places
-        n = max(LOCATE_BY, 4 * PHOTOS_A_PLACE * k)
+        n = max(WEIGHED, 4 * PHOTOS_A_PLACE * k)
         while True:
             hits = self._hits(descriptor, n, searched, selection, filters)
-            places = self._places(hits, k)
+            places = self._grouped(hits)
             if len(places) >= min(k, most) or len(hits) < n:
                 return hits, places
             n *= 4
 
-    def _places(self, hits: Sequence[tuple[float, Hit]], k: int) -> tuple[PlaceHit, ...]:
-        """The k best places that the hits show, with the best of their photos."""
+    def _grouped(self, hits: Sequence[tuple[float, Hit]]) -> tuple[PlaceHit, ...]:
+        """The places that the hits show, best first, with all of those."""
         places = {hit.photo.id: hit.place for _, hit in hits}
-        found = group_hits((_photo_hit(score, hit) for score, hit in hits), places.get)
-        return tuple(replace(place, photos=place.photos[:PHOTOS_A_PLACE]) for place in found[:k])
+        return group_hits((_photo_hit(score, hit) for score, hit in hits), places.get)
 
     def descriptors(self) -> tuple[list[str], Floats]:
         """Photo ids and descriptors (n d) of everything searched, views of panoramas one by one."""
@@ -373,10 +407,48 @@ class Index:
             "place_radius_m": places.place_radius_m,
             "factory": self.manifest.factory,
             "search_recall": self.manifest.recall,
+            "calibration": self._calibration.summary() if self._calibration else None,
             "created_at": self.manifest.created_at,
             **self.embedder.describe(),
             "bytes": _disk_use(self.path),
         }
+
+
+def _rounded(position: Position) -> Position:
+    """To a centimetre, a decimetre and a tenth of a degree."""
+    heading = None if position.heading is None else round(position.heading, 1) % 360
+    return Position(round(position.lat, 7), round(position.lon, 7), round(position.radius_m, 1), heading)
+
+
+def _note(
+    judgement: Judgement,
+    places: Sequence[PlaceHit],
+    position: Position | None,
+    filters: Filters | None,
+) -> str | None:
+    """Why known, confidence or position is None."""
+    notes = [judgement.note] if judgement.note else []
+    if not places:
+        notes.append("no photo passes the filters" if filters and filters.narrow else "the index is empty")
+    elif position is None:
+        notes.append("none of the nearest photos has a position")
+    return "; ".join(notes) or None
+
+
+def _shown_places(
+    places: Sequence[PlaceHit], judgement: Judgement, filters: Filters | None
+) -> tuple[PlaceHit, ...]:
+    """Places with the best of their photos, how sure each is and how far from where the query said it was."""
+    sure = judgement.confidence is not None
+    shown = [
+        replace(
+            place,
+            confidence=judgement.places.get(place.id, 0.0) if sure else None,
+            photos=place.photos[:PHOTOS_A_PLACE],
+        )
+        for place in places
+    ]
+    return _with_distances(shown, filters)
 
 
 def _with_distances(places: Sequence[PlaceHit], filters: Filters | None) -> tuple[PlaceHit, ...]:

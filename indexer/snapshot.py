@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 
 from indexer.answers import Photo
+from indexer.calibration import VERSION, Calibration
 from indexer.catalogue import Catalogue
 from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
 from indexer.files import replace_file, replace_text, sha256_of, sync_folder
 from indexer.layout import Layout, generation_of
 from indexer.options import PlaceOptions
 from indexer.places import AssignedPlace, PlacePhoto, assign_places
+from indexer.self_queries import Collection, Verify, calibrate
 from indexer.shards import Floats, read_slots
 from indexer.stored import ROOT, Slot
 from indexer.stores.faiss import FACTORY, FaissStore, Ids
+from indexer.whereabouts import PlaceRule, frame_ranks
 
 FORMAT = 1
 
@@ -50,7 +53,7 @@ class Manifest:
     recall: float
     """Of the search against exact search: 1.0, since this factory is exact."""
     calibration: dict[str, Any] | None
-    """None: confidence is not calibrated by this version."""
+    """How sure answers are, as `indexer.calibration.Calibration` writes it; None from versions without."""
     content: str
     """Digest of what the snapshot was made from, to see whether another is due."""
     index_bytes: int
@@ -67,6 +70,7 @@ def publish(
     dim: int,
     options: PlaceOptions,
     settle: Callable[[], object] | None = None,
+    verify: Verify | None = None,
 ) -> Manifest:
     """Make the catalogue's descriptors of a generation searchable; does nothing when they are already.
 
@@ -75,6 +79,7 @@ def publish(
     Args:
         settle: embeds what is pending; called before a new generation takes over from one that photos were
             POSTed to meanwhile.
+        verify: verifies what a photo of the index finds, where queries are verified.
 
     Raises:
         IndexerError: there is no descriptor, or the disk cannot be written.
@@ -84,7 +89,8 @@ def publish(
     content = _content(catalogue, generation, options, live)
     previous = layout.last_finished()
     last = _manifest(layout, previous) if previous else None
-    if last is not None and last.content == content and _is_sound(layout, last):
+    calibrated = last is not None and (last.calibration or {}).get("version") == VERSION
+    if last is not None and last.content == content and calibrated and _is_sound(layout, last):
         layout.set_current(last.snapshot)  # which may have been damaged
         return last
     if not live:
@@ -95,7 +101,8 @@ def publish(
     folder = layout.snapshot(name)
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.faiss"
-    replace_file(index, FaissStore.build(dim, _blocks(layout, generation, dim, live)).save)
+    store = FaissStore.build(dim, _blocks(layout, generation, dim, live))
+    replace_file(index, store.save)
     manifest = Manifest(
         snapshot=name,
         model=model,
@@ -106,7 +113,7 @@ def publish(
         places_by=options.describe(),
         factory=FACTORY,
         recall=1.0,
-        calibration=None,
+        calibration=_calibrate(catalogue, store, live, assigned, options, verify).to_json(),
         content=content,
         index_bytes=index.stat().st_size,
         index_sha256=sha256_of(index),
@@ -138,7 +145,25 @@ def _assign(catalogue: Catalogue, options: PlaceOptions, last: Manifest | None) 
     # Places last from snapshot to snapshot, but not from one way of making them to another.
     remade = last is not None and last.places_by != options.describe()
     existing = [] if remade else catalogue.assigned_places()
-    return assign_places(_place_photos(catalogue), options.places, options.place_radius_m, existing)
+    return assign_places(place_photos(catalogue), options.places, options.place_radius_m, existing)
+
+
+def _calibrate(
+    catalogue: Catalogue,
+    store: FaissStore,
+    live: Sequence[Live],
+    assigned: Sequence[AssignedPlace],
+    options: PlaceOptions,
+    verify: Verify | None,
+) -> Calibration:
+    rule = PlaceRule.of(options.places, options.place_radius_m)
+    ranks = frame_ranks(place_photos(catalogue), rule.frames) if rule.frames else None
+    places = {photo: place.id for place in assigned for photo in place.members}
+    known = {photo.id: photo for photo in catalogue.photos()}
+    # What was deleted since the descriptors were listed stays in the store, and is asked nothing.
+    return calibrate(
+        Collection.of(store, known, [photo for _, photo, _ in live], places, rule, ranks), verify
+    )
 
 
 def read_manifest(layout: Layout, name: str) -> Manifest:
@@ -195,13 +220,16 @@ def _content(catalogue: Catalogue, generation: int, options: PlaceOptions, live:
     digest = hashlib.sha256(f"{generation} {options.describe()}".encode())
     for number, photo, _ in live:
         digest.update(f"{number} {photo}\n".encode())
-    for place_photo in _place_photos(catalogue):
+    for place_photo in place_photos(catalogue):
         digest.update(repr(place_photo).encode())
     return digest.hexdigest()
 
 
-def _place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
-    """In full paths, so that two folders of one name stay two; POSTed ones lie with those of their place."""
+def place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
+    """What decides photos' places.
+
+    In full paths, so that two folders of one name stay two; POSTed ones lie with those of their place.
+    """
     paths: dict[str, str] = {}
     for root, relative, photo in catalogue.paths():
         if root != ROOT:

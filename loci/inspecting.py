@@ -55,8 +55,20 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "panoramas", found["panoramas"] and f"cut into {found['panoramas']} views"
     yield "snapshot", f"{found['snapshot']} of {found['created_at']}"
     yield "search", f"{found['factory']}, finds {found['search_recall']:.1%} of what an exact search finds"
+    yield "confidence", _confidence(found["calibration"])
     yield "runs on", f"{found['device']}, {found['precision']}"
     yield "size", size(found["bytes"])
+
+
+def _confidence(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not told: made by another version; the next 'loci index' run calibrates it"
+    if found["reason"] is not None:
+        return f"not told: {found['reason']}"
+    return (
+        f"calibrated on {count(found['queries'], 'photo')} of the index, some disturbed, of whose places "
+        f"{found['right']:.0%} were found; expected calibration error {found['ece']:.3f} on photos left out"
+    )
 
 
 def _pooling(found: dict[str, Any]) -> str:

@@ -60,6 +60,24 @@ RadiusOption = Annotated[
 ]
 
 
+def check_share(value: float | None) -> float | None:
+    """Check a share that is neither none nor all."""
+    if value is not None and not 0 < value < 1:
+        raise typer.BadParameter(f"it must lie between 0 and 1, not {value}")
+    return value
+
+
+KnownShareOption = Annotated[
+    float,
+    typer.Option(
+        "--known-share",
+        metavar="SHARE",
+        callback=check_share,
+        help="Share of the photos asked about that show a place of the index: confidence holds for it.",
+    ),
+]
+
+
 def command_line(*words: object) -> str:
     """Give a command to type, each word quoted where the shell needs it."""
     return shlex.join(str(word) for word in words)

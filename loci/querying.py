@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from indexer.answers import KNOWN_SHARE
 from indexer.errors import FieldError, UsageError
 from indexer.filters import DEFAULT_TOLERANCE, Filters
 from loci.console import distance, latlon, note, say, say_json, table
 from loci.failures import FAILED, SomeUnreadable
-from loci.options import DeviceOption, IndexOption, JsonFlag, PrecisionOption, at_least
+from loci.options import DeviceOption, IndexOption, JsonFlag, KnownShareOption, PrecisionOption, at_least
 
 if TYPE_CHECKING:
     from indexer.answers import Answer, PlaceHit
@@ -59,6 +60,7 @@ def query(
         float, _filter("DEGREES", "How far to either side of --heading still counts.")
     ] = DEFAULT_TOLERANCE,
     place: Annotated[str | None, _filter("PLACE", "Only photos of the place of this id or name.")] = None,
+    known_share: KnownShareOption = KNOWN_SHARE,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     as_json: JsonFlag = False,
@@ -85,7 +87,7 @@ def query(
     from indexer.index import Index
     from model.errors import ImageError
 
-    opened = Index.open(index, device=device, precision=precision)
+    opened = Index.open(index, device=device, precision=precision, known_share=known_share)
     answers: list[tuple[list[Path], Answer]] = []
     failed: list[Source] = []
 
@@ -143,7 +145,8 @@ def headline(answer: "Answer") -> str:
     if answer.position is None:
         return f"looks like {answer.places[0].name or answer.places[0].id}{sure}"
     position = answer.position
-    return f"at {latlon(position.lat, position.lon)}, within {distance(position.radius_m)}{sure}"
+    looking = "" if position.heading is None else f", looking {round(position.heading) % 360}°"
+    return f"at {latlon(position.lat, position.lon)}, within {distance(position.radius_m)}{looking}{sure}"
 
 
 def _row(rank: int, place: "PlaceHit") -> Sequence[object]:

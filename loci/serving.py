@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loci.console import say
-from loci.options import Precision, check_port
+from loci.options import Precision, check_port, check_share
 
 
 def serve(
@@ -43,6 +43,15 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="The file of API keys (LOCI_KEYS); INDEX/keys.json if not given."),
     ] = None,
+    known_share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            callback=check_share,
+            help="Share of the photos asked about that show a place of the index: confidence holds for it "
+            "(LOCI_KNOWN_SHARE); 0.8 if not given.",
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -69,12 +78,13 @@ def serve(
         port=port,
         insecure=insecure or None,
         keys=keys,
+        known_share=known_share,
         device=device,
         precision=precision,
     )
 
 
-def run_service(index: Path, **given: str | int | bool | Path | None) -> None:
+def run_service(index: Path, **given: str | int | float | bool | Path | None) -> None:
     """Serve an index with the settings given, those that are None taken from the environment."""
     from indexer.layout import Layout
 

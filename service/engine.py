@@ -75,7 +75,13 @@ class Engine:
             }
         )
         self.live = LiveIndex(
-            partial(Index.open, settings.index, device=settings.device, precision=settings.precision),
+            partial(
+                Index.open,
+                settings.index,
+                device=settings.device,
+                precision=settings.precision,
+                known_share=settings.known_share,
+            ),
             settings.refresh_seconds,
             index=index,
             on_change=self.metrics.index,

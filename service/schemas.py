@@ -58,7 +58,7 @@ class PlaceMatch(Schema):
     score: float
     """The best score among its photos."""
     confidence: float | None
-    """Probability that this is the place; null where the index is not calibrated."""
+    """Probability that this is the place, no more than 1 together; null where the index is not calibrated."""
     distance_m: float | None
     """Metres between the place and the position that the query named; null where it named none."""
     photos: list[PhotoMatch]
@@ -73,7 +73,9 @@ class EstimatedPosition(Schema):
     lon: float
     """Degrees, WGS 84."""
     radius_m: float
-    """How many metres it may be off."""
+    """How many metres it may be off: the truth lies within two times in three."""
+    heading: float | None
+    """Where the photo looks, in degrees clockwise from north; null where the matching photos do not tell."""
 
 
 class Timings(Schema):
@@ -93,18 +95,18 @@ class QueryAnswer(Schema):
     """Which place a photo shows, where that is, how sure that is, and which photos show it."""
 
     model_config = _with_example(
-        known=None,
-        confidence=None,
-        position={**_WHERE, "radius_m": 12.0},
-        places=[{**_MATCH, "photos": [{**_PHOTO, "score": 0.71, "inliers": None}]}],
+        known=True,
+        confidence=0.93,
+        position={**_WHERE, "radius_m": 12.0, "heading": 265.0},
+        places=[{**_MATCH, "confidence": 0.93, "photos": [{**_PHOTO, "score": 0.71, "inliers": None}]}],
         model="a8fe437695841e30",
         snapshot="01/000001",
         timings_ms={"decode": 6.1, "embed": 280.4, "search": 2.6, "verify": None},
-        note="this version does not say how sure it is",
+        note=None,
     )
 
     known: bool | None
-    """Whether the index knows the place; null where it cannot tell."""
+    """Whether the first place is more likely right than wrong; null where the index cannot tell."""
     confidence: float | None
     """Probability that the first place is right; null where the index is not calibrated."""
     position: EstimatedPosition | None

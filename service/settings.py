@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """Where the network runs: auto, cpu, cuda, cuda:1 …"""
     precision: str = "auto"
     """Number format that the network runs in; auto takes the fastest safe one."""
+    known_share: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Share of the queries that show a place of the index, between 0 and 1; confidence holds for it."""
     max_upload_mb: Annotated[float, Field(gt=0)] = 20.0
     """Largest request body in megabytes (10⁶ bytes), all its images together."""
     max_pixels: Annotated[int, Field(gt=0)] = 100_000_000

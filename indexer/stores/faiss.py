@@ -83,6 +83,10 @@ class FaissStore:
         """The descriptors (n d) of ids that the store holds."""
         return self._vectors[self._order[np.searchsorted(self.ids, ids)]]
 
+    def products(self, queries: Floats) -> Floats:
+        """Cosines of queries (B d) with all descriptors, B n in the order of `ids`."""
+        return np.asarray((queries @ self._vectors.T)[:, self._order], np.float32)
+
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of these ids it holds."""
         if not self.count:

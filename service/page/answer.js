@@ -1,7 +1,7 @@
 // An answer of the service, as people read it.
 
 import { byId, el, sentence } from "./dom.js";
-import { duration, metres, placeName, position } from "./format.js";
+import { duration, heading, metres, placeName, position } from "./format.js";
 import { fit, makeMap, numberMarker, uncertainty } from "./map.js";
 import { thumb } from "./thumbs.js";
 import { enlarge } from "./viewer.js";
@@ -90,7 +90,7 @@ function facts(answer, files, milliseconds) {
     fact(
       "Position",
       found ? `${position(found.lat, found.lon, 6)}` : "Not known",
-      found ? `give or take ${metres(found.radius_m)}` : "the photos found have none",
+      found ? aim(found) : "the photos found have none",
     ),
     fact(
       "Confidence",
@@ -102,6 +102,11 @@ function facts(answer, files, milliseconds) {
   if (files.length > 1) rows.push(fact("Asked about", `${files.length} photos`, "pooled as one clip"));
   return rows;
 }
+
+const aim = (found) =>
+  [`give or take ${metres(found.radius_m)}`, found.heading === null ? "" : `looking ${heading(found.heading)}`]
+    .filter(Boolean)
+    .join(", ");
 
 const known = (value) => ({ true: "a place of this index", false: "probably a place not in this index" })[value] ?? "";
 

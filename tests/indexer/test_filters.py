@@ -201,7 +201,7 @@ def test_places_hold_only_passing_photos(
         assert shown == expected[place.id][: len(shown) or 1]
     if not expected:
         assert answer.position is None
-        assert answer.note == "this version does not say how sure it is; no photo passes the filters"
+        assert answer.note == "no photo passes the filters"
 
 
 def test_a_place_may_be_asked_for_by_id(collection: Collection, unit: Unit) -> None:

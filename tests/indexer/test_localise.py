@@ -1,3 +1,6 @@
+import cmath
+import math
+
 import pytest
 
 from indexer.answers import PhotoHit, Place
@@ -124,3 +127,52 @@ def test_equal_places_are_ordered_by_id() -> None:
     of = {"a": place("y"), "b": place("x")}
     found = group_hits([hit(0.5, 0, id="a"), hit(0.5, 0, id="b")], of.get)
     assert [p.id for p in found] == ["x", "y"]
+
+
+def looking(score: float, heading: float | None, east: float = 0.0) -> PhotoHit:
+    found = hit(score, east, id=f"{score} {heading}")
+    return PhotoHit(found.id, found.path, score, lat=found.lat, lon=found.lon, heading=heading)
+
+
+def heading_of(*hits: PhotoHit) -> float | None:
+    found = locate(hits)
+    return None if found is None else found.heading
+
+
+def test_the_heading_is_the_mean_across_north() -> None:
+    assert heading_of(looking(0.5, 350), looking(0.5, 20)) == pytest.approx(5.0)
+    assert heading_of(looking(0.5, 355)) == pytest.approx(355.0)
+
+
+def test_the_better_hit_draws_the_heading_by_its_weight_squared() -> None:
+    """Scores .52 and .5 with a temperature of .01 weigh 1 and e⁻²."""
+    found = heading_of(looking(0.52, 0), looking(0.5, 40))
+    weight = math.exp(-4)
+    vector = 1 + weight * cmath.exp(1j * math.radians(40))
+    assert found == pytest.approx(math.degrees(cmath.phase(vector)))
+
+
+def test_views_that_disagree_have_no_heading() -> None:
+    assert heading_of(*(looking(0.5, direction) for direction in (0, 90, 180, 270))) is None
+    assert heading_of(looking(0.5, 0), looking(0.5, 90)) is None
+    assert heading_of(looking(0.9, 0), looking(0.4, 90), looking(0.4, 180)) == pytest.approx(0, abs=0.5)
+
+
+def test_photos_without_a_heading_speak_against_one() -> None:
+    assert heading_of(looking(0.5, None)) is None
+    assert heading_of(looking(0.5, 10), looking(0.5, None)) is None
+    assert heading_of(looking(0.9, 10), looking(0.4, None), looking(0.4, None)) == pytest.approx(10)
+
+
+def test_photos_elsewhere_say_nothing_of_the_heading() -> None:
+    elsewhere = [looking(0.5, 180, east=3000.0 * i) for i in range(1, 4)]
+    assert heading_of(looking(0.51, 90), looking(0.505, 90), *elsewhere) == pytest.approx(90)
+
+
+def test_the_radius_takes_the_factor_that_was_calibrated() -> None:
+    hits = [hit(0.5, -10), hit(0.5, 10)]
+    plain, halved = locate(hits), locate(hits, radius_factor=0.5)
+    assert plain is not None
+    assert halved is not None
+    assert (halved.lat, halved.lon) == (plain.lat, plain.lon)
+    assert halved.radius_m == pytest.approx(plain.radius_m / 2)

@@ -304,7 +304,7 @@ def test_the_last_photo_may_be_deleted(thirty: Handmade, unit: Unit) -> None:
         index.posting().remove(photo.id)
     answer = index.answer(unit(np.random.default_rng(0)))
     assert (answer.places, answer.position) == ((), None)
-    assert answer.note == "this version does not say how sure it is; the index is empty"
+    assert answer.note == "the index is empty"
     with pytest.raises(IndexerError, match="no photo would be left"):
         rebuild(thirty.folder)
     new = thirty.new(1)

@@ -13,6 +13,7 @@ from typer.testing import Result
 
 from indexer.build import BuildReport, Failure
 from loci.indexing import print_report
+from loci.inspecting import _confidence
 
 Loci = Callable[..., Result]
 Photograph = Callable[..., Path]
@@ -179,6 +180,22 @@ def test_info_json_has_the_documented_names(loci: Loci, index: Path) -> None:
     assert (found["photos"], found["failed"], found["places"], found["clusters"]) == (16, 0, 4, 4)
     assert found["snapshot"] == "01/000001"
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (None, "not told: made by another version; the next 'loci index' run calibrates it"),
+        ({"reason": "too few photos"}, "not told: too few photos"),
+        (
+            {"reason": None, "queries": 300, "right": 0.7667, "ece": 0.0184},
+            "calibrated on 300 photos of the index, some disturbed, of whose places 77% were found; expected "
+            "calibration error 0.018 on photos left out",
+        ),
+    ],
+)
+def test_what_info_says_of_confidence(found: dict[str, object] | None, line: str) -> None:
+    assert _confidence(found) == line
 
 
 def test_info_for_people(loci: Loci, index: Path) -> None:

@@ -5,12 +5,14 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import Result
 
 from indexer.answers import Answer, PlaceHit, Position
+from indexer.index import Index
 from loci.querying import headline
 
 Loci = Callable[..., Result]
@@ -124,6 +126,31 @@ def test_filters_that_cannot_be_are_wrong_usage(
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"loci: {sentence}\n")
 
 
+@pytest.mark.parametrize("share", ["0", "1", "-0.5", "nan"])
+def test_a_share_that_is_none_is_wrong_usage(loci: Loci, index: Path, question: Path, share: str) -> None:
+    result = loci("query", question, "--index", index, "--known-share", share)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--known-share" in result.stderr
+    assert f"it must lie between 0 and 1, not {float(share)}" in result.stderr
+
+
+def test_the_known_share_reaches_the_index(
+    loci: Loci, index: Path, question: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    opened = Index.open
+
+    def note(*arguments: Any, **options: Any) -> Index:
+        found = opened(*arguments, **options)
+        shares.append(found.known_share)
+        return found
+
+    monkeypatch.setattr(Index, "open", note)
+    assert loci("query", question, "--index", index).exit_code == 0
+    assert loci("query", question, "--index", index, "--known-share", 0.25).exit_code == 0
+    assert shares == [0.8, 0.25]
+
+
 def test_query_answers_what_it_can_read_and_names_the_rest(
     loci: Loci, index: Path, question: Path, broken: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +176,8 @@ def test_query_of_nothing_readable_is_a_failure(loci: Loci, index: Path, broken:
     [
         (None, None, Position(52.0, 0.25, 12.4), "at 52.000000,0.250000, within 12 m"),
         (True, 0.934, Position(52.0, 0.25, 8.0), "at 52.000000,0.250000, within 8.0 m, 93% sure"),
+        (None, None, Position(52.0, 0.25, 8.0, 359.6), "at 52.000000,0.250000, within 8.0 m, looking 0°"),
+        (None, None, Position(52.0, 0.25, 8.0, 90.4), "at 52.000000,0.250000, within 8.0 m, looking 90°"),
         (None, None, None, "looks like the gate"),
         (False, 0.12, Position(52.0, 0.25, 8.0), "probably no place of this index, 12% sure of the nearest"),
     ],

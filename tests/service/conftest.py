@@ -67,6 +67,8 @@ class FakeIndex:
     model_fingerprint: str = "f00d"
     image_size: int = 64
     answer_error: Exception | None = None
+    known: bool | None = None
+    confidence: float | None = None
     filters: list[Filters | None] = dataclasses.field(default_factory=list)
 
     @property
@@ -85,9 +87,9 @@ class FakeIndex:
         scores = {name: float(np.dot(descriptor, _unit(colour))) for name, colour in COLOURS.items()}
         best = sorted(scores, key=lambda name: -scores[name])[:k]
         answer = Answer(
-            known=None,
-            confidence=None,
-            position=Position(52.0, 0.25, 12.5),
+            known=self.known,
+            confidence=self.confidence,
+            position=Position(52.0, 0.25, 12.5, 270.0),
             places=tuple(self._hit(name, scores[name]) for name in best),
             model=self.model_fingerprint,
             snapshot=self.snapshot,

@@ -368,10 +368,17 @@ def test_metrics_can_be_off(start: Start, index: FakeIndex, problem: Problem) ->
     assert "/metrics" not in client.get("/openapi.json").json()["paths"]
 
 
-def test_metrics_count_answers_by_what_is_known(client: httpx.Client, make_photo: MakePhoto) -> None:
-    client.post("/v1/query", files={"image": make_photo()})
+def test_metrics_count_answers_by_what_is_known(
+    start: Start, index: FakeIndex, make_photo: MakePhoto
+) -> None:
+    client = start(index)
+    for index.known, index.confidence in ((None, None), (True, 0.9), (True, 0.6), (False, 0.1)):
+        answer = client.post("/v1/query", files={"image": make_photo()}).json()
+        assert (answer["known"], answer["confidence"]) == (index.known, index.confidence)
+        assert answer["position"]["heading"] == 270.0
     text = client.get("/metrics").text
-    assert 'loci_answers_total{known="unsure"} 1.0' in text
+    for known, count in {"unsure": 1, "known": 2, "unknown": 1}.items():
+        assert f'loci_answers_total{{known="{known}"}} {count}.0' in text
     assert "loci_index_places 3.0" in text
     assert "loci_uploads 0.0" in text
 

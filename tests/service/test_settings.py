@@ -38,6 +38,15 @@ def test_a_wrong_value_is_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch)
         Settings.load(index=Path("walls"))
 
 
+@pytest.mark.parametrize("share", ["0", "1", "-1", "nan"])
+def test_a_share_that_is_none(monkeypatch: pytest.MonkeyPatch, share: str) -> None:
+    monkeypatch.setenv("LOCI_KNOWN_SHARE", share)
+    with pytest.raises(ServiceError, match=r"^setting known_share \(LOCI_KNOWN_SHARE\): Input should be "):
+        Settings.load(index=Path("walls"))
+    monkeypatch.setenv("LOCI_KNOWN_SHARE", "0.25")
+    assert Settings.load(index=Path("walls")).known_share == 0.25
+
+
 def test_a_missing_index_setting_is_named() -> None:
     with pytest.raises(ServiceError, match=r"^setting index \(LOCI_INDEX\): Field required$"):
         Settings.load()
