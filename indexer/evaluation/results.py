@@ -231,7 +231,7 @@ class Evaluation:
             "precision_recall": self._precision_recall_json(),
             "position_error_m": self._errors_json(),
             "calibration": self._calibration_json(),
-            "known": self._known_json(),
+            "known": self.known,
             "model": self.model,
             "snapshot": self.snapshot,
         }
@@ -263,15 +263,20 @@ class Evaluation:
             "bins": [asdict(b) for b in self.reliability],
         }
 
-    def _known_json(self) -> dict[str, int] | None:
+    @cached_property
+    def known(self) -> dict[str, int] | None:
+        """How many answers were right, wrong, or to foreign queries, and how many of each `known` refuses.
+
+        None where no answer says whether the place is known.
+        """
         judged = [result for result in self.results if result.known is not None]
-        if not judged:
-            return None
-        return {
-            "right": sum(r.right for r in judged),
-            "right_and_known": sum(r.right and bool(r.known) for r in judged),
-            "wrong": sum(r.answerable and not r.right for r in judged),
-            "wrong_and_refused": sum(r.answerable and not r.right and not r.known for r in judged),
-            "foreign": sum(not r.answerable for r in judged),
-            "foreign_and_refused": sum(not r.answerable and not r.known for r in judged),
+        groups = {
+            "right": [result for result in judged if result.right],
+            "wrong": [result for result in judged if result.answerable and not result.right],
+            "foreign": [result for result in judged if not result.answerable],
         }
+        found = {}
+        for name, group in groups.items():
+            found[name] = len(group)
+            found[f"{name}_and_refused"] = sum(result.known is False for result in group)
+        return found if judged else None
