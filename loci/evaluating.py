@@ -1,11 +1,13 @@
 """`loci evaluate`: how often, how surely and how exactly an index is right."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from indexer.errors import IndexerError
 from loci.console import count, distance, note, say, say_json, table
 from loci.failures import SomeUnreadable
 from loci.options import DeviceOption, IndexOption, JsonFlag, PrecisionOption, at_least
@@ -128,13 +130,18 @@ def evaluate(
     if radius and (truth or frames is not None):
         note("Note: --radius has no say beside --truth or --frames.")
         options["more_radii_m"] = ()
+    for file in (report, per_query):
+        _check_writable(file)
     opened = Index.open(index, device=device, precision=precision)
     comparison = None
     with showing_progress() as progress:
         result = evaluation.evaluate(opened, queries, **options, progress=progress)
         if compare is not None:
             other = Index.open(compare, device=device, precision=precision)
-            asked = evaluation.evaluate(other, queries, **options, progress=progress)
+            try:
+                asked = evaluation.evaluate(other, queries, **options, progress=progress)
+            except IndexerError as error:
+                raise type(error)(f"asking {compare}: {error}") from error
             comparison = evaluation.compare(result, asked, compare)
         if report is not None:
             _write_report(report, result, opened, queries, comparison, report_queries, progress)
@@ -156,6 +163,15 @@ def evaluate(
         raise SomeUnreadable
 
 
+def _check_writable(path: Path | None) -> None:
+    """Raise at once what would otherwise be known only after all queries."""
+    if path is None:
+        return
+    if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        reason = "it is a folder" if path.is_dir() else "there is no such folder, or it cannot be written to"
+        raise IndexerError(f"cannot write {path}: {reason}")
+
+
 def _write_report(
     path: Path,
     result: "Evaluation",
@@ -167,7 +183,7 @@ def _write_report(
 ) -> None:
     from indexer.report import write_report
 
-    title = f"{queries.absolute().name} in {index.path.absolute().name}"
+    title = f"{index.path.absolute().name}, asked about {queries.absolute().name}"
     write_report(
         path, result, index, title=title, comparison=comparison, pictured=pictured, progress=progress
     )

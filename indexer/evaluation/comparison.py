@@ -18,10 +18,15 @@ class Comparison:
 
     this: Evaluation
     other: Evaluation
-    name: str
-    """Of the other index, for people."""
+    path: Path
+    """Of the other index."""
     pairs: tuple[tuple[QueryResult, QueryResult], ...]
     """This index's result and the other's, of each such query."""
+
+    @property
+    def name(self) -> str:
+        """Of the other index, for people."""
+        return self.path.absolute().name
 
     @cached_property
     def differences(self) -> dict[str, Interval]:
@@ -53,7 +58,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return {
-            "index": self.name,
+            "index": str(self.path),
             "queries": len(self.pairs),
             "recall": {n: other for n, (_, other) in self.recalls.items()},
             "difference": {n: asdict(interval) for n, interval in self.differences.items()},
@@ -64,8 +69,8 @@ class Comparison:
         }
 
 
-def compare(this: Evaluation, other: Evaluation, name: Path | str) -> Comparison:
-    """Pair two evaluations of the same queries; `name` is the other index's.
+def compare(this: Evaluation, other: Evaluation, path: Path) -> Comparison:
+    """Pair two evaluations of the same queries; `path` is the other index's.
 
     Raises:
         IndexerError: no query has a right answer in both.
@@ -73,5 +78,5 @@ def compare(this: Evaluation, other: Evaluation, name: Path | str) -> Comparison
     others = {result.path: result for result in other.answerable}
     pairs = [(result, others[result.path]) for result in this.answerable if result.path in others]
     if not pairs:
-        raise IndexerError(f"no query has a right answer in both this index and {name}")
-    return Comparison(this, other, str(name), tuple(pairs))
+        raise IndexerError(f"no query has a right answer in both this index and {path}")
+    return Comparison(this, other, path, tuple(pairs))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 10
-PRECISIONS = (1.0, 0.99, 0.95, 0.9)
+PRECISIONS = (0.99, 0.95, 0.9)
 PERCENTILES = (25, 50, 75, 90, 95)
 RESAMPLES = 10_000
 

@@ -62,9 +62,9 @@ def evaluate(
     failed: dict[str, str] = {}
     table = read_table(metadata) if metadata else None
     found = read_queries(find_queries(queries), table, failed)
-    expected = _expected(index, found, rule)
-    panoramas = _panoramas(index) if one_per_panorama else {}
     progress = progress or Silent()
+    expected = _expected(index, found, rule, progress)
+    panoramas = _panoramas(index) if one_per_panorama else {}
     results = _ask(index, found, expected, max(at), panoramas, failed, progress)
     evaluation = Evaluation(
         results=tuple(results),
@@ -99,10 +99,16 @@ def _rule(
     return Rule(truth=truth) if truth is not None else Rule(frames=frames, aligned_by=aligned_by)
 
 
-def _expected(index: Index, queries: Sequence[Query], rule: Rule) -> list[Expected]:
+def _expected(index: Index, queries: Sequence[Query], rule: Rule, progress: Progress) -> list[Expected]:
     if rule.truth is not None:
         return by_file(rule.truth, index, queries)
     if rule.frames is not None:
+        frames = len(index.catalogue.files())
+        if rule.aligned_by == "order" and frames != len(queries):
+            progress.note(
+                f"{len(queries)} queries are aligned by order with {frames} photos: where some are missing, "
+                "all after them are taken for others"
+            )
         return by_frames(index, queries, rule.frames, rule.aligned_by)
     return by_distance(index, queries, rule.radius_m or 0.0, rule.heading_tolerance)
 

@@ -12,7 +12,7 @@ from indexer.evaluation import Comparison, Evaluation
 from indexer.evaluation.metrics import Bin, Curve
 
 WIDTH, HEIGHT = 460, 330
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 52
+LEFT, RIGHT, TOP, BOTTOM = 72, 14, 12, 52
 STEPS = 400  # of a curve's points, so that ten thousand queries draw no larger file than five hundred
 
 Scale = Callable[[float], float]

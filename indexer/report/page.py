@@ -63,14 +63,15 @@ def write_report(
 
     Args:
         index: the index that was asked: its photos are shown.
-        pictured: how many queries to show photos of, half of them the worst, the others a sample by `seed`.
+        pictured: how many queries to show photos of: see `indexer.report.pictures.choose`.
         matches: what says where two photos agree, so that lines are drawn between them.
 
     Raises:
         OSError: the file cannot be written.
     """
     progress = progress or Silent()
-    chosen = choose(evaluation, pictured, seed)
+    changed = [*comparison.gained, *comparison.lost] if comparison else []
+    chosen = choose(evaluation, pictured, changed, seed)
     progress.stage("drawing", len(chosen))
     album, pictures = Album(index, matches), {}
     for result in chosen:
@@ -182,7 +183,8 @@ def _rows(evaluation: Evaluation, comparison: Comparison | None, pictures: dict[
         kind = "right" if result.right else "wrong" if result.answerable else "foreign"
         change = changes.get(result.path)
         kinds = (kind, change) if change else (kind,)
-        badge = {"right": "✓ right", "wrong": "✗ wrong", "foreign": "✗ foreign"}[kind]
+        well = result.right or (kind == "foreign" and result.known is False)
+        badge = f"{'✓' if well else '✗'} {kind}"
         rows.append(Row(result, kinds, badge, change, tuple(_facts(result)), pictures.get(result.path)))
     return rows
 
@@ -192,7 +194,7 @@ def _facts(result: QueryResult) -> list[str]:
     if result.known is False:
         facts.append("refused: not a place of the index")
     if result.confidence is not None:
-        facts.append(f"{result.confidence:.0%} sure")
+        facts.append(f"{100 * result.confidence:.0f} % sure")
     if result.score is not None:
         facts.append(f"score {result.score:.3f}")
     if result.answerable and result.rank is None:

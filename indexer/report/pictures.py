@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -90,14 +90,22 @@ def worst_first(evaluation: Evaluation) -> list[QueryResult]:
     return wrong + right
 
 
-def choose(evaluation: Evaluation, most: int, seed: int = 0) -> list[QueryResult]:
-    """The queries to show pictures of, worst first: half of them the worst, half a sample of all others."""
+def choose(
+    evaluation: Evaluation, most: int, changed: Sequence[QueryResult] = (), seed: int = 0
+) -> list[QueryResult]:
+    """The queries to show pictures of, worst first.
+
+    A third may be those that another index answers otherwise, half of the rest are the worst, and what is
+    left is a sample of all others by `seed`.
+    """
     ordered = worst_first(evaluation)
-    wrong = sum(not result.right for result in ordered)
-    worst = min(wrong, (most + 1) // 2)
-    others = range(worst, len(ordered))
-    sample = random.Random(seed).sample(others, min(most - worst, len(others)))
-    return [ordered[i] for i in [*range(worst), *sorted(sample)]]
+    differing = {result.path for result in changed}
+    chosen = [i for i, result in enumerate(ordered) if result.path in differing][: most // 3]
+    wrong = [i for i, result in enumerate(ordered) if not result.right and i not in set(chosen)]
+    chosen += wrong[: (most - len(chosen) + 1) // 2]
+    others = sorted(set(range(len(ordered))) - set(chosen))
+    chosen += random.Random(seed).sample(others, min(most - len(chosen), len(others)))
+    return [ordered[i] for i in sorted(chosen)]
 
 
 class Album:
@@ -113,14 +121,17 @@ class Album:
         query = thumbnail(result.path)
         shown = [self._shown(result, rank) for rank in range(min(SHOWN, len(result.hits)))]
         best = self._matched(result, query, shown[0], result.hits[0].id) if shown else None
-        first_right, others = None, shown[1:]
-        if result.rank is not None and result.rank >= SHOWN:
-            others.append(self._shown(result, result.rank))
-        elif result.rank is None and (missed := self._missed(result)):
-            others.append(missed)
-        if result.rank and self._matches is not None:
+        others, right, first_right = shown[1:], None, None
+        if result.rank is None:
+            right = self._missed(result)
+        elif result.rank > 0:
             right = self._shown(result, result.rank)
-            first_right = self._matched(result, query, right, result.hits[result.rank].id)
+            if self._matches is not None:
+                first_right = self._matched(result, query, right, result.hits[result.rank].id)
+        if first_right is not None:
+            others = [other for other in others if other != right]
+        elif right is not None and right not in others:
+            others.append(right)
         return Pictures(query, best, first_right, tuple(others))
 
     def _shown(self, result: QueryResult, rank: int) -> Shown:
