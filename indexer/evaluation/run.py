@@ -64,6 +64,8 @@ def evaluate(
     found = read_queries(find_queries(queries), table, failed)
     progress = progress or Silent()
     expected = _expected(index, found, rule, progress)
+    if not any(one.photos for one in expected):  # known before the network has seen them all
+        raise IndexerError(_no_answer(rule, failed, len(found)))
     panoramas = _panoramas(index) if one_per_panorama else {}
     results = _ask(index, found, expected, max(at), panoramas, failed, progress)
     evaluation = Evaluation(
@@ -79,7 +81,7 @@ def evaluate(
     judged = [evaluation, *(_judged_by(evaluation, index, radius) for radius in more_radii_m)]
     for one in judged:
         if not one.answerable:
-            raise IndexerError(_no_answer(one, len(found)))
+            raise IndexerError(_no_answer(one.rule, failed, len(found)))
     return replace(evaluation, by_radius=tuple(judged)) if more_radii_m else evaluation
 
 
@@ -185,14 +187,14 @@ def _panoramas(index: Index) -> dict[str, str]:
     return found
 
 
-def _no_answer(evaluation: Evaluation, queries: int) -> str:
-    if evaluation.failed:
-        path, reason = evaluation.failed[0]
-        return f"none of the query photos can be read; the first is {path}: {reason}"
+def _no_answer(rule: Rule, failed: dict[str, str], queries: int) -> str:
+    if len(failed) == queries:
+        path = min(failed)
+        return f"none of the query photos can be read; the first is {path}: {failed[path]}"
     none = f"none of the {queries} query photos has a"
-    if evaluation.rule.truth is not None:
-        return f"{none} right answer in {evaluation.rule.truth}"
-    if evaluation.rule.frames is not None:
+    if rule.truth is not None:
+        return f"{none} right answer in {rule.truth}"
+    if rule.frames is not None:
         return f"{none} frame of its own in the index"
-    looking = "" if evaluation.rule.heading_tolerance is None else ", looking the same way"
-    return f"{none} position near a photo of the index (within {evaluation.radius_m:g} m{looking})"
+    looking = "" if rule.heading_tolerance is None else ", looking the same way"
+    return f"{none} position near a photo of the index (within {rule.radius_m:g} m{looking})"
