@@ -68,25 +68,28 @@ def by_distance(
         raise UsageError(f"the heading tolerance must be 0 to 180 degrees, not {heading_tolerance:g}")
     if not (math.isfinite(radius_m) and radius_m >= 0):
         raise UsageError(f"the radius must be a number of metres, 0 or more, not {radius_m:g}")
-    views = _Views(index)
+    views = _Views(index, directions=heading_tolerance is not None)
     if heading_tolerance is not None and not views.have_headings:
         raise IndexerError("the index has no headings: a heading tolerance cannot be asked for")
     return [views.expected(query, radius_m, heading_tolerance) for query in queries]
 
 
 class _Views:
-    """Position and direction of everything searched that has a position, panoramas view by view."""
+    """Position and direction of all photos with a position; with `directions`, panoramas view by view."""
 
-    def __init__(self, index: Index) -> None:
-        found = index.catalogue.hits(index.catalogue.live_ids(generation_of(index.snapshot))).values()
-        located = [hit for hit in found if hit.photo.lat is not None and hit.photo.lon is not None]
+    def __init__(self, index: Index, *, directions: bool) -> None:
+        views = [(photo, 0.0) for photo in index.photos()]
+        if directions:
+            hits = index.catalogue.hits(index.catalogue.live_ids(generation_of(index.snapshot)))
+            views = [(hit.photo, hit.yaw) for hit in hits.values()]
+        located = [(photo, yaw) for photo, yaw in views if photo.lat is not None and photo.lon is not None]
         if not located:
             raise IndexerError("the index has no positions: name the right answers with --truth FILE")
-        self._ids = [hit.photo.id for hit in located]
-        self._lat = np.array([hit.photo.lat for hit in located], np.float64)
-        self._lon = np.array([hit.photo.lon for hit in located], np.float64)
-        heading = np.array([hit.photo.heading for hit in located], np.float64)  # NaN where None
-        self._heading = heading + np.array([hit.yaw for hit in located], np.float64)
+        self._ids = [photo.id for photo, _ in located]
+        self._lat = np.array([photo.lat for photo, _ in located], np.float64)
+        self._lon = np.array([photo.lon for photo, _ in located], np.float64)
+        heading = np.array([photo.heading for photo, _ in located], np.float64)  # NaN where None
+        self._heading = heading + np.array([yaw for _, yaw in located], np.float64)
 
     @property
     def have_headings(self) -> bool:

@@ -6,6 +6,7 @@ import base64
 import io
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -148,7 +149,10 @@ class Album:
 
     def _missed(self, result: QueryResult) -> Shown | None:
         """The nearest right photo of a query for which none was found."""
-        rights = [self._index.photo(id) for id in sorted(result.expected.photos or ())]
+        rights = []
+        for id in sorted(result.expected.photos or ()):
+            with suppress(NotFound):  # removed since
+                rights.append(self._index.photo(id))
         if not rights:
             return None
         far = [(result.distance_m(photo.lat, photo.lon), photo) for photo in rights]

@@ -252,21 +252,26 @@ def test_so_many_queries_get_pictures(
     assert all("data-pictured" in row for row in articles[:shown])
 
 
-def test_the_worst_and_a_sample_of_the_others() -> None:
-    from tests.indexer.test_evaluation_results import evaluation, result
+def test_the_worst_and_a_sample_of_the_others(found: Evaluation) -> None:
+    """Four answered wrongly, scoring 0 to .3, and forty rightly, scoring 0 to .39."""
 
-    wrong = [result(f"w{n}", "xy", "y", score=n / 10) for n in range(4)]
-    right = [result(f"r{n}", "xy", "x", score=n / 100) for n in range(40)]
-    made = evaluation(*wrong, *right)
-    assert [r.name for r in worst_first(made)][:6] == ["w3", "w2", "w1", "w0", "r0", "r1"]
-    chosen = [r.name for r in choose(made, 6)]
+    def made(name: str, like: QueryResult, score: float) -> QueryResult:
+        best = replace(like.hits[0], score=score)
+        return replace(like, file=replace(like.file, relative=name), hits=(best, *like.hits[1:]))
+
+    by_name = {result.name: result for result in found.results}
+    wrong = [made(f"w{n}", by_name["wrong.jpg"], n / 10) for n in range(4)]
+    right = [made(f"r{n}", by_name["q0.jpg"], n / 100) for n in range(40)]
+    evaluation = replace(found, results=(*wrong, *right))
+    assert [r.name for r in worst_first(evaluation)][:6] == ["w3", "w2", "w1", "w0", "r0", "r1"]
+    chosen = [r.name for r in choose(evaluation, 6)]
     assert chosen[:3] == ["w3", "w2", "w1"]
     assert len(set(chosen)) == 6
-    assert [r.name for r in choose(made, 6)] == chosen
-    assert [r.name for r in choose(made, 6, seed=5)] != chosen
-    assert [r.name for r in choose(made, 3, changed=[right[39]])][-1] == "r39"
-    assert len(choose(made, 1000)) == 44
-    assert choose(made, 0) == []
+    assert [r.name for r in choose(evaluation, 6)] == chosen
+    assert [r.name for r in choose(evaluation, 6, seed=5)] != chosen
+    assert "r39" in [r.name for r in choose(evaluation, 3, changed=[right[39]])]
+    assert len(choose(evaluation, 1000)) == 44
+    assert choose(evaluation, 0) == []
 
 
 # Figures drawn
@@ -353,10 +358,15 @@ def test_in_a_browser(page: Page) -> None:
     rows = page.locator("article.query:visible")
     assert (rows.count(), page.locator("output").text_content()) == (5, "5 of 6 shown")
     page.get_by_label("only with pictures").uncheck()
-    assert rows.count() == 6
+    names = [row.get_attribute("data-name") or "" for row in rows.all()]
+    assert len(names) == 6
     page.locator("label:has([value=wrong])").click()
     assert [row.get_attribute("data-name") for row in rows.all()] == ["wrong.jpg"]
     page.locator("label:has([value=all])").click()
+    page.get_by_label("only with pictures").check()
+    (hidden,) = [n for n in names if n not in [row.get_attribute("data-name") for row in rows.all()]]
+    page.get_by_role("searchbox").fill(hidden.upper())
+    assert [row.get_attribute("data-name") for row in rows.all()] == [hidden]
     page.get_by_role("searchbox").fill("Q1")
     assert [row.get_attribute("data-name") for row in rows.all()] == ["q1.jpg"]
     page.get_by_role("searchbox").fill("nothing like it")

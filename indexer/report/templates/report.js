@@ -11,10 +11,12 @@
     const words = search.value.toLowerCase().trim();
     let shown = 0;
     for (const row of rows) {
-      const fits =
+      const fits = Boolean(
         (kind === "all" || row.dataset.kinds.split(" ").includes(kind)) &&
         row.dataset.name.includes(words) &&
-        (!pictured?.checked || "pictured" in row.dataset);
+        // Who searches for a name wants that query, pictures or not.
+        (!pictured?.checked || words || "pictured" in row.dataset)
+      );
       row.hidden = !fits;
       shown += fits;
     }
