@@ -63,13 +63,15 @@ def evaluate(
     table = read_table(metadata) if metadata else None
     found = read_queries(find_queries(queries), table, failed)
     progress = progress or Silent()
-    expected = _expected(index, found, rule, progress)
-    if not any(one.photos for one in expected):  # known before the network has seen them all
-        raise IndexerError(_no_answer(rule, failed, len(found)))
+    rules = [rule, *(replace(rule, radius_m=radius) for radius in more_radii_m)]
+    expected = [_expected(index, found, one, progress) for one in rules]
+    for one, photos in zip(rules, expected, strict=True):
+        if not any(query.photos for query in photos):  # known before the network has seen them all
+            raise IndexerError(_no_answer(one, failed, len(found)))
     panoramas = _panoramas(index) if one_per_panorama else {}
-    results = _ask(index, found, expected, max(at), panoramas, failed, progress)
+    results = _ask(index, found, expected[0], max(at), panoramas, failed, progress)
     evaluation = Evaluation(
-        results=tuple(results),
+        results=tuple(results.values()),
         at=tuple(at),
         database=index.counts().photos,
         rule=rule,
@@ -78,10 +80,10 @@ def evaluate(
         model=index.model_fingerprint,
         snapshot=index.snapshot,
     )
-    judged = [evaluation, *(_judged_by(evaluation, index, radius) for radius in more_radii_m)]
-    for one in judged:
-        if not one.answerable:
-            raise IndexerError(_no_answer(one.rule, failed, len(found)))
+    judged = [_judged(evaluation, *by, results) for by in zip(rules, expected, strict=True)]
+    for other in judged:
+        if not other.answerable:
+            raise IndexerError(_no_answer(other.rule, failed, len(found)))
     return replace(evaluation, by_radius=tuple(judged)) if more_radii_m else evaluation
 
 
@@ -115,13 +117,12 @@ def _expected(index: Index, queries: Sequence[Query], rule: Rule, progress: Prog
     return by_distance(index, queries, rule.radius_m or 0.0, rule.heading_tolerance)
 
 
-def _judged_by(evaluation: Evaluation, index: Index, radius_m: float) -> Evaluation:
-    """The same answers, with another radius deciding which are right."""
-    rule = replace(evaluation.rule, radius_m=radius_m)
-    asked = [Query(result.file, result.metadata) for result in evaluation.results]
-    expected = by_distance(index, asked, radius_m, rule.heading_tolerance)
-    results = [replace(r, expected=e) for r, e in zip(evaluation.results, expected, strict=True)]
-    return replace(evaluation, results=tuple(results), rule=rule)
+def _judged(
+    evaluation: Evaluation, rule: Rule, expected: Sequence[Expected], results: dict[int, QueryResult]
+) -> Evaluation:
+    """The same answers, with this rule deciding which are right."""
+    judged = [replace(result, expected=expected[number]) for number, result in results.items()]
+    return replace(evaluation, results=tuple(judged), rule=rule)
 
 
 def _ask(
@@ -132,8 +133,8 @@ def _ask(
     panoramas: dict[str, str],
     failed: dict[str, str],
     progress: Progress,
-) -> list[QueryResult]:
-    """Answers to all queries that can be judged, in order; those that cannot be read go into `failed`."""
+) -> dict[int, QueryResult]:
+    """Answers to all queries that can be judged, by number; why one cannot be read goes into `failed`."""
     asked = [
         (str(number), query.path)
         for number, query in enumerate(queries)
@@ -159,7 +160,7 @@ def _ask(
                 known=answer.known,
             )
         progress.advance(len(batch))
-    return [results[number] for number in sorted(results)]
+    return dict(sorted(results.items()))
 
 
 def _nearest(index: Index, descriptor: Floats, n: int, panoramas: dict[str, str]) -> list[PhotoHit]:

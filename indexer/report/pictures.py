@@ -22,7 +22,8 @@ from indexer.index import Index
 from model.errors import ImageError
 from model.images import read_photo
 
-SIDE = 240  # pixels of a thumbnail's longest side
+SIDE = 240  # pixels of the longest side of a query and of what it is laid beside
+SMALL = 144  # of the other answers
 QUALITY = 70
 SHOWN = 5  # nearest photos beside a query
 LINES = 80  # between two photos: more hide them
@@ -120,22 +121,22 @@ class Album:
     def pictures(self, result: QueryResult) -> Pictures:
         """Of one query: it, the most alike photos, and the best right one that is not among them."""
         query = thumbnail(result.path)
-        shown = [self._shown(result, rank) for rank in range(min(SHOWN, len(result.hits)))]
-        best = self._matched(result, query, shown[0], result.hits[0].id) if shown else None
-        others, right, first_right = shown[1:], None, None
+        best = self._matched(result, query, 0) if result.hits else None
+        others = [self._shown(result, rank, SMALL) for rank in range(1, min(SHOWN, len(result.hits)))]
+        right, first_right = None, None
         if result.rank is None:
             right = self._missed(result)
         elif result.rank > 0:
-            right = self._shown(result, result.rank)
+            right = self._shown(result, result.rank, SMALL)
             if self._matches is not None:
-                first_right = self._matched(result, query, right, result.hits[result.rank].id)
+                first_right = self._matched(result, query, result.rank)
         if first_right is not None:
             others = [other for other in others if other != right]
         elif right is not None and right not in others:
             others.append(right)
         return Pictures(query, best, first_right, tuple(others))
 
-    def _shown(self, result: QueryResult, rank: int) -> Shown:
+    def _shown(self, result: QueryResult, rank: int, side: int) -> Shown:
         hit: PhotoHit = result.hits[rank]
         return Shown(
             path=hit.path,
@@ -144,7 +145,7 @@ class Album:
             score=hit.score,
             distance_m=result.distance_m(hit.lat, hit.lon),
             inliers=hit.inliers,
-            thumbnail=self._of_photo(hit.id),
+            thumbnail=self._of_photo(hit.id, side),
         )
 
     def _missed(self, result: QueryResult) -> Shown | None:
@@ -157,11 +158,12 @@ class Album:
             return None
         far = [(result.distance_m(photo.lat, photo.lon), photo) for photo in rights]
         distance_m, photo = min(far, key=lambda pair: float("inf") if pair[0] is None else pair[0])
-        return Shown(photo.path, True, None, None, distance_m, None, self._of_photo(photo.id))
+        return Shown(photo.path, True, None, None, distance_m, None, self._of_photo(photo.id, SMALL))
 
-    def _matched(self, result: QueryResult, query: Thumbnail | None, photo: Shown, id: str) -> Matched:
+    def _matched(self, result: QueryResult, query: Thumbnail | None, rank: int) -> Matched:
+        photo = self._shown(result, rank, SIDE)
         height = max(_tall(query), _tall(photo.thumbnail))
-        found = None if self._matches is None else self._matches(result.path, id)
+        found = None if self._matches is None else self._matches(result.path, result.hits[rank].id)
         if found is None or query is None or photo.thumbnail is None:
             return Matched(photo, height, (), None)
         there, here = (np.asarray(points, np.float64).reshape(-1, 2) for points in found)
@@ -170,17 +172,17 @@ class Album:
         lines = tuple((a, b, c, d) for a, b, c, d in scaled.round(4).tolist())
         return Matched(photo, height, lines, len(there))
 
-    def _photo(self, id: str) -> Thumbnail | None:
+    def _photo(self, id: str, side: int) -> Thumbnail | None:
         try:
-            return thumbnail(self._index.photo_file(id))
+            return thumbnail(self._index.photo_file(id), side)
         except NotFound:
             return None
 
 
-def thumbnail(file: Path) -> Thumbnail | None:
+def thumbnail(file: Path, side: int = SIDE) -> Thumbnail | None:
     """An upright JPEG without metadata, as an address that holds it; None where the file cannot be read."""
     try:
-        pixels = read_photo(file, SIDE)
+        pixels = read_photo(file, side)
     except ImageError:
         return None
     out = io.BytesIO()

@@ -3,10 +3,15 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import Result
+
+from indexer.answers import Answer
+from indexer.index import Index
 
 Loci = Callable[..., Result]
 Photograph = Callable[..., Path]
@@ -210,3 +215,32 @@ def test_a_radius_beside_a_truth_has_no_say(loci: Loci, index: Path, queries: Pa
     result = loci("evaluate", queries, "--index", index, "--truth", truth, "--radius", 5, "--radius", 9)
     assert result.exit_code == 0
     assert result.stderr.startswith("Note: --radius has no say beside --truth or --frames.\n")
+
+
+def test_answers_that_say_how_sure_they_are(
+    loci: Loci, index: Path, queries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made up: 90 % sure of what scores above .9, which all but the foreign wall 40 do, else 30 %."""
+    answer = Index.answer
+
+    def sure(self: Index, *arguments: Any) -> Answer:
+        found = answer(self, *arguments)
+        likely = found.places[0].score > 0.9
+        return replace(found, confidence=0.9 if likely else 0.3, known=likely)
+
+    monkeypatch.setattr(Index, "answer", sure)
+    report = tmp_path / "report.html"
+    result = loci("evaluate", queries, "--index", index, "--report", report)
+    assert result.stdout.splitlines()[-4:] == [
+        "precision-recall by confidence: AUC 1.000, recall 1.000 at 100 % precision, 1 query foreign to the "
+        "index among them",
+        "position off by 0.0 m (median), 0.0 m (75 %), 0.0 m (95 %); within the radius told: 100%",
+        "confidence: expected calibration error 0.140 over 10 bins",
+        "refused: 0 of 4 right, 0 of 0 wrong, 1 of 1 foreign",
+    ]
+    page = report.read_text(encoding="utf-8")
+    assert "Reliability" in page
+    assert "✓ foreign" in page
+    measured = json.loads(loci("evaluate", queries, "--index", index, "--json").stdout)
+    assert measured["calibration"]["expected_error"] == pytest.approx((4 * 0.1 + 0.3) / 5)
+    assert measured["known"]["foreign_and_refused"] == 1
