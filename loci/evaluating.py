@@ -193,8 +193,12 @@ def print_evaluation(result: "Evaluation") -> None:
     """Print the recalls as a table, then what else was measured, a line each."""
     asked = count(result.queries, "query", "queries")
     say(f"{asked} to {count(result.database, 'photo')}; right: {result.rule}")
-    if result.without_answer:
-        say(f"not counted: {count(result.without_answer, 'query', 'queries')} without a right photo")
+    for number, what in (
+        (result.foreign, "without a right photo"),
+        (result.unjudged, "that cannot be judged"),
+    ):
+        if number:
+            say(f"not counted: {count(number, 'query', 'queries')} {what}")
     if result.by_radius:
         _print_radii(result)
     else:

@@ -161,7 +161,7 @@ class Evaluation:
         """Of the best right photo of each answerable query."""
         return [result.rank for result in self.answerable]
 
-    @property
+    @cached_property
     def ranked_by(self) -> str:
         """What says how sure an answer is: its confidence where every answer has one, else its score."""
         sure = [result.confidence is not None for result in self.results if result.hits]

@@ -164,7 +164,10 @@ def error_chart(compared: Sequence[tuple[str, Evaluation]], radius_m: float | No
     lines = []
     for name, errors in known:
         shares = [(max(error, 1.0), (n + 1) / len(errors)) for n, error in enumerate(errors)]
-        points = [(x(0), y(0)), *((x(math.log10(error)), y(share)) for error, share in _thinned(shares))]
+        points, level = [(x(0), y(0))], y(0)
+        for error, share in _thinned(shares):  # by steps, so that the median is on the curve
+            points += [(x(math.log10(error)), level), (x(math.log10(error)), y(share))]
+            level = y(share)
         median = float(np.median(errors))
         dot = Dot(x(math.log10(max(median, 1.0))), y(0.5), f"half are off by less than {metres(median)}")
         lines.append(Line(name, _path(points), (dot,)))

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from indexer.answers import PhotoHit
 from indexer.errors import NotFound
 from indexer.evaluation import Evaluation, QueryResult
 from indexer.index import Index
@@ -103,7 +102,8 @@ def choose(
     ordered = worst_first(evaluation)
     differing = {result.path for result in changed}
     chosen = [i for i, result in enumerate(ordered) if result.path in differing][: most // 3]
-    wrong = [i for i, result in enumerate(ordered) if not result.right and i not in set(chosen)]
+    shown = set(chosen)
+    wrong = [i for i, result in enumerate(ordered) if not result.right and i not in shown]
     chosen += wrong[: (most - len(chosen) + 1) // 2]
     others = sorted(set(range(len(ordered))) - set(chosen))
     chosen += random.Random(seed).sample(others, min(most - len(chosen), len(others)))
@@ -137,7 +137,7 @@ class Album:
         return Pictures(query, best, first_right, tuple(others))
 
     def _shown(self, result: QueryResult, rank: int, side: int) -> Shown:
-        hit: PhotoHit = result.hits[rank]
+        hit = result.hits[rank]
         return Shown(
             path=hit.path,
             right=result.marks[rank],

@@ -290,6 +290,28 @@ def test_the_curves_are_where_their_values_are(found: Evaluation) -> None:
     assert [tick.label for tick in errors.x_ticks] == ["1 m", "10 m", "100 m", "1 km", "10 km"]
 
 
+def test_position_errors_rise_by_steps(found: Evaluation) -> None:
+    """Of 1, 10 and 100 m: a third at each of three decades; the median is on the curve."""
+    errors = [1.0, 10.0, 100.0]
+    made = replace(found)
+    made.__dict__["errors_m"] = errors
+    chart = charts.error_chart([("", made)], None)
+    left, right = charts.LEFT, charts.WIDTH - charts.RIGHT
+    top, bottom = charts.TOP, charts.HEIGHT - charts.BOTTOM
+    third, middle = (bottom - top) / 3, (left + right) / 2
+    points = [tuple(map(float, p.split())) for p in chart.lines[0].path.removeprefix("M").split("L")]
+    assert points == [
+        (left, bottom),
+        (left, bottom),
+        (left, pytest.approx(bottom - third, abs=0.1)),
+        (middle, pytest.approx(bottom - third, abs=0.1)),
+        (middle, pytest.approx(bottom - 2 * third, abs=0.1)),
+        (right, pytest.approx(bottom - 2 * third, abs=0.1)),
+        (right, top),
+    ]
+    assert (chart.lines[0].dots[0].x, chart.lines[0].dots[0].y) == (middle, (top + bottom) / 2)
+
+
 def test_a_long_curve_is_thinned() -> None:
     points = [(float(n), float(n)) for n in range(10_000)]
     thinned = charts._thinned(points)

@@ -41,6 +41,17 @@ def test_evaluate_by_distance(loci: Loci, index: Path, queries: Path) -> None:
     ]
 
 
+def test_what_nobody_can_judge_is_said(
+    loci: Loci, index: Path, queries: Path, photograph: Photograph
+) -> None:
+    photograph(queries / "nowhere.jpg", 1, 2, gps=False)
+    lines = loci("evaluate", queries, "--index", index).stdout.splitlines()
+    assert lines[1:3] == [
+        "not counted: 1 query without a right photo",
+        "not counted: 1 query that cannot be judged",
+    ]
+
+
 def test_evaluate_json_by_a_truth_file(loci: Loci, index: Path, queries: Path, tmp_path: Path) -> None:
     truth = tmp_path / "truth.csv"
     rows = "query,positives\nwall0.jpg,wall0/view0.jpg wall0/view1.jpg\nwall1.jpg,wall2/view0.jpg\n"
