@@ -49,15 +49,6 @@ PrecisionOption = Annotated[
         help="Number format of the network: auto (the fastest safe one), fp32, bf16, fp16.",
     ),
 ]
-RadiusOption = Annotated[
-    float,
-    typer.Option(
-        "--radius",
-        metavar="METRES",
-        callback=at_least(0),
-        help="How near to the query a photo must be to count as right.",
-    ),
-]
 
 
 def check_share(value: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""`loci query`, `compare`, `evaluate` and `export`."""
+"""`loci query`, `compare` and `export`."""
 
 import csv
 import io
@@ -16,7 +16,6 @@ from indexer.index import Index
 from loci.querying import headline
 
 Loci = Callable[..., Result]
-Photograph = Callable[..., Path]
 
 WALL_2 = "52.004000,0.250000"
 
@@ -224,58 +223,6 @@ def test_compare_names_the_unreadable_photo(loci: Loci, question: Path, broken: 
     result = loci("compare", question, broken)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == f"loci: {broken}: not an image that can be read\n"
-
-
-@pytest.fixture
-def queries(tmp_path: Path, photograph: Photograph) -> Path:
-    """Another view of each of walls 0 to 3, and one of a wall far from them all."""
-    for wall in (0, 1, 2, 3, 40):
-        photograph(tmp_path / "queries" / f"wall{wall}.jpg", wall, 1)
-    return tmp_path / "queries"
-
-
-def test_evaluate_by_distance(loci: Loci, index: Path, queries: Path) -> None:
-    result = loci("evaluate", queries, "--index", index)
-    assert result.exit_code == 0
-    lines = result.stdout.splitlines()
-    assert lines[0] == "4 queries to 16 photos; right: within 25 m"
-    assert lines[1] == "not counted: 1 query without a right photo"
-    assert lines[2].split() == ["N", "recall@N"]
-    assert [line.split() for line in lines[4:]] == [[n, "1.000"] for n in ("1", "5", "10", "20")]
-
-
-def test_evaluate_json_by_a_truth_file(loci: Loci, index: Path, queries: Path, tmp_path: Path) -> None:
-    truth = tmp_path / "truth.csv"
-    rows = "query,positives\nwall0.jpg,wall0/view0.jpg wall0/view1.jpg\nwall1.jpg,wall2/view0.jpg\n"
-    truth.write_text(rows)
-    result = loci("evaluate", queries, "--index", index, "--truth", truth, "--json")
-    measured = json.loads(result.stdout)
-    assert result.exit_code == 0
-    assert list(measured)[:4] == ["queries", "database", "radius_m", "recall"]
-    assert (measured["queries"], measured["database"], measured["radius_m"]) == (2, 16, None)
-    assert list(measured["recall"]) == ["1", "5", "10", "20"]
-    assert (measured["recall"]["1"], measured["recall"]["20"]) == (0.5, 1.0)
-
-
-def test_evaluate_by_a_metadata_file_and_radius(
-    loci: Loci, index: Path, photograph: Photograph, tmp_path: Path
-) -> None:
-    photograph(tmp_path / "queries" / "q.jpg", 1, 1, gps=False)
-    (tmp_path / "m.csv").write_text("path,lat,lon\nq.jpg,52.0021,0.25\n")
-    arguments = ("evaluate", tmp_path / "queries", "--index", index, "--metadata", tmp_path / "m.csv")
-    assert loci(*arguments, "--radius", 12).exit_code == 0
-    result = loci(*arguments, "--radius", 10)
-    assert result.exit_code == 1
-    assert result.stderr.startswith("loci: none of the 1 query photos has a position near")
-
-
-def test_evaluate_names_what_it_cannot_read(loci: Loci, index: Path, queries: Path, tmp_path: Path) -> None:
-    (queries / "broken.jpg").write_text("no photo")
-    (tmp_path / "m.csv").write_text("path,lat,lon\nbroken.jpg,52.0,0.25\n")
-    result = loci("evaluate", queries, "--index", index, "--metadata", tmp_path / "m.csv")
-    assert result.exit_code == 3
-    assert result.stdout.startswith("4 queries to ")
-    assert result.stderr.endswith(f"loci: {queries / 'broken.jpg'}: not an image that can be read\n")
 
 
 def test_export_to_stdout(loci: Loci, index: Path) -> None:

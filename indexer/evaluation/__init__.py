@@ -1,0 +1,23 @@
+"""How often, how surely and how exactly an index is right, measured with photos whose places are known."""
+
+from indexer.evaluation.comparison import Comparison, compare
+from indexer.evaluation.per_query import write_csv
+from indexer.evaluation.queries import query_metadata
+from indexer.evaluation.results import Evaluation, QueryResult, Rule
+from indexer.evaluation.run import AT, RADIUS_M, evaluate
+from indexer.evaluation.truth import AlignedBy, Expected
+
+__all__ = [
+    "AT",
+    "RADIUS_M",
+    "AlignedBy",
+    "Comparison",
+    "Evaluation",
+    "Expected",
+    "QueryResult",
+    "Rule",
+    "compare",
+    "evaluate",
+    "query_metadata",
+    "write_csv",
+]

@@ -1,0 +1,84 @@
+"""The photos that an evaluation asks about: which files they are, and what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.errors import IndexerError
+from indexer.metadata import MetadataTable, PhotoMetadata, from_exif, from_name
+from indexer.scan import ScannedFile, scan
+from model.errors import ImageError
+from model.images import open_photo
+
+DATABASE = ("database", "ref", "reference")
+QUERIES = ("queries", "query")
+_BELOW = ("", "test", "images/test")
+"""Where in a data set's folder its parts may lie: the field's own sets part training from testing."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A photo to ask about, and what its name, its EXIF or a table say of it."""
+
+    file: ScannedFile
+    known: PhotoMetadata
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+
+def find_queries(folder: Path) -> list[ScannedFile]:
+    """The query photos: those in the folder or, where that is a whole data set, those of its queries.
+
+    A data set has a folder `database` (or `ref`, `reference`) beside one `queries` (or `query`), at its
+    top or in `test` or `images/test`.
+
+    Raises:
+        IndexerError: it does not exist, or holds no photo.
+    """
+    folder = queries_of(folder)
+    files = scan([folder]).files
+    if not files:
+        raise IndexerError(f"no photos in {folder}: nothing to evaluate")
+    return files
+
+
+def queries_of(folder: Path) -> Path:
+    """The folder of queries within a data set's folder; any other folder itself."""
+    for below in _BELOW:
+        queries = [folder / below / name for name in QUERIES if (folder / below / name).is_dir()]
+        if len(queries) == 1 and any((folder / below / name).is_dir() for name in DATABASE):
+            return queries[0]
+    return folder
+
+
+def read_queries(
+    files: Iterable[ScannedFile], table: MetadataTable | None, failed: dict[str, str]
+) -> list[Query]:
+    """What is known of every query; of one that cannot be opened nothing, and why goes into `failed`."""
+    queries = []
+    for file in files:
+        try:
+            known = query_metadata(file, table)
+        except ImageError as error:
+            failed[str(file.path)] = str(error)
+            known = PhotoMetadata()
+        queries.append(Query(file, known))
+    return queries
+
+
+def query_metadata(file: ScannedFile, table: MetadataTable | None = None) -> PhotoMetadata:
+    """What a table, its name and its EXIF say of a photo, in that order of trust.
+
+    Raises:
+        ImageError: neither of the first two gives a position, and the photo cannot be opened.
+    """
+    listed = (table.for_photo(file.root, file.relative) if table else None) or PhotoMetadata()
+    named = listed.merged_over(from_name(Path(file.relative).name))
+    if named.lat is not None:
+        return named
+    with open_photo(file.path) as image:
+        return named.merged_over(from_exif(image))
