@@ -66,6 +66,8 @@ class PositionsCsv:
 
 def _read(path: Path) -> tuple[list[list[str]], bool]:
     """The rows of a file without its header, and whether its last line was cut off."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file to add positions to")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:

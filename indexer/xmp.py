@@ -51,7 +51,7 @@ class Xmp:
 
     def __init__(self, root: ET.Element, before: str, after: str) -> None:
         self._root = root
-        self._before = before  # processing instructions around the root, such as <?xpacket …?>
+        self._before = before  # the declaration, and instructions around the root such as <?xpacket …?>
         self._after = after
 
     @classmethod
@@ -184,6 +184,7 @@ class _Reader:
     def read(self, data: bytes) -> ET.Element:
         parser = expat.ParserCreate()
         parser.buffer_text = True
+        parser.XmlDeclHandler = self._declaration
         parser.StartDoctypeDeclHandler = self._doctype
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
@@ -195,6 +196,9 @@ class _Reader:
         except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: its encoding
             raise XmpError(f"is not XML: {error}") from None
         return self._builder.close()
+
+    def _declaration(self, *_: object) -> None:
+        self.before.append('<?xml version="1.0" encoding="UTF-8"?>\n')  # as it is written, whatever it was
 
     def _doctype(self, *_: object) -> None:
         raise XmpError("declares a document type, which XMP never does")
