@@ -170,14 +170,14 @@ class _Run:
         self._names = PhotoNames(files)
         self._table = read_table(options.metadata) if options.metadata else None
         self._sidecars = Sidecars(files, self._names, into=options.xmp_into, naming=options.xmp_name)
-        self._csv = PositionsCsv(options.to) if options.to else None
+        self._csv = PositionsCsv(options.to, anew=options.replace) if options.to else None
         self._filters = _filters(index)
         self._settled: deque[Outcome] = deque()  # without asking the index
         self._calibrated = False
 
     def outcomes(self) -> Iterator[Outcome]:
         if self._csv and self._options.write:
-            self._csv.begin(anew=self._options.replace)
+            self._csv.check_writable()
         self._progress.stage("geotagging", len(self._files))
         reader = Reader(self._index.image_size)
         try:
@@ -190,6 +190,8 @@ class _Run:
                     else:
                         yield self._answer(embedded.item, embedded.outputs[0])
             yield from self._drain()
+            if self._csv and self._options.write:
+                self._csv.begin()  # even where there is nothing to write, what was to be replaced is
         finally:
             if self._csv:
                 self._csv.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Sequence
@@ -21,14 +22,16 @@ class PositionsCsv:
     which the next run takes away.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read what is there.
+    def __init__(self, path: Path, *, anew: bool = False) -> None:
+        """Read what is there; `anew` drops it once there is something to write.
 
         Raises:
             UsageError: it is there and no such table, or cannot be read.
         """
         self.path = path
-        self._rows, self._cut_off = _read(path)
+        self._rows, self._sound = _read(path)
+        if anew:
+            self._rows, self._sound = [], False
         self._listed = {row[0] for row in self._rows}
         self._file: io.FileIO | None = None
 
@@ -36,25 +39,33 @@ class PositionsCsv:
         """Whether an earlier run wrote a position of this photo."""
         return path in self._listed
 
-    def begin(self, *, anew: bool) -> None:
-        """Open it for adding; `anew` drops what is there. Raises IndexerError where it cannot be written."""
-        rows = [] if anew else self._rows
+    def check_writable(self) -> None:
+        """Look whether it could be written, before the work is done. Raises IndexerError."""
+        place = (
+            self.path if self.path.exists() else next(p for p in self.path.absolute().parents if p.exists())
+        )
+        if not os.access(place, os.W_OK):
+            raise IndexerError(f"cannot write {self.path}: {place} may not be changed")
+
+    def begin(self) -> None:
+        """Open it for adding, if it is not yet. Raises IndexerError where it cannot be written."""
+        if self._file is not None:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if anew or self._cut_off or not self.path.exists():
-                replace_text(self.path, _lines([COLUMNS, *rows]))
+            if not self._sound:
+                replace_text(self.path, _lines([COLUMNS, *self._rows]))
             self._file = io.FileIO(self.path, "a")
         except OSError as error:
             raise IndexerError(f"cannot write {self.path}: {error.strerror}") from error
 
     def add(self, row: Sequence[object]) -> None:
-        """Add a photo's line, None as an empty cell. Raises IndexerError where the disk has no room."""
-        if self._file is None:
-            raise ValueError("begin() comes first")
+        """Add a photo's line, None as an empty cell. Raises IndexerError where that cannot be written."""
+        self.begin()
         line = _lines([row]).encode()
         try:
-            if self._file.write(line) != len(line):
-                raise OSError(28, "No space left on device")
+            if self._file is None or self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise IndexerError(f"cannot write {self.path}: {error.strerror}") from error
 
@@ -65,7 +76,7 @@ class PositionsCsv:
 
 
 def _read(path: Path) -> tuple[list[list[str]], bool]:
-    """The rows of a file without its header, and whether its last line was cut off."""
+    """The rows of a file without its header, and whether it can be added to as it is."""
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is no file to add positions to")
     try:
@@ -77,7 +88,7 @@ def _read(path: Path) -> tuple[list[list[str]], bool]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     if not text:
-        return [], True
+        return [], False
     try:
         header, *rows = list(csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
@@ -87,13 +98,13 @@ def _read(path: Path) -> tuple[list[list[str]], bool]:
             f"{path} is there with other columns than {','.join(COLUMNS)}: name another file to write to"
         )
     rows = [row for row in rows if row]
-    cut_off = not text.endswith(("\n", "\r"))
-    if rows and (cut_off or len(rows[-1]) < len(COLUMNS)):
-        rows, cut_off = rows[:-1], True
+    sound = text.endswith(("\n", "\r"))
+    if rows and (not sound or len(rows[-1]) < len(COLUMNS)):
+        rows, sound = rows[:-1], False  # cut off
     for number, row in enumerate(rows, 2):
         if len(row) != len(COLUMNS):
             raise UsageError(f"{path}: row {number} has {len(row)} cells, not {len(COLUMNS)}")
-    return rows, cut_off
+    return rows, sound
 
 
 def _lines(rows: Sequence[Sequence[object]]) -> str:

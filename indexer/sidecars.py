@@ -25,20 +25,16 @@ _SUFFIXES = (".xmp", ".XMP")
 class PhotoNames:
     """What photos are called in what is written: their paths below the folder that was given.
 
-    With several folders given, a folder's own name comes first, as `loci index --metadata` reads it.
+    Where several were given, a folder's own name comes first, and as many of those above it as it takes to
+    tell them apart: `loci index --metadata` reads all of these.
     """
 
     def __init__(self, files: Iterable[ScannedFile]) -> None:
-        """Raises UsageError where two folders have one name."""
-        roots = sorted({file.root for file in files})
-        names = Counter(root.name for root in roots)
-        for root in roots:
-            if names[root.name] > 1:
-                raise UsageError(
-                    f"two of the folders given are named {root.name!r}, so that their photos cannot be told "
-                    "apart: give the folder above them, or run once for each"
-                )
-        self._starts = {root: f"{root.name}/" if len(roots) > 1 else "" for root in roots}
+        roots = {file.root for file in files}
+        depth = 0 if len(roots) == 1 else 1
+        while len(starts := {root: _ending(root, depth) for root in roots}) > len(set(starts.values())):
+            depth += 1
+        self._starts = starts
 
     def of(self, file: ScannedFile) -> str:
         return self._starts[file.root] + file.relative
@@ -166,6 +162,12 @@ def _replacing(target: Path) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(target.parent)
+
+
+def _ending(folder: Path, depth: int) -> str:
+    """The last parts of a folder's path, each with a slash behind it."""
+    parts = folder.parts[1:]
+    return "".join(f"{part}/" for part in parts[max(len(parts) - depth, 0) :])
 
 
 def _stem(photo: Path) -> str:

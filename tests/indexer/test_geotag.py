@@ -112,12 +112,18 @@ def test_an_index_that_cannot_say_how_sure_it_is_is_refused(index: Index, photos
     before = state(photos)
     with pytest.raises(NotCalibrated) as raised:
         run(index, photos, xmp=True, write=True)
+    assert state(photos) == before
     assert str(raised.value) == (
         f"the index {index.path} cannot say how sure it is (this version does not say how sure it is), so "
         "nothing is written by it; --min-score S goes by how alike photos are instead, and --min-score 0 "
         "without --write shows the scores"
     )
-    assert state(photos) == before
+    table = photos.parent / "p.csv"
+    table.write_text("path,lat,lon,radius_m,confidence,heading,place,photo\na.jpg,1,2,3,,,,\n")
+    before = state(photos.parent)
+    with pytest.raises(NotCalibrated):
+        run(index, photos, to=table, write=True, replace=True)
+    assert state(photos.parent) == before
 
 
 def test_photos_that_have_a_position_are_left(

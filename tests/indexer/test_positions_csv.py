@@ -1,6 +1,7 @@
 """The CSV of positions: added to a line at a time, gone on with, and read back as metadata."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ LINE = '"b/a, b.jpg",52.2034,0.114,12.4,0.93,,,photos/x.jpg\n'
 
 
 def add(path: Path, *rows: tuple[object, ...], anew: bool = False) -> PositionsCsv:
-    table = PositionsCsv(path)
-    table.begin(anew=anew)
+    table = PositionsCsv(path, anew=anew)
+    table.begin()
     for row in rows:
         table.add(row)
     table.close()
@@ -34,7 +35,6 @@ def test_lines_are_added(tmp_path: Path) -> None:
 
 def test_a_line_is_there_as_soon_as_it_is_added(tmp_path: Path) -> None:
     table = PositionsCsv(tmp_path / "p.csv")
-    table.begin(anew=False)
     table.add(ROW)
     assert (tmp_path / "p.csv").read_text() == HEADER + LINE
     table.close()
@@ -65,6 +65,10 @@ def test_an_empty_file_becomes_one(tmp_path: Path) -> None:
 def test_reading_changes_nothing(tmp_path: Path) -> None:
     PositionsCsv(tmp_path / "p.csv").close()
     assert list(tmp_path.iterdir()) == []
+    add(tmp_path / "p.csv", ROW)
+    before = (tmp_path / "p.csv").read_bytes()
+    PositionsCsv(tmp_path / "p.csv", anew=True).close()
+    assert (tmp_path / "p.csv").read_bytes() == before
 
 
 def test_it_is_read_as_metadata(tmp_path: Path) -> None:
@@ -101,9 +105,17 @@ def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     table = PositionsCsv(tmp_path / "p.csv")
-    table.begin(anew=False)
+    table.begin()
     table.close()
     table._file = io.FileIO("/dev/full", "a")
     with pytest.raises(IndexerError, match=f"^cannot write {tmp_path}/p.csv: No space left on device$"):
         table.add(ROW)
     table._file.close()
+
+
+def test_where_it_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "p.csv"
+    PositionsCsv(path).check_writable()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may do anything
+    with pytest.raises(IndexerError, match=rf"^cannot write {path}: {tmp_path} may not be changed$"):
+        PositionsCsv(path).check_writable()

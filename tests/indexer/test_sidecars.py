@@ -108,8 +108,12 @@ def test_several_folders_come_under_their_names(folder: Path, tmp_path: Path) ->
     twin = tmp_path / "twin" / "photos"
     twin.mkdir(parents=True)
     (twin / "c.jpg").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"^two of the folders given are named 'photos', so that "):
-        PhotoNames(scan([folder, twin]).files)
+    names = PhotoNames(scan([folder, twin, other]).files)
+    assert sorted(names.of(file) for file in scan([twin, other]).files) == [
+        f"{tmp_path.name}/other/c.jpg",
+        "twin/photos/c.jpg",
+    ]
+    assert names.of(files(folder)["a.jpg"]) == f"{tmp_path.name}/photos/a.jpg"
 
 
 def test_an_estimate_is_added_to_what_is_there(folder: Path) -> None:
