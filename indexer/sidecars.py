@@ -118,9 +118,16 @@ def read_sidecar(path: Path) -> Xmp:
 
 def check_writable(sidecar: Sidecar) -> None:
     """Look whether a sidecar could be written, before the work is done. Raises XmpError."""
-    if sidecar.target.is_symlink():
-        raise XmpError("is a link, which is not written to")
+    try:
+        if stat.S_ISLNK(sidecar.target.lstat().st_mode):
+            raise XmpError("is a link, which is not written to")
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the latter: where its folder would be made, which the next look finds out
+    except OSError as error:  # a name too long
+        raise XmpError(f"cannot be written: {error.strerror}") from None
     folder = next(folder for folder in sidecar.target.parents if folder.exists())
+    if not folder.is_dir():
+        raise XmpError(f"cannot be written, since {folder} is no folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise XmpError(f"cannot be written, since {folder} may not be changed: see --xmp-into")
 

@@ -197,3 +197,13 @@ def test_a_folder_that_may_not_be_changed(
     with pytest.raises(XmpError, match=r"^cannot be written"):
         check_writable(Sidecar(tmp_path / "new/deep/a.jpg.xmp", None))
     assert looked == [folder, tmp_path]
+
+
+def test_names_that_no_file_can_have(folder: Path) -> None:
+    long = folder / f"{'x' * 251}.jpg.xmp"
+    with pytest.raises(XmpError, match=r"^cannot be written: File name too long$"):
+        check_writable(Sidecar(long, None))
+    write_estimate(Sidecar(folder / f"{'x' * 251}.xmp", None), *HERE)  # its temporary file is named shorter
+    below = folder / "a.jpg" / "new" / "b.jpg.xmp"
+    with pytest.raises(XmpError, match=rf"^cannot be written, since {folder}/a\.jpg is no folder$"):
+        check_writable(Sidecar(below, None))
