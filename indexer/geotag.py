@@ -331,9 +331,9 @@ def _objection(answer: Answer, estimate: Estimate, options: GeotagOptions) -> tu
     if confidence is None and options.min_score is None:
         return "unsure", "not sure enough (no confidence)"
     if confidence is not None and confidence < options.min_confidence:
-        return "unsure", f"not sure enough (confidence {_down(confidence)} < {options.min_confidence:g})"
+        return "unsure", f"not sure enough (confidence {_below(confidence, options.min_confidence)})"
     if options.min_score is not None and estimate.score < options.min_score:
-        return "unsure", f"not like enough (score {_down(estimate.score)} < {options.min_score:g})"
+        return "unsure", f"not like enough (score {_below(estimate.score, options.min_score)})"
     if position is None:
         return "no_position", "no position in the index near"
     if not _is_at(position, answer.places[0]):
@@ -355,9 +355,10 @@ def _is_at(position: Position, best: PlaceHit) -> bool:
     return off_m <= 2 * GROUP_RADIUS_M
 
 
-def _down(value: float) -> float:
-    """Three digits, rounded down, so that what is below a bound looks it."""
-    return math.floor(value * 1000) / 1000
+def _below(value: float, bound: float) -> str:
+    """A value and the bound that it misses, to three digits unless those would hide that it does."""
+    shown = round(value, 3)
+    return f"{shown if shown < bound else math.floor(value * 1000) / 1000:g} < {bound:g}"
 
 
 def _values(estimate: Estimate) -> tuple[float, float, float, float | None]:

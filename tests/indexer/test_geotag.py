@@ -238,8 +238,9 @@ def test_by_likeness_where_it_cannot_say_how_sure_it_is(index: Index, photos: Pa
     outcomes = run(index, photos, min_score=bound)
     assert whats(outcomes) == {path: "unsure" if s < bound else "tagged" for path, s in scores.items()}
     worst = min(scores, key=lambda path: scores[path])
-    shown = int(scores[worst] * 1000) / 1000
-    assert outcomes[worst].reason == f"not like enough (score {shown} < {bound:g})"
+    shown = round(scores[worst], 3)
+    assert shown < bound
+    assert outcomes[worst].reason == f"not like enough (score {shown:g} < {bound:g})"
 
 
 def test_both_bounds_hold_where_both_are_given(index: Index, photos: Path, sure: Callable[..., None]) -> None:
