@@ -47,3 +47,11 @@ class IndexBusy(IndexerError):
 
 class Superseded(IndexerError):
     """Another model has taken over the index since it was opened: open it again, and embed again."""
+
+
+class NotCalibrated(IndexerError):
+    """The index cannot say how sure it is, where that was asked for."""
+
+
+class XmpError(IndexerError):
+    """A photo's XMP or sidecar cannot be read or written; the message goes on from the file's name."""

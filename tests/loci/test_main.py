@@ -19,7 +19,7 @@ Loci = Callable[..., Result]
 Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMANDS = [
-    *("demo", "index", "query", "compare", "serve", "evaluate", "train"),
+    *("demo", "index", "query", "compare", "serve", "evaluate", "geotag", "train"),
     *("info", "check", "remove", "export", "connections", "keys", "weights"),
 ]
 
