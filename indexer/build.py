@@ -42,7 +42,8 @@ from indexer.spool import Spool
 from indexer.stored import Slot
 from indexer.target import is_index, target, translated
 from model.clusters import SAMPLE_PHOTOS
-from model.embedder import Embedded, Embedder
+from model.embedder import Embedded, Embedder, Seen
+from model.local_features import Packed
 from model.modelfile import PlaceModel, load_model
 from model.weights import load_weights
 
@@ -222,7 +223,11 @@ class _Run:
             raise UsageError(
                 f"the run to go on with was begun with --weights {options.weights}: say --weights again"
             )
-        return self._brought.fitted(image_size=options.image_size)
+        return self._brought.fitted(
+            image_size=options.image_size,
+            min_image_size=options.min_image_size,
+            local_features=options.local_features,
+        )
 
     def _go_on(self, finished: int, fitted: FitOptions, wanted: FitOptions) -> int:
         """The generation after a finished one: itself, or where it is to be fitted again, the next."""
@@ -264,6 +269,7 @@ class _Run:
             self._layout.shards(generation),
             embedder.model.config.output_dim,
             self._catalogue.last_slot(generation, RUN),
+            local=self._layout.local(generation),
         )
         spool = Spool(self._layout.spool(generation))
         pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
@@ -282,14 +288,16 @@ class _Run:
         self, generation: int, writer: ShardWriter, batch: Sequence[Embedded[fit.Pending]], reader: Reader
     ) -> int:
         rows = [
-            (embedded.item[0], view, yaw, descriptor)
+            (embedded.item[0], view, yaw, seen)
             for embedded in batch
-            for view, (descriptor, yaw) in enumerate(
-                zip(embedded.outputs, reader.yaws(len(embedded.outputs)), strict=True)
+            for view, (seen, yaw) in enumerate(
+                zip(embedded.seen, reader.yaws(len(embedded.seen)), strict=True)
             )
         ]
         if rows:
-            slots: list[Slot] = writer.append(np.stack([row[3] for row in rows]))
+            slots: list[Slot] = writer.append(
+                np.stack([row[3].descriptor for row in rows]), [row[3].local for row in rows]
+            )
             self._catalogue.add_descriptors(
                 generation, [(*row[:3], slot) for row, slot in zip(rows, slots, strict=True)]
             )
@@ -308,12 +316,16 @@ def _reduced(
         for item in items[start : start + 64]:
             whole = torch.from_numpy(spool.get("pooled", item[0])[:, 0])  # V K·D
             with torch.inference_mode():
-                batch.append(Embedded(item, tuple(embedder.model.reduce(whole).numpy())))
+                descriptors = embedder.model.reduce(whole).numpy()
+            local: Sequence[Packed | None] = [None] * len(descriptors)
+            if spool.has("local", item[0]):
+                local = spool.get_local(item[0])
+            batch.append(Embedded(item, tuple(map(Seen, descriptors, local))))
         yield batch
 
 
 def _reader(options: FitOptions) -> Reader:
-    return Reader(options.image_size, options.panoramas)
+    return Reader(options.image_size, options.panoramas, options.min_image_size)
 
 
 def _notes(collected: Collected, scanned: ScanResult, model: PlaceModel, manifest: Manifest) -> list[str]:

@@ -106,6 +106,8 @@ class Calibration:
 
     photos: int
     """Photos that have another of their place."""
+    of: int = 0
+    """How many photos the index had."""
     queries: int = 0
     """How many of them were asked."""
     reason: str | None = None

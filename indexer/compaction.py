@@ -6,7 +6,7 @@ import numpy as np
 
 from indexer.catalogue import Catalogue
 from indexer.layout import Layout
-from indexer.shards import POSTED, RUN, ShardWriter, read_slots, shard_path
+from indexer.shards import POSTED, RUN, ShardWriter, read_local, read_slots, shard_path
 from indexer.stored import Slot
 
 DEAD_SHARE = 0.25  # of a shard's rows
@@ -34,13 +34,15 @@ def _newest(catalogue: Catalogue, generation: int) -> list[int]:
 
 
 def _move(layout: Layout, catalogue: Catalogue, generation: int, dim: int, shard: int) -> None:
-    folder = layout.shards(generation)
     live = [item for item in catalogue.live_descriptors(generation) if item[2].shard == shard]
     moved: list[tuple[int, Slot]] = []
     if live:
-        blocks = list(read_slots(folder, [slot for _, _, slot in live], dim))
-        writer = ShardWriter(folder, dim, catalogue.last_slot(generation, RUN))
-        slots = writer.append(np.concatenate(blocks))
+        held = [slot for _, _, slot in live]
+        rows = np.concatenate(list(read_slots(layout.shards(generation), held, dim)))
+        local = read_local(layout.local(generation), held)
+        last = catalogue.last_slot(generation, RUN)
+        writer = ShardWriter(layout.shards(generation), dim, last, local=layout.local(generation))
+        slots = writer.append(rows, local)
         moved = [(number, slot) for (number, _, _), slot in zip(live, slots, strict=True)]
     with catalogue.transaction() as db:
         catalogue.move_descriptors(db, moved)
@@ -55,4 +57,5 @@ def _drop_emptied(layout: Layout, catalogue: Catalogue, generation: int) -> None
         for file in layout.shards(generation).glob("*.npy"):
             shard = int(file.stem)
             if shard in shards and shard < newest and shard not in used:
-                shard_path(layout.shards(generation), shard).unlink(missing_ok=True)
+                for folder in (layout.local(generation), layout.shards(generation)):
+                    shard_path(folder, shard).unlink(missing_ok=True)

@@ -127,7 +127,11 @@ def _spool(run: FitRun, embedded: Embedded[Pending], stage: str) -> None:
     if embedded.error is not None:
         with run.catalogue.transaction() as db:
             run.catalogue.set_failed(db, photo, embedded.error)
-    elif stage == "maps":
+        run.progress.advance()
+        return
+    if embedded.seen[0].local is not None:  # first, so that whoever finds the rest finds these
+        run.spool.put_local(photo, [seen.local for seen in embedded.seen if seen.local is not None])
+    if stage == "maps":
         each = run.embedder.model.config.pooling in CLUSTERED
         views = [_scaled(view, each_local=each) for view in embedded.outputs]
         run.spool.put("maps", photo, np.stack(views))  # V D H W

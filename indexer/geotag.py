@@ -23,7 +23,6 @@ from indexer.localise import GROUP_RADIUS_M
 from indexer.metadata import from_exif, from_name, read_table
 from indexer.positions_csv import PositionsCsv
 from indexer.progress import Progress, Silent
-from indexer.reading import Reader
 from indexer.scan import ScannedFile, scan
 from indexer.sidecars import (
     PhotoNames,
@@ -34,6 +33,7 @@ from indexer.sidecars import (
     write_estimate,
 )
 from indexer.xmp import Xmp
+from model.embedder import Seen
 from model.errors import ImageError
 from model.images import open_photo
 
@@ -179,7 +179,7 @@ class _Run:
         if self._csv and self._options.write:
             self._csv.check_writable()
         self._progress.stage("geotagging", len(self._files))
-        reader = Reader(self._index.image_size)
+        reader = self._index.reader
         try:
             for batch in self._index.embedder.stream(self._to_ask(), lambda f: reader(("", f.path))):
                 yield from self._drain()
@@ -188,7 +188,7 @@ class _Run:
                     if embedded.error is not None:
                         yield self._left(embedded.item, "unreadable", embedded.error)
                     else:
-                        yield self._answer(embedded.item, embedded.outputs[0])
+                        yield self._answer(embedded.item, embedded.seen[0])
             yield from self._drain()
             if self._csv and self._options.write:
                 self._csv.begin()  # even where there is nothing to write, what was to be replaced is
@@ -247,8 +247,8 @@ class _Run:
                 return "in its EXIF"
             return "in its own XMP" if _has_position(image.info.get("xmp")) else None
 
-    def _answer(self, file: ScannedFile, descriptor: Floats) -> Outcome:
-        answer = self._index.answer(descriptor, 1, filters=self._filters)
+    def _answer(self, file: ScannedFile, seen: Seen) -> Outcome:
+        answer = self._index.answer(seen, 1, filters=self._filters)
         self._require_confidence(answer)
         if not answer.places:
             return self._left(file, "no_position", "no photo of the index that has a position is like it")

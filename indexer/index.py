@@ -13,33 +13,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.additions import Additions, Searched
 from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit, Position
 from indexer.calibration import KNOWN_FROM, Calibration, check_known_share
-from indexer.catalogue import Catalogue, Hit
-from indexer.columns import Selection, Table
-from indexer.errors import ModelMismatch, NotFound, UsageError
+from indexer.catalogue import Catalogue
+from indexer.errors import NotFound, UsageError
 from indexer.evidence import WEIGHED, sample_of
 from indexer.filters import Filters
 from indexer.geo import haversine_m
 from indexer.layout import Layout, generation_of
-from indexer.localise import LOCATE_BY, group_hits, locate
+from indexer.localise import LOCATE_BY, locate
 from indexer.options import load_options
 from indexer.posting import Posting
+from indexer.reading import Reader
 from indexer.rebuild import rebuild
+from indexer.search import PHOTOS_A_PLACE, Question, Searcher, grouped
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, open_store, other_model, place_photos, read_manifest
 from indexer.stores.faiss import FaissStore
 from indexer.sureness import Judge, Judgement
+from indexer.verification import Features, Matches, matches
 from indexer.whereabouts import frame_ranks
-from model.embedder import Embedder
+from model.embedder import Embedder, Seen
 from model.errors import ImageError
 from model.images import Source, read_photo
 from model.modelfile import load_model, read_header
 
 Floats = NDArray[np.float32]
-
-PHOTOS_A_PLACE = 5  # shown in an answer
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,7 @@ class Index:
         self.manifest = manifest
         self.embedder = embedder
         self.known_share = check_known_share(known_share)
-        self._additions = Additions(layout, catalogue, manifest.snapshot, manifest.dim, store)
-        self._table = Table(catalogue, generation_of(manifest.snapshot))
+        self._search = Searcher(layout, catalogue, manifest, store)
         self._calibration = Calibration.from_json(manifest.calibration)
         self._judge = Judge(
             self._calibration,
@@ -151,17 +149,25 @@ class Index:
         """Longest side in pixels of what the network sees."""
         return self.embedder.model.config.image_size
 
-    def query(self, photo: Source, k: int = 5, *, filters: Filters | None = None) -> Answer:
+    @property
+    def min_image_size(self) -> int:
+        """Longest side in pixels to which smaller photos are enlarged for the network."""
+        return self.embedder.model.config.min_image_size
+
+    def query(
+        self, photo: Source, k: int = 5, *, filters: Filters | None = None, verify: bool = True
+    ) -> Answer:
         """Where was this photo taken: the k nearest places, and the position.
 
         Args:
             photo: a path, the bytes of an image file, or an open binary file.
             filters: which photos may be in the answer.
+            verify: look at the nearest photos once more, by their local features, where the index has them.
 
         Raises:
             ImageError: it cannot be read.
         """
-        return self.query_clip([photo], k, filters=filters)
+        return self.query_clip([photo], k, filters=filters, verify=verify)
 
     def query_clip(
         self,
@@ -169,11 +175,13 @@ class Index:
         k: int = 5,
         *,
         filters: Filters | None = None,
+        verify: bool = True,
         on_unreadable: Callable[[Source, ImageError], None] | None = None,
     ) -> Answer:
         """Where were these photos of one place taken; they are pooled as one, in whatever order.
 
         Args:
+            verify: as in `query`; a clip of several frames is never verified.
             on_unreadable: told of each frame that cannot be read, which is then left out.
 
         Raises:
@@ -184,7 +192,7 @@ class Index:
         images = []
         for frame in frames:
             try:
-                images.append(read_photo(frame, self.image_size))
+                images.append(self._read(frame))
             except ImageError as error:
                 if on_unreadable is None:
                     raise
@@ -192,23 +200,35 @@ class Index:
         if frames and not images:
             raise ImageError("no frame of the clip can be read")
         decoded = time.perf_counter()
-        descriptor = self.embedder.embed_clips([images])[0]
+        seen = self.embedder.see([images])[0]
         embedded = time.perf_counter()
         timings = {"decode": 1000 * (decoded - start), "embed": 1000 * (embedded - decoded)}
-        return self.answer(descriptor, k, timings, filters)
+        return self.answer(seen, k, timings, filters, verify)
 
     def embed(self, photos: Sequence[Source]) -> Floats:
         """Descriptors of photos, B d, unit length. Raises ImageError for the first that cannot be read."""
-        return self.embedder.embed([read_photo(photo, self.image_size) for photo in photos])
+        return self.embedder.embed([self._read(photo) for photo in photos])
+
+    @property
+    def reader(self) -> Reader:
+        """What reads query photos as this index's network takes them."""
+        return Reader(self.image_size, min_image_size=self.min_image_size)
+
+    def _read(self, photo: Source) -> NDArray[np.uint8]:
+        return read_photo(photo, self.image_size, self.min_image_size)
 
     def answer(
         self,
-        descriptor: Floats,
+        seen: Seen | Floats,
         k: int = 5,
         timings_ms: Mapping[str, float] | None = None,
         filters: Filters | None = None,
+        verify: bool = True,
     ) -> Answer:
-        """The answer for a photo's descriptor (d): search → places → position, and how sure that is.
+        """The answer for what a photo was seen as: search → verify → places → position, and how sure it is.
+
+        Args:
+            seen: by this index's model; a descriptor (d) alone is answered without verification.
 
         Raises:
             UsageError: `k` is below 1.
@@ -217,13 +237,16 @@ class Index:
         if k < 1:
             raise UsageError(f"k counts places and must be at least 1, got {k}")
         start = time.perf_counter()
-        hits, places = self._hits_of_places(descriptor, k, filters)
+        question = Question.of(seen, verify=verify)
+        hits, places = self._search.with_places(question, k, filters)
         position = locate(
-            [_photo_hit(score, hit) for score, hit in hits[:LOCATE_BY]],
-            radius_factor=self._judge.radius_factor,
+            [found.shown() for found in hits[:LOCATE_BY]], radius_factor=self._judge.radius_factor
         )
-        judgement = self._judgement(descriptor, places, filters)
-        timings = dict(timings_ms or {}) | {"search": 1000 * (time.perf_counter() - start)}
+        judgement = self._judgement(question, places, filters)
+        timings = dict(timings_ms or {})
+        timings["search"] = 1000 * (time.perf_counter() - start) - question.verify_ms
+        if question.features is not None:
+            timings["verify"] = question.verify_ms
         return Answer(
             known=None if judgement.confidence is None else judgement.confidence >= KNOWN_FROM,
             confidence=judgement.confidence,
@@ -236,83 +259,43 @@ class Index:
         )
 
     def _judgement(
-        self, descriptor: Floats, places: Sequence[PlaceHit], filters: Filters | None
+        self, question: Question, places: Sequence[PlaceHit], filters: Filters | None
     ) -> Judgement:
         rivals = places
         if places and self._judge.judges and filters is not None and filters.narrow:
-            rivals = self._grouped(self._hits(descriptor, WEIGHED, self._additions.current(), None, None))
-        return self._judge.judge(descriptor, places, rivals)
+            rivals = grouped(self._search.nearest(question, WEIGHED))
+        return self._judge.judge(question.descriptor, places, rivals)
 
-    def nearest(self, descriptor: Floats, n: int, filters: Filters | None = None) -> list[PhotoHit]:
-        """The n photos most like a descriptor (d), best first."""
-        searched, selection = self._searched(filters)
-        return [
-            _photo_hit(score, hit) for score, hit in self._hits(descriptor, n, searched, selection, filters)
-        ]
+    def nearest(
+        self, seen: Seen | Floats, n: int, filters: Filters | None = None, *, verify: bool = True
+    ) -> list[PhotoHit]:
+        """The n photos most like what a photo was seen as, best first; see `answer`."""
+        question = Question.of(seen, verify=verify)
+        return [found.shown() for found in self._search.nearest(question, n, filters)]
 
-    def _searched(self, filters: Filters | None) -> tuple[Searched, Selection | None]:
-        """What is searched now, and which of it where filters leave some out."""
-        # In this order: a photo added in between is searched and not selected, which does no harm.
-        selection = self._table.select(filters) if filters is not None and filters.narrow else None
-        return self._additions.current(), selection
+    def see(self, photo: Source) -> Seen:
+        """What a photo is seen as: its descriptor and local features. Raises ImageError."""
+        return self.embedder.see([[self._read(photo)]])[0]
 
-    def _hits(
-        self,
-        descriptor: Floats,
-        n: int,
-        searched: Searched,
-        selection: Selection | None,
-        filters: Filters | None,
-    ) -> list[tuple[float, Hit]]:
-        """Score and photo of the n nearest photos; a panorama counts once, by its best view."""
-        if descriptor.shape != (self.manifest.dim,):
-            raise ModelMismatch(
-                f"this index has {self.manifest.dim}-D descriptors, got one of shape {descriptor.shape}"
-            )
-        among = None if selection is None else selection.ids
-        count = searched.count if among is None else len(among)
-        ask = n + 8
-        while count:
-            found = searched.search(descriptor, min(ask, count), among)
-            shown = self._shown([number for _, number in found], filters if among is not None else None)
-            best: dict[str, tuple[float, Hit]] = {}
-            for score, number in found:
-                hit = shown.get(number)
-                if hit is not None and hit.photo.id not in best:
-                    best[hit.photo.id] = (score, hit)
-            if len(best) >= n or ask >= count:
-                return list(best.values())[:n]
-            ask *= 4
-        return []
+    def matches(self, seen: Seen, id: str) -> Matches | None:
+        """Where a photo and one of the index show the same; None where the index keeps no local features.
 
-    def _shown(self, numbers: Sequence[int], filters: Filters | None) -> dict[int, Hit]:
-        """The photos of descriptors, without those removed since, or changed so that they do not pass."""
-        hits = self._catalogue.hits(numbers)
-        if filters is None:
-            return hits
-        passing = self._table.passing(filters, [hit.row(number) for number, hit in hits.items()])
-        return {number: hit for number, hit in hits.items() if number in passing}
+        Of a panorama, by the view that agrees most.
 
-    def _hits_of_places(
-        self, descriptor: Floats, k: int, filters: Filters | None
-    ) -> tuple[list[tuple[float, Hit]], tuple[PlaceHit, ...]]:
-        """The nearest photos, as many as it takes to name k places (or all), and all places they show."""
-        searched, selection = self._searched(filters)
-        most = self.manifest.places + searched.count - self.manifest.count
-        if selection is not None:
-            most = selection.places
-        n = max(WEIGHED, 4 * PHOTOS_A_PLACE * k)
-        while True:
-            hits = self._hits(descriptor, n, searched, selection, filters)
-            places = self._grouped(hits)
-            if len(places) >= min(k, most) or len(hits) < n:
-                return hits, places
-            n *= 4
+        Raises:
+            NotFound: there is no photo of that id.
+        """
+        self._catalogue.photo(id)
+        views = self._search.features(id)
+        if seen.local is None or not views:
+            return None
+        asked = Features.of(seen.local)
+        return max((matches(asked, view) for view in views), key=lambda found: len(found.query))
 
-    def _grouped(self, hits: Sequence[tuple[float, Hit]]) -> tuple[PlaceHit, ...]:
-        """The places that the hits show, best first, with all of those."""
-        places = {hit.photo.id: hit.place for _, hit in hits}
-        return group_hits((_photo_hit(score, hit) for score, hit in hits), places.get)
+    @property
+    def verifies(self) -> bool:
+        """Whether this index keeps local features to verify answers by."""
+        return self.embedder.model.local is not None
 
     def descriptors(self) -> tuple[list[str], Floats]:
         """Photo ids and descriptors (n d) of everything searched, views of panoramas one by one."""
@@ -371,7 +354,7 @@ class Index:
 
     def drift(self) -> float:
         """How many descriptors were added to the snapshot or died in it since, as a share of it."""
-        searched = self._additions.current()
+        searched = self._search.current()
         dead = max(searched.count - self.counts().descriptors, 0)
         return (searched.count - searched.snapshot.count + dead) / max(searched.snapshot.count, 1)
 
@@ -396,6 +379,9 @@ class Index:
             "descriptors": counts.descriptors,
             "with_position": sum(photo.lat is not None for photo in self.photos()),
             "image_size": config.image_size,
+            "min_image_size": config.min_image_size,
+            "local_features": config.local_features,
+            "local_bytes": _disk_use(self._layout.local(generation)),
             "panoramas": fit.panoramas,
             "pooling": config.pooling,
             "pooling_settings": config.pooling_settings(),
@@ -461,20 +447,6 @@ def _with_distances(places: Sequence[PlaceHit], filters: Filters | None) -> tupl
         if place.lat is None or place.lon is None
         else replace(place, distance_m=round(float(haversine_m(lat, lon, place.lat, place.lon)), 1))
         for place in places
-    )
-
-
-def _photo_hit(score: float, hit: Hit) -> PhotoHit:
-    photo = hit.photo
-    heading = None if photo.heading is None else (photo.heading + hit.yaw) % 360
-    return PhotoHit(
-        photo.id,
-        photo.path,
-        min(1.0, round(score, 6)),  # what fp32 rounding leaves of a cosine is not worth more digits
-        lat=photo.lat,
-        lon=photo.lon,
-        heading=heading,
-        taken_at=photo.taken_at,
     )
 
 

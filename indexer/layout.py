@@ -32,6 +32,10 @@ class Layout:
     def shards(self, number: int) -> Path:
         return self.generation(number) / "shards"
 
+    def local(self, number: int) -> Path:
+        """Shards of local features, row by row beside those of descriptors."""
+        return self.generation(number) / "local"
+
     def spool(self, number: int) -> Path:
         return self.generation(number) / "spool"
 

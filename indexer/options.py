@@ -12,11 +12,14 @@ from typing import Any
 from indexer.errors import IndexerError, UsageError
 from indexer.files import replace_text
 from indexer.places import parse_mode
-from model.images import DEFAULT_IMAGE_SIZE, MIN_SIDE
+from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE, MIN_SIDE
+from model.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig
 from model.poolings import CLUSTERED, NORMALISATIONS, POOLINGS
 
 DEFAULT_GHOSTS = 8
+EARLIER = {"min_image_size": 0, "local_features": 0}
+"""What indexes were made with before there was an option for it."""
 POOLING_OPTIONS = {
     "clusters": CLUSTERED,
     "netvlad_version": ("netvlad", "ghostvlad"),
@@ -33,6 +36,8 @@ class FitOptions:
     dim: int = 512  # at most; few photos carry fewer dimensions
     clusters: int = 64
     image_size: int = DEFAULT_IMAGE_SIZE
+    min_image_size: int = MIN_IMAGE_SIZE
+    local_features: int = LOCAL_FEATURES
     panoramas: int | None = None  # views that a 360° photo is cut into
     weights: str = "imagenet"  # or a fitted model's name, with its fingerprint
     pooling: str = "netvlad"
@@ -51,6 +56,8 @@ class FitOptions:
             ghosts=self.ghosts,
             normalisation=self.vlad_normalisation,
             image_size=self.image_size,
+            min_image_size=self.min_image_size,
+            local_features=self.local_features,
         )
 
 
@@ -73,6 +80,8 @@ class BuildOptions:
     dim: int | None = None
     clusters: int | None = None
     image_size: int | None = None
+    min_image_size: int | None = None
+    local_features: int | None = None
     panoramas: int | None = None
     weights: str | None = None
     pooling: str | None = None
@@ -94,6 +103,8 @@ class BuildOptions:
         _at_least("--dim", self.dim, 1)
         _at_least("--clusters", self.clusters, 1)
         _at_least("--image-size", self.image_size, MIN_SIDE)
+        _at_least("--min-image-size", self.min_image_size, 0)
+        _at_least("--local-features", self.local_features, 0)
         _at_least("--panoramas", self.panoramas, 2)
         _at_least("--ghosts", self.ghosts, 1)
         _at_least("--seed", self.seed, 0)
@@ -150,6 +161,8 @@ def _as_brought(brought: ModelConfig, base: FitOptions, said: dict[str, Any]) ->
         "ghosts": brought.ghosts,
         "vlad_normalisation": brought.normalisation,
     }
+    if brought.backbone != "vgg16":  # trained on images of one size, and without conv4_3
+        own |= {"min_image_size": brought.min_image_size, "local_features": 0}
     if brought.dim is not None:
         own["dim"] = brought.dim
     for name, value in own.items():
@@ -173,7 +186,7 @@ def load_options(path: Path) -> tuple[FitOptions, PlaceOptions]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         places = PlaceOptions(values.pop("places"), values.pop("place_radius_m"))
-        return FitOptions(**values), places
+        return FitOptions(**(EARLIER | values)), places
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IndexerError(f"{path} cannot be read: {error}") from error
 

@@ -17,9 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from indexer.answers import Photo
 from indexer.catalogue import Catalogue, PhotoFacts
 from indexer.errors import FieldError, IndexerError, NotFound, Superseded
@@ -31,12 +28,10 @@ from indexer.metadata import PhotoMetadata, from_exif
 from indexer.metadata.record import heading_or_none, time_or_none
 from indexer.options import load_options
 from indexer.reading import Reader
-from indexer.shards import POSTED, ShardWriter
+from indexer.shards import POSTED, Floats, Local, ShardWriter
 from indexer.stored import Slot
 from indexer.target import translated
 from model.images import MAX_PIXELS, open_photo, upright_size
-
-Floats = NDArray[np.float32]
 
 SUFFIXES = {
     "JPEG": ".jpg",
@@ -133,7 +128,7 @@ class Posting:
         self._generation = generation
         self._dim = dim
         fitted, self._places = load_options(layout.options(generation))
-        self.reader = Reader(fitted.image_size, fitted.panoramas)
+        self.reader = Reader(fitted.image_size, fitted.panoramas, fitted.min_image_size)
         with translated(layout.folder):
             self._catalogue = Catalogue(layout.folder, create=True)
 
@@ -148,8 +143,8 @@ class Posting:
             return self._catalogue.photo(photo.id)
         return None
 
-    def add(self, photo: NewPhoto, descriptors: Floats) -> tuple[Photo, bool]:
-        """Store a photo with the descriptors (V d) of its views: on disk when it returns.
+    def add(self, photo: NewPhoto, descriptors: Floats, local: Local | None = None) -> tuple[Photo, bool]:
+        """Store a photo with its views' descriptors (V d) and local features: on disk when it returns.
 
         Returns what the index knows of it, and whether it is new: a photo that is there already stays as it
         is, and one that was removed comes back as it is given now.
@@ -170,7 +165,9 @@ class Posting:
                 self._catalogue.renew_photo(db, photo.facts)
             self._catalogue.put_stored(db, photo.id, photo.file, photo.name)
             if not self._is_embedded(photo.id):
-                self._catalogue.put_descriptors(db, self._generation, self._append(photo.id, descriptors))
+                self._catalogue.put_descriptors(
+                    db, self._generation, self._append(photo.id, descriptors, local)
+                )
             if status != "ok":
                 join_place(db, photo.facts, self._places)
             # Within the transaction, so that nobody who deletes the photo takes this file away.
@@ -195,14 +192,22 @@ class Posting:
     def _is_embedded(self, photo: str) -> bool:
         return self._catalogue.is_embedded(photo, self._generation)
 
-    def _append(self, photo: str, descriptors: Floats) -> list[tuple[str, int, float, Slot]]:
+    def _append(
+        self, photo: str, descriptors: Floats, local: Local | None
+    ) -> list[tuple[str, int, float, Slot]]:
         # Within the transaction, so that no other writer takes the same slots.
         last = self._catalogue.last_slot(self._generation, POSTED)
-        writer = ShardWriter(self._layout.shards(self._generation), self._dim, last, POSTED)
+        writer = ShardWriter(
+            self._layout.shards(self._generation),
+            self._dim,
+            last,
+            POSTED,
+            local=self._layout.local(self._generation),
+        )
         yaws = self.reader.yaws(len(descriptors))
         return [
             (photo, view, yaw, slot)
-            for view, (yaw, slot) in enumerate(zip(yaws, writer.append(descriptors), strict=True))
+            for view, (yaw, slot) in enumerate(zip(yaws, writer.append(descriptors, local), strict=True))
         ]
 
     @contextmanager

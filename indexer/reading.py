@@ -13,16 +13,17 @@ from model.panorama import cut_views, is_panorama, source_width
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads photos for one model: `image_size` pixels, 360° photos cut into `panoramas` views."""
+    """Reads photos for one model: `image_size` pixels at most, 360° photos cut into `panoramas` views."""
 
     image_size: int
     panoramas: int | None = None
+    min_image_size: int = 0
 
     def __call__(self, item: tuple[str, Source]) -> list[NDArray[np.uint8]]:
         """The images of a photo (id, file or its bytes). Raises ImageError."""
         photo = item[1]
         if self.panoramas is None or not _is_panorama(photo):
-            return [read_photo(photo, self.image_size)]
+            return [read_photo(photo, self.image_size, self.min_image_size)]
         whole = read_photo(photo, source_width(self.image_size, self.panoramas))
         return [view.image for view in cut_views(whole, self.panoramas)]
 

@@ -25,6 +25,8 @@ from indexer.whereabouts import Mask, PlaceRule, Whereabouts
 
 QUERIES = 300
 """Photos asked at most."""
+VERIFIED = 150
+"""Of them, those whose answers are verified, too."""
 LEAST = 40
 """Photos that must have another of their place, and that must have others without their surroundings."""
 DISTURBANCES = 4
@@ -110,14 +112,17 @@ def calibrate(collection: Collection, verify: Verify | None = None) -> Calibrati
             "to learn what a photo of an unknown place looks like: index more places",
         )
     cases = _cases(found)
-    verified = _cases(_verified(collection, found, verify)) if verify else []
+    looked = {collection.photos[i].id for i in drawn[:VERIFIED]}
+    verified = (
+        _verified(collection, [one for one in found if one.photo.id in looked], verify) if verify else []
+    )
     return replace(
         empty,
         queries=len(drawn),
         model=fit(cases),
-        verified=fit(verified) if verified else None,
+        verified=fit(_cases(verified)) if verified else None,
         right=_share_right(found),
-        ece=cross_validated_error(verified or cases),
+        ece=cross_validated_error(_cases(verified) if verified else cases),
         radius_factor=_radius_factor(found),
     )
 

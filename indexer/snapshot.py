@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,13 +22,16 @@ from indexer.files import replace_file, replace_text, sha256_of, sync_folder
 from indexer.layout import Layout, generation_of
 from indexer.options import PlaceOptions
 from indexer.places import AssignedPlace, PlacePhoto, assign_places
-from indexer.self_queries import Collection, Verify, calibrate
+from indexer.self_queries import Collection, calibrate
 from indexer.shards import Floats, read_slots
 from indexer.stored import ROOT, Slot
 from indexer.stores.faiss import FACTORY, FaissStore, Ids
+from indexer.verification import OwnPhotos
 from indexer.whereabouts import PlaceRule, frame_ranks
 
 FORMAT = 1
+NEARLY_THE_SAME = 0.05
+"""Share of photos that may come or go before what is known of answers is found out anew."""
 
 Live = tuple[int, str, Slot]  # a descriptor's id, its photo, and where its bytes are
 
@@ -70,7 +73,6 @@ def publish(
     dim: int,
     options: PlaceOptions,
     settle: Callable[[], object] | None = None,
-    verify: Verify | None = None,
 ) -> Manifest:
     """Make the catalogue's descriptors of a generation searchable; does nothing when they are already.
 
@@ -79,7 +81,6 @@ def publish(
     Args:
         settle: embeds what is pending; called before a new generation takes over from one that photos were
             POSTed to meanwhile.
-        verify: verifies what a photo of the index finds, where queries are verified.
 
     Raises:
         IndexerError: there is no descriptor, or the disk cannot be written.
@@ -113,7 +114,9 @@ def publish(
         places_by=options.describe(),
         factory=FACTORY,
         recall=1.0,
-        calibration=_calibrate(catalogue, store, live, assigned, options, verify).to_json(),
+        calibration=_calibration(
+            layout, catalogue, generation, last, store, live, assigned, options
+        ).to_json(),
         content=content,
         index_bytes=index.stat().st_size,
         index_sha256=sha256_of(index),
@@ -148,22 +151,44 @@ def _assign(catalogue: Catalogue, options: PlaceOptions, last: Manifest | None) 
     return assign_places(place_photos(catalogue), options.places, options.place_radius_m, existing)
 
 
-def _calibrate(
+def _calibration(
+    layout: Layout,
     catalogue: Catalogue,
+    generation: int,
+    last: Manifest | None,
     store: FaissStore,
     live: Sequence[Live],
     assigned: Sequence[AssignedPlace],
     options: PlaceOptions,
-    verify: Verify | None,
 ) -> Calibration:
+    """How sure answers are; as the last snapshot has it while the collection is nearly the same."""
+    photos = len({photo for _, photo, _ in live})
+    if (
+        last is not None
+        and last.places_by == options.describe()
+        and generation_of(last.snapshot) == generation
+    ):
+        before = Calibration.from_json(last.calibration)
+        if before is not None and abs(photos - before.of) <= NEARLY_THE_SAME * before.of:
+            return before
     rule = PlaceRule.of(options.places, options.place_radius_m)
     ranks = frame_ranks(place_photos(catalogue), rule.frames) if rule.frames else None
     places = {photo: place.id for place in assigned for photo in place.members}
     known = {photo.id: photo for photo in catalogue.photos()}
     # What was deleted since the descriptors were listed stays in the store, and is asked nothing.
-    return calibrate(
-        Collection.of(store, known, [photo for _, photo, _ in live], places, rule, ranks), verify
-    )
+    collection = Collection.of(store, known, [photo for _, photo, _ in live], places, rule, ranks)
+    return replace(calibrate(collection, _verifier(layout, generation, live)), of=photos)
+
+
+def _verifier(layout: Layout, generation: int, live: Sequence[Live]) -> OwnPhotos | None:
+    """What verifies the answers to an index's own photos; None where it keeps no local features."""
+    folder = layout.local(generation)
+    if not folder.is_dir():
+        return None
+    slots: dict[str, list[Slot]] = {}
+    for _, photo, slot in live:
+        slots.setdefault(photo, []).append(slot)
+    return OwnPhotos(folder, slots)
 
 
 def read_manifest(layout: Layout, name: str) -> Manifest:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.files import save_array
+from model.local_features import Packed
 
 Floats = NDArray[np.float32]
 
@@ -28,6 +30,16 @@ class Spool:
     def get(self, kind: str, photo: str) -> Floats:
         """An array that was put."""
         return np.load(self._path(kind, photo), allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+
+    def put_local(self, photo: str, local: Sequence[Packed]) -> None:
+        """Keep the local features of a photo's views; on disk when it returns."""
+        path = self._path("local", photo)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_array(path, np.stack(local))
+
+    def get_local(self, photo: str) -> list[Packed]:
+        """What `put_local` kept."""
+        return list(np.load(self._path("local", photo), allow_pickle=False))
 
     def shape(self, kind: str, photo: str) -> tuple[int, ...]:
         """The shape of an array that was put, without reading it."""

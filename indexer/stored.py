@@ -116,6 +116,11 @@ class StoredPhotos(Database):
         found = [(number, Slot(*slot)) for number, *slot in self._rows_among(query, ids, generation)]
         return sorted(found, key=lambda item: item[0])
 
+    def slots_of(self, generation: int, photo: str) -> list[Slot]:
+        """Where the descriptors of a photo's views lie, in their order."""
+        query = "SELECT shard, row FROM descriptors WHERE generation = ? AND photo = ? ORDER BY view"
+        return [Slot(*slot) for slot in self._rows(query, (generation, photo))]
+
     def shard_use(self, generation: int) -> list[tuple[int, int, int]]:
         """Each shard that rows name: its number, how many of its rows are searched, how many are written."""
         return self._rows(

@@ -58,18 +58,18 @@ def _by_index(
     from indexer.index import Index
 
     index = Index.open(path, device=device, precision=precision)
-    images = _read(photos, index.image_size)
+    images = _read(photos, index.image_size, index.min_image_size)
     return index.model_fingerprint, index.embedder.embed(images)
 
 
-def _read(photos: Sequence[Path], image_size: int) -> "list[NDArray[np.uint8]]":
+def _read(photos: Sequence[Path], image_size: int, min_image_size: int) -> "list[NDArray[np.uint8]]":
     from model.errors import ImageError
     from model.images import read_photo
 
     images = []
     for photo in photos:
         try:
-            images.append(read_photo(photo, image_size))
+            images.append(read_photo(photo, image_size, min_image_size))
         except ImageError as error:
             raise type(error)(f"{photo}: {error}") from error
     return images
@@ -80,10 +80,10 @@ def _by_average(photos: Sequence[Path], device: str, precision: str) -> tuple[st
     import numpy as np
 
     from model.embedder import Embedder
-    from model.images import DEFAULT_IMAGE_SIZE
+    from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE
     from model.modelfile import ModelConfig, PlaceModel
 
-    images = _read(photos, DEFAULT_IMAGE_SIZE)
+    images = _read(photos, DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE)
     network = Embedder(PlaceModel.unfitted(ModelConfig()), device=device, precision=precision)
     maps = network.outputs(images, "maps")  # each D H W
     means = np.stack([np.maximum(part, 0.0).mean((1, 2)) for part in maps])  # 2 D

@@ -7,16 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from indexer.answers import KNOWN_SHARE
 from indexer.errors import IndexerError
 from loci.console import count, distance, note, say, say_json, table
 from loci.failures import SomeUnreadable
-from loci.options import DeviceOption, IndexOption, JsonFlag, PrecisionOption, at_least
+from loci.options import (
+    DeviceOption,
+    IndexOption,
+    JsonFlag,
+    KnownShareOption,
+    PrecisionOption,
+    VerifyOption,
+    at_least,
+)
 from loci.progress import showing_progress
 
 if TYPE_CHECKING:
     from indexer.evaluation import Comparison, Evaluation
-    from indexer.index import Index
+    from indexer.index import Floats, Index
     from indexer.progress import Progress
+    from model.embedder import Seen
 
 RADIUS_M = 25.0
 NAMED = 10  # changed queries of each kind that the console names
@@ -104,6 +114,8 @@ def evaluate(
     per_query: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Write a table of all queries.")
     ] = None,
+    verify: VerifyOption = True,
+    known_share: KnownShareOption = KNOWN_SHARE,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     as_json: JsonFlag = False,
@@ -126,18 +138,19 @@ def evaluate(
         "one_per_panorama": one_per_panorama,
         "radius_m": radius[0] if radius else RADIUS_M,
         "more_radii_m": radius[1:] if radius else (),
+        "verify": verify,
     }
     if radius and (truth or frames is not None):
         note("Note: --radius has no say beside --truth or --frames.")
         options["more_radii_m"] = ()
     for file in (report, per_query):
         _check_writable(file)
-    opened = Index.open(index, device=device, precision=precision)
+    opened = Index.open(index, device=device, precision=precision, known_share=known_share)
     comparison = None
     with showing_progress() as progress:
         result = evaluation.evaluate(opened, queries, **options, progress=progress)
         if compare is not None:
-            other = Index.open(compare, device=device, precision=precision)
+            other = Index.open(compare, device=device, precision=precision, known_share=known_share)
             try:
                 asked = evaluation.evaluate(other, queries, **options, progress=progress)
             except IndexerError as error:
@@ -184,8 +197,25 @@ def _write_report(
     from indexer.report import write_report
 
     title = f"{index.path.absolute().name}, asked about {queries.absolute().name}"
+
+    seen: dict[Path, Seen] = {}
+
+    def matches(query: Path, photo: str) -> "tuple[Floats, Floats] | None":
+        if query not in seen:
+            seen.clear()  # one is asked after the other
+            seen[query] = index.see(query)
+        found = index.matches(seen[query], photo)
+        return None if found is None else (found.query, found.photo)
+
     write_report(
-        path, result, index, title=title, comparison=comparison, pictured=pictured, progress=progress
+        path,
+        result,
+        index,
+        title=title,
+        comparison=comparison,
+        pictured=pictured,
+        matches=matches if index.verifies else None,
+        progress=progress,
     )
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from indexer.answers import KNOWN_SHARE
 from loci.console import count, distance, latlon, note, say, say_json, table
 from loci.failures import FAILED, Interrupted, SomeUnreadable
-from loci.options import DeviceOption, IndexOption, JsonFlag, PrecisionOption
+from loci.options import DeviceOption, IndexOption, JsonFlag, KnownShareOption, PrecisionOption
 from loci.progress import showing_progress
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def geotag(
         int | None,
         typer.Option(metavar="N", help="Ask about N photos and stop: a try.", rich_help_panel=WHEN),
     ] = None,
+    known_share: KnownShareOption = KNOWN_SHARE,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     as_json: JsonFlag = False,
@@ -145,7 +147,7 @@ def geotag(
         limit=limit,
     )
     options.check()
-    opened = Index.open(index, device=device, precision=precision)
+    opened = Index.open(index, device=device, precision=precision, known_share=known_share)
     outcomes = _run(opened, photos, options, as_json=as_json)
     _report(opened, outcomes, options, as_json=as_json)
     for outcome in outcomes:

@@ -122,6 +122,22 @@ def index(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    min_image_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Longest side that smaller photos are enlarged to; 0 leaves them. [default: 256]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    local_features: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Features kept of each photo to verify answers by, 68 bytes each; 0: none. [default: 500]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     panoramas: Annotated[
         int | None,
         typer.Option(metavar="N", help="Cut 360° photos into N views.", rich_help_panel=MODEL),
@@ -153,6 +169,8 @@ def index(
         dim=dim,
         clusters=clusters,
         image_size=image_size,
+        min_image_size=min_image_size,
+        local_features=local_features,
         panoramas=panoramas,
         weights=weights,
         pooling=pooling,

@@ -51,7 +51,8 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "model", f"{found['model']}: {found['weights']}, {_pooling(found)}"
     fitted_on = found["fit"].get("cluster_photos") or found["fit"].get("reduction_photos")
     yield "fitted on", fitted_on and count(fitted_on, "photo")
-    yield "image size", f"{found['image_size']:,} px at most"
+    yield "image size", f"{found['image_size']:,} px at most{_least(found['min_image_size'])}"
+    yield "local features", _local(found)
     yield "panoramas", found["panoramas"] and f"cut into {found['panoramas']} views"
     yield "snapshot", f"{found['snapshot']} of {found['created_at']}"
     yield "search", f"{found['factory']}, finds {found['search_recall']:.1%} of what an exact search finds"
@@ -69,6 +70,17 @@ def _confidence(found: dict[str, Any] | None) -> str:
         f"calibrated on {count(found['queries'], 'photo')} of the index, some disturbed, of whose places "
         f"{found['right']:.0%} were found; expected calibration error {found['ece']:.3f} on photos left out"
     )
+
+
+def _least(pixels: int) -> str:
+    return f", smaller photos enlarged to {pixels:,}" if pixels else ""
+
+
+def _local(found: dict[str, Any]) -> str:
+    kept = found["local_features"]
+    if not kept:
+        return "none: answers are not verified"
+    return f"{kept:,} of a photo at most, {size(found['local_bytes'])}"
 
 
 def _pooling(found: dict[str, Any]) -> str:

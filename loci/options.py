@@ -69,6 +69,15 @@ KnownShareOption = Annotated[
 ]
 
 
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Look at the nearest photos once more, by their local features, where the index keeps them.",
+    ),
+]
+
+
 def command_line(*words: object) -> str:
     """Give a command to type, each word quoted where the shell needs it."""
     return shlex.join(str(word) for word in words)

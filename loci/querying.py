@@ -11,7 +11,15 @@ from indexer.errors import FieldError, UsageError
 from indexer.filters import DEFAULT_TOLERANCE, Filters
 from loci.console import distance, latlon, note, say, say_json, table
 from loci.failures import FAILED, SomeUnreadable
-from loci.options import DeviceOption, IndexOption, JsonFlag, KnownShareOption, PrecisionOption, at_least
+from loci.options import (
+    DeviceOption,
+    IndexOption,
+    JsonFlag,
+    KnownShareOption,
+    PrecisionOption,
+    VerifyOption,
+    at_least,
+)
 
 if TYPE_CHECKING:
     from indexer.answers import Answer, PlaceHit
@@ -60,6 +68,7 @@ def query(
         float, _filter("DEGREES", "How far to either side of --heading still counts.")
     ] = DEFAULT_TOLERANCE,
     place: Annotated[str | None, _filter("PLACE", "Only photos of the place of this id or name.")] = None,
+    verify: VerifyOption = True,
     known_share: KnownShareOption = KNOWN_SHARE,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -97,7 +106,7 @@ def query(
 
     for asked in [photos] if clip else [[photo] for photo in photos]:
         try:
-            answer = opened.query_clip(asked, k, filters=filters, on_unreadable=skip)
+            answer = opened.query_clip(asked, k, filters=filters, verify=verify, on_unreadable=skip)
         except ImageError:  # none of them can be read, as was said
             continue
         answers.append((asked, answer))

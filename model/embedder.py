@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.errors import ImageError, ModelError
+from model.local_features import Packed
 from model.modelfile import PlaceModel
 
 T = TypeVar("T")
@@ -25,13 +25,28 @@ STAGES = ("maps", "sums", "pooled", "descriptors")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the network made of one photo or clip."""
+
+    descriptor: NDArray[np.float32]
+    """d, unit length; in `Embedder.stream`, what its stage makes."""
+    local: Packed | None = None
+    """The photo's local features; None of a clip, and where the model keeps none."""
+
+
 @dataclass(frozen=True)
 class Embedded(Generic[T]):
     """One item of a stream with what became of each of its images, or with the reason it has none."""
 
     item: T
-    outputs: tuple[NDArray[np.float32], ...] = ()
+    seen: tuple[Seen, ...] = ()
     error: str | None = None
+
+    @property
+    def outputs(self) -> tuple[NDArray[np.float32], ...]:
+        """What the stage made of each image."""
+        return tuple(seen.descriptor for seen in self.seen)
 
 
 class Embedder:
@@ -93,29 +108,46 @@ class Embedder:
         Raises:
             ModelError: a clip without frames.
         """
+        if not clips:
+            return self.embed([])
+        return np.stack([seen.descriptor for seen in self.see(clips)])
+
+    def see(self, clips: Sequence[Sequence[Image]]) -> list[Seen]:
+        """The descriptors of clips as `embed_clips` has them, and a photo's local features.
+
+        Raises:
+            ModelError: a clip without frames.
+        """
         if not all(len(clip) for clip in clips):
             raise ModelError("a clip needs at least one frame, got none")
         if all(len(clip) == 1 for clip in clips):
-            return self.embed([clip[0] for clip in clips])
-        sums = iter(self.outputs([frame for clip in clips for frame in clip], "sums"))
+            return self._see([clip[0] for clip in clips], "descriptors")
+        frames = iter(self._see([frame for clip in clips for frame in clip], "sums"))
+        parts = [[next(frames) for _ in clip] for clip in clips]
         # In fp64, so that the order of the frames is lost in rounding.
-        added = [np.sum([next(sums) for _ in clip], axis=0, dtype=np.float64) for clip in clips]
+        added = [np.sum([frame.descriptor for frame in part], axis=0, dtype=np.float64) for part in parts]
         with torch.inference_mode():
             rows = torch.from_numpy(np.stack(added).astype(np.float32)).to(self.device)  # B S
-            descriptors: Tensor = self._running.reduce(self._running.pooling.finish(rows))
-        return descriptors.cpu().numpy()
+            descriptors = self._running.reduce(self._running.pooling.finish(rows)).cpu().numpy()
+        return [
+            Seen(descriptor, part[0].local if len(part) == 1 else None)
+            for descriptor, part in zip(descriptors, parts, strict=True)
+        ]
 
     def outputs(self, images: Sequence[Image], stage: str) -> list[NDArray[np.float32]]:
         """What a stage makes of each image, in their order; images of one shape go through together.
 
         Stages: "maps" (D H W), "sums" (what the pooling adds up), "pooled" (unreduced), "descriptors" (d).
         """
+        return [seen.descriptor for seen in self._see(images, stage)]
+
+    def _see(self, images: Sequence[Image], stage: str) -> list[Seen]:
         if stage not in STAGES:
             raise ModelError(f"unknown stage {stage!r}: one of {', '.join(STAGES)}")
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(image.shape, []).append(index)
-        outputs: dict[int, NDArray[np.float32]] = {}
+        outputs: dict[int, Seen] = {}
         for indices in groups.values():
             while indices:  # the batch size shrinks where memory runs out
                 batch, indices = indices[: self.batch_size], indices[self.batch_size :]
@@ -162,18 +194,18 @@ class Embedder:
         self, batch: list[tuple[T, Sequence[Image] | ImageError]], stage: str
     ) -> list[Embedded[T]]:
         images = [image for _, found in batch if not isinstance(found, ImageError) for image in found]
-        outputs = iter(self.outputs(images, stage))
+        seen = iter(self._see(images, stage))
         return [
             Embedded(item, error=str(found))
             if isinstance(found, ImageError)
-            else Embedded(item, tuple(next(outputs) for _ in found))
+            else Embedded(item, tuple(next(seen) for _ in found))
             for item, found in batch
         ]
 
-    def _run(self, images: list[Image], stage: str) -> list[NDArray[np.float32]]:
+    def _run(self, images: list[Image], stage: str) -> list[Seen]:
         """One batch of one shape; out of memory, each half by itself."""
         try:
-            return list(self._forward(images, stage))
+            return self._forward(images, stage)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -189,16 +221,17 @@ class Embedder:
         return self._run(images[:half], stage) + self._run(images[half:], stage)
 
     @torch.inference_mode()
-    def _forward(self, images: list[Image], stage: str) -> NDArray[np.float32]:
+    def _forward(self, images: list[Image], stage: str) -> list[Seen]:
         stacked = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)  # B 3 H W
-        output: Tensor = self._running.maps(stacked)
+        output, local = self._running.maps_and_local(stacked)
         if stage == "sums":
             output = self._running.pooling.accumulate(output)
         elif stage != "maps":
             output = self._running.pool(output)
         if stage == "descriptors":
             output = self._running.reduce(output)
-        return output.float().cpu().numpy()
+        rows = output.float().cpu().numpy()
+        return [Seen(row, None if local is None else local[i]) for i, row in enumerate(rows)]
 
 
 def _read_ahead(

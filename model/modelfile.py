@@ -21,10 +21,15 @@ from model.backbone import CHANNELS, imagenet_backbone, vgg16_conv5
 from model.deepface import DeepFace
 from model.errors import ModelError
 from model.images import DEFAULT_IMAGE_SIZE
+from model.local_features import LAYERS, LocalFeatures, Packed
 from model.poolings import CLUSTERED, Pooling, build_pooling
 from model.reduction import Reduction
 
 FORMAT = 1
+YOUNGER = (
+    *("backbone", "connection", "tile", "ghosts", "normalisation"),
+    *("min_image_size", "local_features"),
+)  # fields that older files lack
 IMAGENET_MEAN = (123.68, 116.779, 103.939)  # RGB 0–255; Oxford's weights take no scaling
 
 
@@ -43,7 +48,9 @@ class ModelConfig:
     normalisation: str = "intra"  # of VLAD
     dim: int | None = None  # None: unreduced
     power: float | None = None  # of the whitening, 0 … 1
-    image_size: int = DEFAULT_IMAGE_SIZE  # longest side in pixels, never enlarged
+    image_size: int = DEFAULT_IMAGE_SIZE  # longest side in pixels, at most
+    min_image_size: int = 0  # to which smaller photos are enlarged
+    local_features: int = 0  # kept of a photo for verification, at most
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     provenance: dict[str, Any] = field(default_factory=dict)  # how it was fitted; not in the fingerprint
@@ -103,9 +110,15 @@ class PlaceModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, config: ModelConfig, backbone: nn.Module, pooling: Pooling, reduction: Reduction | None
+        self,
+        config: ModelConfig,
+        backbone: nn.Module,
+        pooling: Pooling,
+        reduction: Reduction | None,
+        local: LocalFeatures | None = None,
     ) -> None:
         super().__init__()
+        self.local = local
         self.config = config
         self.backbone = backbone
         self.pooling = pooling
@@ -124,7 +137,8 @@ class PlaceModel(nn.Module):
             raise ModelError(
                 f"there are ImageNet weights for the backbone vgg16, not for {config.backbone!r}"
             )
-        return cls(config, imagenet_backbone(), config.build_pooling(), None)
+        local = LocalFeatures.shipped(config.local_features) if config.local_features else None
+        return cls(config, imagenet_backbone(), config.build_pooling(), None, local)
 
     @classmethod
     def untrained(cls, config: ModelConfig) -> PlaceModel:
@@ -136,15 +150,29 @@ class PlaceModel(nn.Module):
     ) -> PlaceModel:
         """A model with the same backbone and other parts; `config` holds the fields that change."""
         changed = dataclasses.replace(self.config, **config)
-        return PlaceModel(changed, self.backbone, pooling or self.pooling, reduction or self.reduction)
+        local = self.local if self.local and self.local.count == changed.local_features else None
+        if local is None and changed.local_features:
+            local = LocalFeatures.shipped(changed.local_features)
+        return PlaceModel(changed, self.backbone, pooling or self.pooling, reduction or self.reduction, local)
 
     def maps(self, images: Tensor) -> Tensor:
         """Conv maps, B 512 H/16 W/16 of VGG16, in the backbone's precision."""
+        maps: Tensor = self.backbone(self._prepare(images))
+        return maps
+
+    def maps_and_local(self, images: Tensor) -> tuple[Tensor, Packed | None]:
+        """`maps`, and the local features found on the way, B records; None where the model keeps none."""
+        if self.local is None:
+            return self.maps(images), None
+        assert isinstance(self.backbone, nn.Sequential)
+        middle = self.backbone[:LAYERS](self._prepare(images))  # B 512 H/8 W/8
+        maps: Tensor = self.backbone[LAYERS:](middle)
+        return maps, self.local(middle)
+
+    def _prepare(self, images: Tensor) -> Tensor:
         weight = next(self.backbone.parameters())
         x = (images.to(weight.device) - self.mean) / self.std
-        x = x.to(weight.dtype, memory_format=torch.channels_last)
-        maps: Tensor = self.backbone(x)
-        return maps
+        return x.to(weight.dtype, memory_format=torch.channels_last)
 
     def pool(self, maps: Tensor) -> Tensor:
         """Unreduced descriptors, B C, fp32."""
@@ -214,7 +242,8 @@ def load_model(path: Path) -> PlaceModel:
         pooling = config.build_pooling()
         reduction = Reduction(config.pooled_dim, config.dim) if config.dim else None
         backbone = BACKBONES[config.backbone][1](config)
-    model = PlaceModel(config, backbone, pooling, reduction)
+        local = LocalFeatures(config.local_features) if config.local_features else None
+    model = PlaceModel(config, backbone, pooling, reduction, local)
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     except RuntimeError as error:
@@ -266,7 +295,7 @@ def _identity(config: ModelConfig) -> dict[str, Any]:
     """What the fingerprint covers; a younger field where it says something, so that files keep theirs."""
     fields = dataclasses.asdict(config)
     del fields["provenance"]
-    for name in ("backbone", "connection", "tile", "ghosts", "normalisation"):
+    for name in YOUNGER:
         if fields[name] == ModelConfig.__dataclass_fields__[name].default:
             del fields[name]
     return fields

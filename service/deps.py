@@ -79,6 +79,12 @@ async def get_image(images: ImagesDep) -> bytes:
 ImageDep = Annotated[bytes, Depends(get_image)]
 
 K = Annotated[int, Query(ge=1, le=100, description="How many places to answer with.")]
+Verify = Annotated[
+    bool,
+    Query(
+        description="Look at the nearest photos once more by their local features, where the index has them."
+    ),
+]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many to list.")]
 Offset = Annotated[int, Query(ge=0, description="How many to pass over.")]
 Id = Annotated[

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from model.embedder import Seen
 from service.device import free_memory, is_broken, is_out_of_memory
 from service.errors import NotReady, OutOfMemory, Overloaded
-from service.interfaces import Descriptor, Embeds, Image
+from service.interfaces import Embeds, Image
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ PROBES = 3
 class _Job:
     clip: Sequence[Image]
     embedder: Embeds
-    future: Future[Descriptor] = field(default_factory=Future)
+    future: Future[Seen] = field(default_factory=Future)
 
 
 class DeviceLost(Exception):
@@ -86,8 +87,8 @@ class Dispatcher:
         if self._thread.ident is not None and self._death is None:
             self._thread.join(timeout)
 
-    async def embed(self, clip: Sequence[Image], embedder: Embeds) -> Descriptor:
-        """Wait for the descriptor, D, of a clip's frames; a photo is a clip of one.
+    async def see(self, clip: Sequence[Image], embedder: Embeds) -> Seen:
+        """Wait for what the network makes of a clip's frames; a photo is a clip of one.
 
         Raises:
             Overloaded: the queue is full.
@@ -201,7 +202,7 @@ class Dispatcher:
             self._room = min(self._max_batch, self._room + 1)
 
     def _answer(self, batch: list[_Job]) -> None:
-        rows = batch[0].embedder.embed_clips([job.clip for job in batch])  # B D
+        rows = batch[0].embedder.see([job.clip for job in batch])
         answered = list(zip(batch, rows, strict=True))
         self._beat = time.monotonic()  # else whoever asks on hearing the answer may find a stalled network
         if self._on_batch is not None:
@@ -252,7 +253,7 @@ class Dispatcher:
             free_memory()
             self._beat = time.monotonic()
             try:
-                job.embedder.embed_clips([job.clip[:1]])
+                job.embedder.see([job.clip[:1]])
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise DeviceLost(f"the device did not recover: {_first_line(error)}") from error

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from indexer.answers import Answer, Photo
 from indexer.errors import IndexBusy, IndexerError, Superseded
@@ -17,6 +16,7 @@ from indexer.filters import Filters
 from indexer.index import Index
 from indexer.metadata import PhotoMetadata
 from indexer.posting import NewPhoto, read_new
+from model.embedder import Seen
 from model.errors import ImageError
 from model.images import read_photo
 from service.access import Access
@@ -118,7 +118,12 @@ class Engine:
             await asyncio.to_thread(trimmer)
 
     async def answer(
-        self, index: ServedIndex, clip: Sequence[bytes], k: int, filters: Filters | None = None
+        self,
+        index: ServedIndex,
+        clip: Sequence[bytes],
+        k: int,
+        filters: Filters | None = None,
+        verify: bool = True,
     ) -> Answer:
         """Take a clip the straight way: decode → embed → answer, all by the one snapshot `index`.
 
@@ -126,9 +131,9 @@ class Engine:
         """
         decoding = (self._decode(index, photo, n, len(clip)) for n, photo in enumerate(clip, 1))
         images, decode_ms = await self._timed("decode", _all(decoding))
-        descriptor, embed_ms = await self._timed("embed", self.dispatcher.embed(images, index.embedder))
+        seen, embed_ms = await self._timed("embed", self.dispatcher.see(images, index.embedder))
         timings = {"decode": decode_ms, "embed": embed_ms}
-        search = asyncio.to_thread(index.answer, descriptor, k, timings, filters)
+        search = asyncio.to_thread(index.answer, seen, k, timings, filters, verify)
         answer, _ = await self._timed("search", search)
         self.metrics.answer(answer.known)
         return answer
@@ -163,10 +168,12 @@ class Engine:
         if shown is not None:
             return shown, False
         images, _ = await self._timed("decode", self.workers.run(views))
-        descriptors, _ = await self._timed("embed", self._embed_views(index, images))
+        seen, _ = await self._timed("embed", self._see_views(index, images))
 
         def add() -> tuple[Photo, bool]:
-            return _posting(index).add(new, descriptors)
+            return _posting(index).add(
+                new, np.stack([view.descriptor for view in seen]), [view.local for view in seen]
+            )
 
         added, _ = await self._timed("store", self.writer.run(add))
         return added
@@ -183,15 +190,14 @@ class Engine:
             raise NotWritable("this index takes no photos")
         return index
 
-    async def _embed_views(self, index: ServedIndex, views: Sequence[Image]) -> NDArray[np.float32]:
-        """Descriptors (V D) of a photo's views, no more at once than a batch takes."""
+    async def _see_views(self, index: ServedIndex, views: Sequence[Image]) -> list[Seen]:
+        """What a photo's views are seen as, no more at once than a batch takes."""
         step = min(self.settings.max_batch, self.settings.queue_size)
-        descriptors: list[Descriptor] = []
+        seen: list[Seen] = []
         for start in range(0, len(views), step):
             group = views[start : start + step]
-            waiting = (self.dispatcher.embed([view], index.embedder) for view in group)
-            descriptors += await _all(waiting)
-        return np.stack(descriptors)
+            seen += await _all(self.dispatcher.see([view], index.embedder) for view in group)
+        return seen
 
     async def embed(self, index: ServedIndex, photos: Sequence[bytes]) -> list[Descriptor]:
         """Give the photos' descriptors in their order; one failing photo fails the call, by its number."""
@@ -206,13 +212,19 @@ class Engine:
 
     async def _embed_one(self, index: ServedIndex, photo: bytes, number: int, total: int) -> Descriptor:
         image, _ = await self._timed("decode", self._decode(index, photo, number, total))
-        descriptor, _ = await self._timed("embed", self.dispatcher.embed([image], index.embedder))
-        return descriptor
+        seen, _ = await self._timed("embed", self.dispatcher.see([image], index.embedder))
+        return seen.descriptor
 
     async def _decode(self, index: ServedIndex, photo: bytes, number: int, total: int) -> Image:
         try:
             return await self.workers.run(
-                partial(read_photo, photo, index.image_size, max_pixels=self.settings.max_pixels)
+                partial(
+                    read_photo,
+                    photo,
+                    index.image_size,
+                    index.min_image_size,
+                    max_pixels=self.settings.max_pixels,
+                )
             )
         except ImageError as error:
             if total == 1:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from indexer.answers import Answer, Photo, Place
 from indexer.filters import Filters
 from indexer.posting import NewPhoto
+from model.embedder import Seen
+from model.local_features import Packed
 
 Image = NDArray[np.uint8]
 """H W 3, RGB, as the model sees it."""
@@ -20,8 +22,8 @@ Descriptor = NDArray[np.float32]
 class Embeds(Protocol):
     """A network with its device; used by one thread only."""
 
-    def embed_clips(self, clips: Sequence[Sequence[Image]], /) -> NDArray[np.float32]:
-        """Turn B clips of one image or more into descriptors, B D."""
+    def see(self, clips: Sequence[Sequence[Image]], /) -> Sequence[Seen]:
+        """Turn clips of one image or more into descriptors, photos into local features as well."""
         ...
 
 
@@ -44,6 +46,11 @@ class ServedIndex(Protocol):
         ...
 
     @property
+    def min_image_size(self) -> int:
+        """Longest side in pixels to which smaller images are enlarged."""
+        ...
+
+    @property
     def embedder(self) -> Embeds:
         """The network; shared by snapshots of the same model."""
         ...
@@ -53,9 +60,15 @@ class ServedIndex(Protocol):
         ...
 
     def answer(
-        self, descriptor: Descriptor, k: int, timings_ms: dict[str, float], filters: Filters | None = None, /
+        self,
+        seen: Seen,
+        k: int,
+        timings_ms: dict[str, float],
+        filters: Filters | None = None,
+        verify: bool = True,
+        /,
     ) -> Answer:
-        """Search among the photos that pass, and localise; may be called from any thread."""
+        """Search among the photos that pass, verify, and localise; may be called from any thread."""
         ...
 
     def info(self) -> dict[str, Any]:
@@ -91,8 +104,14 @@ class Collects(Protocol):
         """What turns a photo into the images that the network sees."""
         ...
 
-    def add(self, photo: NewPhoto, descriptors: NDArray[np.float32], /) -> tuple[Photo, bool]:
-        """Store a photo and the descriptors of its views, and tell whether it is new.
+    def add(
+        self,
+        photo: NewPhoto,
+        descriptors: NDArray[np.float32],
+        local: Sequence[Packed | None],
+        /,
+    ) -> tuple[Photo, bool]:
+        """Store a photo, the descriptors and local features of its views, and tell whether it is new.
 
         Raises Superseded when another model answers by now.
         """

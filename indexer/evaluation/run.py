@@ -12,10 +12,10 @@ from indexer.errors import IndexerError, UsageError
 from indexer.evaluation.queries import Query, find_queries, read_queries
 from indexer.evaluation.results import Evaluation, QueryResult, Rule
 from indexer.evaluation.truth import AlignedBy, Expected, by_distance, by_file, by_frames
-from indexer.index import Floats, Index
+from indexer.index import Index
 from indexer.metadata import read_table
 from indexer.progress import Progress, Silent
-from indexer.reading import Reader
+from model.embedder import Seen
 
 RADIUS_M = 25.0
 AT = (1, 5, 10, 20)
@@ -35,6 +35,7 @@ def evaluate(
     heading_tolerance: float | None = None,
     one_per_panorama: bool = False,
     at: Sequence[int] = AT,
+    verify: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask the index every photo in `queries` and see how often and how surely it is right.
@@ -51,6 +52,7 @@ def evaluate(
         heading_tolerance: a right photo must also look the query's way, give or take these degrees.
         one_per_panorama: of photos that are cut from one panorama, by their `@…@` names, the best counts.
         at: the N of recall@N.
+        verify: look at the nearest photos once more, by their local features, where the index has them.
 
     Raises:
         UsageError: the truth or metadata file is wrong, or two things say what is right.
@@ -69,7 +71,7 @@ def evaluate(
         if not any(query.photos for query in photos):  # known before the network has seen them all
             raise IndexerError(_no_answer(one, failed, len(found)))
     panoramas = _panoramas(index) if one_per_panorama else {}
-    results = _ask(index, found, expected[0], max(at), panoramas, failed, progress)
+    results = _ask(index, found, expected[0], max(at), panoramas, failed, progress, verify)
     evaluation = Evaluation(
         results=tuple(results.values()),
         at=tuple(at),
@@ -133,6 +135,7 @@ def _ask(
     panoramas: dict[str, str],
     failed: dict[str, str],
     progress: Progress,
+    verify: bool,
 ) -> dict[int, QueryResult]:
     """Answers to all queries that can be judged, by number; why one cannot be read goes into `failed`."""
     asked = [
@@ -142,19 +145,19 @@ def _ask(
     ]
     progress.stage("querying", len(asked))
     results: dict[int, QueryResult] = {}
-    for batch in index.embedder.stream(asked, Reader(index.image_size)):
+    for batch in index.embedder.stream(asked, index.reader):
         for embedded in batch:
             number = int(embedded.item[0])
             if embedded.error is not None:
                 failed[str(embedded.item[1])] = embedded.error
                 continue
-            descriptor = embedded.outputs[0]
-            answer = index.answer(descriptor, 1)
+            seen = embedded.seen[0]
+            answer = index.answer(seen, 1, verify=verify)
             results[number] = QueryResult(
                 file=queries[number].file,
                 metadata=queries[number].known,
                 expected=expected[number],
-                hits=tuple(_nearest(index, descriptor, deepest, panoramas)),
+                hits=tuple(_nearest(index, seen, deepest, panoramas, verify)),
                 position=answer.position,
                 confidence=answer.confidence,
                 known=answer.known,
@@ -163,11 +166,11 @@ def _ask(
     return dict(sorted(results.items()))
 
 
-def _nearest(index: Index, descriptor: Floats, n: int, panoramas: dict[str, str]) -> list[PhotoHit]:
+def _nearest(index: Index, seen: Seen, n: int, panoramas: dict[str, str], verify: bool) -> list[PhotoHit]:
     """The n nearest photos, of each panorama only the best."""
     ask = n
     while True:
-        hits = index.nearest(descriptor, ask)
+        hits = index.nearest(seen, ask, verify=verify)
         best: dict[str, PhotoHit] = {}
         for hit in hits:
             best.setdefault(panoramas.get(hit.id, hit.id), hit)

@@ -19,6 +19,7 @@ from indexer.geo import from_local
 from indexer.index import Index
 from indexer.metadata import PhotoMetadata
 from indexer.options import PlaceOptions
+from indexer.search import Question, grouped
 from indexer.snapshot import open_store, publish, read_manifest
 from indexer.sureness import NOT_YET, UNVERIFIED
 
@@ -176,7 +177,7 @@ def test_a_calibration_of_another_version_is_not_used(street: Handmade, version:
 def test_an_answer_that_was_verified_needs_a_model_of_its_own(street: Handmade) -> None:
     index = street.open()
     descriptor = shown(0, 5)
-    places = index._grouped(index._hits(descriptor, 50, index._additions.current(), None, None))
+    places = grouped(index._search.nearest(Question.of(descriptor, verify=True), 50))
     first = places[0]
     photos = (replace(first.photos[0], inliers=40), *first.photos[1:])
     judgement = index._judge.judge(descriptor, [replace(first, photos=photos), *places[1:]], places)

@@ -22,6 +22,7 @@ from indexer.build import build_index
 from indexer.errors import NotFound
 from indexer.filters import Filters
 from indexer.options import BuildOptions
+from model.embedder import Seen
 from service.app import create_app
 from service.interfaces import Descriptor, ServedIndex
 from service.server import configure
@@ -44,7 +45,7 @@ class Network:
     error: Exception | None = None
     """Raised instead of an answer."""
 
-    def embed_clips(self, clips: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.float32]:
+    def see(self, clips: Sequence[Sequence[NDArray[np.uint8]]]) -> list[Seen]:
         self.batches.append(sum(map(len, clips)))
         self.entered.release()
         self.open.wait(10)
@@ -52,7 +53,7 @@ class Network:
             raise self.error
         means = [sum(image.mean(axis=(0, 1)) for image in clip) for clip in clips]
         rows = np.stack(means).astype(np.float32)
-        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+        return [Seen(row / np.linalg.norm(row)) for row in rows]
 
 
 @dataclasses.dataclass
@@ -66,10 +67,12 @@ class FakeIndex:
     snapshot: str = "01/000001"
     model_fingerprint: str = "f00d"
     image_size: int = 64
+    min_image_size: int = 0
     answer_error: Exception | None = None
     known: bool | None = None
     confidence: float | None = None
     filters: list[Filters | None] = dataclasses.field(default_factory=list)
+    verified: list[bool] = dataclasses.field(default_factory=list)
 
     @property
     def embedder(self) -> Network:
@@ -79,12 +82,18 @@ class FakeIndex:
         return self.newer[-1] if self.newer else self
 
     def answer(
-        self, descriptor: Descriptor, k: int, timings_ms: dict[str, float], filters: Filters | None = None
+        self,
+        seen: Seen,
+        k: int,
+        timings_ms: dict[str, float],
+        filters: Filters | None = None,
+        verify: bool = True,
     ) -> Answer:
+        self.verified.append(verify)
         self.filters.append(filters)
         if self.answer_error is not None:
             raise self.answer_error
-        scores = {name: float(np.dot(descriptor, _unit(colour))) for name, colour in COLOURS.items()}
+        scores = {name: float(np.dot(seen.descriptor, _unit(colour))) for name, colour in COLOURS.items()}
         best = sorted(scores, key=lambda name: -scores[name])[:k]
         answer = Answer(
             known=self.known,

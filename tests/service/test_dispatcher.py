@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.embedder import Seen
 from service.dispatcher import Dispatcher
 from service.errors import NotReady, OutOfMemory, Overloaded
 
@@ -27,7 +28,7 @@ class SlowNetwork:
         self.fail_above: int | None = None
         """Batches of more images find no memory."""
 
-    def embed_clips(self, clips: Sequence[Sequence[NDArray[np.uint8]]]) -> NDArray[np.float32]:
+    def see(self, clips: Sequence[Sequence[NDArray[np.uint8]]]) -> list[Seen]:
         values = [sum(int(image[0, 0, 0]) for image in clip) for clip in clips]
         self.batches.append(values)
         self.entered.set()
@@ -40,7 +41,7 @@ class SlowNetwork:
             raise self.failures.pop(0)
         if BAD in values:
             raise ValueError("a bad image")
-        return np.asarray(values, dtype=np.float32)[:, None]
+        return [Seen(np.array([value], np.float32)) for value in values]
 
 
 def picture(value: int) -> NDArray[np.uint8]:
@@ -88,17 +89,17 @@ def make(network: SlowNetwork) -> Iterator[Make]:
         dispatcher.stop(5)
 
 
-async def busy(dispatcher: Dispatcher, network: SlowNetwork) -> "asyncio.Task[NDArray[np.float32]]":
+async def busy(dispatcher: Dispatcher, network: SlowNetwork) -> "asyncio.Task[Seen]":
     """Keep the network busy with an image of its own until it is opened."""
-    first = asyncio.create_task(dispatcher.embed([picture(0)], network))
+    first = asyncio.create_task(dispatcher.see([picture(0)], network))
     await asyncio.to_thread(network.entered.wait, 10)
     return first
 
 
 async def submit(
     dispatcher: Dispatcher, network: SlowNetwork, values: Sequence[int]
-) -> "list[asyncio.Task[NDArray[np.float32]]]":
-    tasks = [asyncio.create_task(dispatcher.embed([picture(value)], network)) for value in values]
+) -> "list[asyncio.Task[Seen]]":
+    tasks = [asyncio.create_task(dispatcher.see([picture(value)], network)) for value in values]
     await asyncio.sleep(0)  # each task runs up to its wait
     return tasks
 
@@ -114,7 +115,7 @@ def test_an_idle_network_starts_at_once_and_a_busy_one_takes_what_queued_up(
         rest = await submit(dispatcher, network, range(1, 8))
         assert dispatcher.queued == 7
         network.open.set()
-        return [float(row[0]) for row in await asyncio.gather(first, *rest)]
+        return [float(row.descriptor[0]) for row in await asyncio.gather(first, *rest)]
 
     assert asyncio.run(run()) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert network.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
@@ -128,13 +129,11 @@ def test_a_clip_counts_by_its_images(make: Make, network: SlowNetwork) -> None:
     async def run() -> list[float]:
         tasks = [await busy(dispatcher, network)]
         clips = ([1, 2, 3], [4], [5, 6, 7, 8, 9], [10])
-        tasks += [
-            asyncio.create_task(dispatcher.embed([picture(v) for v in clip], network)) for clip in clips
-        ]
+        tasks += [asyncio.create_task(dispatcher.see([picture(v) for v in clip], network)) for clip in clips]
         await asyncio.sleep(0)
         assert dispatcher.queued == 10
         network.open.set()
-        return [float(row[0]) for row in await asyncio.gather(*tasks)]
+        return [float(row.descriptor[0]) for row in await asyncio.gather(*tasks)]
 
     assert asyncio.run(run()) == [0, 6, 4, 35, 10]
     assert network.batches == [[0], [6, 4], [35], [10]]
@@ -148,7 +147,7 @@ def test_a_full_queue_is_overloaded_and_says_when_to_return(make: Make, network:
         first = await busy(dispatcher, network)
         rest = await submit(dispatcher, network, [1, 2])
         with pytest.raises(Overloaded, match="2 images are waiting already") as caught:
-            await dispatcher.embed([picture(3)], network)
+            await dispatcher.see([picture(3)], network)
         assert caught.value.retry_after == 1
         network.open.set()
         await asyncio.gather(first, *rest)
@@ -168,7 +167,7 @@ def test_a_cancelled_caller_leaves_its_place_and_its_batch_alone(make: Make, net
         network.open.set()
         answers = await asyncio.gather(first, one, three, four)
         assert two.cancelled()
-        return [float(row[0]) for row in answers]
+        return [float(row.descriptor[0]) for row in answers]
 
     assert asyncio.run(run()) == [0, 1, 3, 4]
     assert network.batches == [[0], [1, 3, 4]]
@@ -184,7 +183,7 @@ def test_a_caller_cancelled_while_the_network_works_takes_nobody_down(
         first.cancel()
         (rest,) = await submit(dispatcher, network, [1])
         network.open.set()
-        assert await rest == [1]
+        assert (await rest).descriptor == [1]
         assert first.cancelled()
 
     asyncio.run(run())
@@ -237,7 +236,7 @@ def test_when_the_thread_dies_everybody_is_told(make: Make, network: SlowNetwork
             with pytest.raises(NotReady, match="the dispatcher died of SystemExit"):
                 await caller
         with pytest.raises(NotReady):
-            await dispatcher.embed([picture(2)], network)
+            await dispatcher.see([picture(2)], network)
 
     asyncio.run(run())
     dispatcher.stop(5)
@@ -267,10 +266,10 @@ def test_stopping_finishes_what_was_admitted(make: Make, network: SlowNetwork) -
         stop = asyncio.create_task(asyncio.to_thread(dispatcher.stop, 10))
         await asyncio.sleep(0.05)
         with pytest.raises(NotReady, match="not running"):
-            await dispatcher.embed([picture(3)], network)
+            await dispatcher.see([picture(3)], network)
         network.open.set()
         await stop
-        return [float(row[0]) for row in await asyncio.gather(first, *rest)]
+        return [float(row.descriptor[0]) for row in await asyncio.gather(first, *rest)]
 
     assert asyncio.run(run()) == [0, 1, 2]
     assert dispatcher.trouble() == "the dispatcher is not running"
@@ -308,7 +307,7 @@ def test_a_batch_that_is_too_large_is_answered_in_halves_and_later_ones_are_smal
         rest = await submit(dispatcher, network, range(1, 10))
         network.fail_above = 2
         network.open.set()
-        return [float(row[0]) for row in await asyncio.gather(first, *rest)]
+        return [float(row.descriptor[0]) for row in await asyncio.gather(first, *rest)]
 
     assert asyncio.run(run()) == list(range(10))
     assert network.batches[:5] == [[0], [1, 2, 3, 4], [1, 2], [3, 4], [5, 6]]
@@ -323,7 +322,7 @@ def test_a_device_without_memory_is_not_ready_then_given_up(make: Make, network:
 
     async def run() -> None:
         with pytest.raises(OutOfMemory) as caught:
-            await dispatcher.embed([picture(1)], network)
+            await dispatcher.see([picture(1)], network)
         assert caught.value.retry_after == 5
         assert dispatcher.trouble() == "the device is out of memory"
         while dispatcher.trouble() == "the device is out of memory":
@@ -367,11 +366,12 @@ def test_a_stalled_network_takes_nobody_in_and_goes_on_when_it_is_back(
         first = await busy(dispatcher, network)
         await asyncio.sleep(0.6)
         with pytest.raises(NotReady, match="busy with one batch"):
-            await dispatcher.embed([picture(1)], network)
+            await dispatcher.see([picture(1)], network)
         dispatcher.check()  # not wedged yet
         network.open.set()
         await first
-        assert await dispatcher.embed([picture(1)], network) == [1]
+
+        assert (await dispatcher.see([picture(1)], network)).descriptor == [1]
 
     asyncio.run(run())
     assert dispatcher.trouble() is None

@@ -32,7 +32,7 @@ def test_a_dead_dispatcher_is_not_ready_but_alive(
     def die(*_: object) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(index.network, "embed_clips", die)
+    monkeypatch.setattr(index.network, "see", die)
     client = start(index)
     problem(client.post("/v1/query", files={"image": make_photo()}), 503)
     assert problem(client.get("/readyz"), 503)["detail"] == "the dispatcher died of SystemExit"

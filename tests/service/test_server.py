@@ -51,8 +51,8 @@ def taken() -> Iterator[int]:
 SLOW_NETWORK = """
 import time
 from model.embedder import Embedder
-embed = Embedder.embed_clips
-Embedder.embed_clips = lambda self, clips: time.sleep({seconds}) or embed(self, clips)
+see = Embedder.see
+Embedder.see = lambda self, clips: time.sleep({seconds}) or see(self, clips)
 """
 
 
@@ -183,7 +183,7 @@ def test_a_broken_device_ends_the_process(real_index: Path, real_photo: Path) ->
 from model.embedder import Embedder
 def broken(self, clips):
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
-Embedder.embed_clips = broken
+Embedder.see = broken
 """
     with running(real_index, before) as (process, client):
         answer = client.post("/v1/query", files={"image": real_photo.read_bytes()})

@@ -1,0 +1,197 @@
+"""From what a photo was seen as to the photos and places of an index that are most like it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.additions import Additions, Searched
+from indexer.answers import PhotoHit, PlaceHit
+from indexer.catalogue import Catalogue, Hit
+from indexer.columns import Selection, Table
+from indexer.errors import IndexerError, ModelMismatch
+from indexer.evidence import WEIGHED
+from indexer.filters import Filters
+from indexer.layout import Layout, generation_of
+from indexer.localise import group_hits
+from indexer.shards import read_local
+from indexer.snapshot import Manifest
+from indexer.stores.faiss import FaissStore
+from indexer.verification import CANDIDATES, Features, inliers, raised
+from model.embedder import Seen
+
+PHOTOS_A_PLACE = 5
+"""Shown in an answer."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class Question:
+    """One query: what it was seen as, and what verification has found of it so far."""
+
+    descriptor: Floats
+    features: Features | None = None
+    """None: hits are not verified."""
+    agreeing: dict[int, int] = field(default_factory=dict)
+    """Inliers by descriptor of the index."""
+    verify_ms: float = 0.0
+
+    @classmethod
+    def of(cls, seen: Seen | Floats, *, verify: bool) -> Question:
+        """Of a photo, or of a descriptor alone, which is not verified."""
+        if not isinstance(seen, Seen):
+            return cls(seen)
+        features = Features.of(seen.local) if verify and seen.local is not None else None
+        return cls(seen.descriptor, features)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A photo that a search found."""
+
+    score: float
+    number: int
+    """Of its descriptor that is most like the query."""
+    hit: Hit
+    inliers: int | None = None
+
+    def shown(self) -> PhotoHit:
+        """It, as an answer shows it."""
+        photo = self.hit.photo
+        heading = None if photo.heading is None else (photo.heading + self.hit.yaw) % 360
+        return PhotoHit(
+            photo.id,
+            photo.path,
+            round(self.score, 6) if self.inliers else min(1.0, round(self.score, 6)),  # fp32's rounding
+            self.inliers,
+            lat=photo.lat,
+            lon=photo.lon,
+            heading=heading,
+            taken_at=photo.taken_at,
+        )
+
+
+class Searcher:
+    """Searches one snapshot and what was added since; may be asked from many threads."""
+
+    def __init__(self, layout: Layout, catalogue: Catalogue, manifest: Manifest, store: FaissStore) -> None:
+        self._layout = layout
+        self._catalogue = catalogue
+        self._manifest = manifest
+        self._generation = generation_of(manifest.snapshot)
+        self._additions = Additions(layout, catalogue, manifest.snapshot, manifest.dim, store)
+        self._table = Table(catalogue, self._generation)
+
+    def current(self) -> Searched:
+        """What is searched now."""
+        return self._additions.current()
+
+    def selected(self, filters: Filters | None) -> tuple[Searched, Selection | None]:
+        """What is searched now, and which of it where filters leave some out."""
+        # In this order: a photo added in between is searched and not selected, which does no harm.
+        selection = self._table.select(filters) if filters is not None and filters.narrow else None
+        return self._additions.current(), selection
+
+    def nearest(self, question: Question, n: int, filters: Filters | None = None) -> list[Found]:
+        """The n photos most like the query, best first, the first CANDIDATES of them verified."""
+        searched, selection = self.selected(filters)
+        return self._verified(question, self._hits(question.descriptor, n, searched, selection, filters))
+
+    def with_places(
+        self, question: Question, k: int, filters: Filters | None
+    ) -> tuple[list[Found], tuple[PlaceHit, ...]]:
+        """The nearest photos, as many as it takes to name k places (or all), and all places they show."""
+        searched, selection = self.selected(filters)
+        most = self._manifest.places + searched.count - self._manifest.count
+        if selection is not None:
+            most = selection.places
+        n = max(WEIGHED, 4 * PHOTOS_A_PLACE * k)
+        while True:
+            hits = self._hits(question.descriptor, n, searched, selection, filters)
+            hits = self._verified(question, hits)
+            places = grouped(hits)
+            if len(places) >= min(k, most) or len(hits) < n:
+                return hits, places
+            n *= 4
+
+    def _hits(
+        self,
+        descriptor: Floats,
+        n: int,
+        searched: Searched,
+        selection: Selection | None,
+        filters: Filters | None,
+    ) -> list[Found]:
+        """The n nearest photos by their descriptors; a panorama counts once, by its best view."""
+        if descriptor.shape != (self._manifest.dim,):
+            raise ModelMismatch(
+                f"this index has {self._manifest.dim}-D descriptors, got one of shape {descriptor.shape}"
+            )
+        among = None if selection is None else selection.ids
+        count = searched.count if among is None else len(among)
+        ask = n + 8
+        while count:
+            found = searched.search(descriptor, min(ask, count), among)
+            shown = self._shown([number for _, number in found], filters if among is not None else None)
+            best: dict[str, Found] = {}
+            for score, number in found:
+                hit = shown.get(number)
+                if hit is not None and hit.photo.id not in best:
+                    best[hit.photo.id] = Found(score, number, hit)
+            if len(best) >= n or ask >= count:
+                return list(best.values())[:n]
+            ask *= 4
+        return []
+
+    def _shown(self, numbers: Sequence[int], filters: Filters | None) -> dict[int, Hit]:
+        """The photos of descriptors, without those removed since, or changed so that they do not pass."""
+        hits = self._catalogue.hits(numbers)
+        if filters is None:
+            return hits
+        passing = self._table.passing(filters, [hit.row(number) for number, hit in hits.items()])
+        return {number: hit for number, hit in hits.items() if number in passing}
+
+    def _verified(self, question: Question, hits: list[Found]) -> list[Found]:
+        """The same, best first again once the first of them are verified."""
+        if question.features is None:
+            return hits
+        started = time.perf_counter()
+        self._verify(question, question.features, [found.number for found in hits[:CANDIDATES]])
+        # Not one beyond the first, that a search for more places or with a filter has brought in before.
+        seen = {found.number: question.agreeing.get(found.number) for found in hits[:CANDIDATES]}
+        again = [
+            found if (agreeing := seen.get(found.number)) is None
+            else Found(raised(found.score, agreeing), found.number, found.hit, agreeing)
+            for found in hits
+        ]  # fmt: skip
+        again.sort(key=lambda found: (-found.score, found.number))
+        question.verify_ms += 1000 * (time.perf_counter() - started)
+        return again
+
+    def _verify(self, question: Question, features: Features, numbers: Sequence[int]) -> None:
+        new = [number for number in numbers if number not in question.agreeing]
+        slots = self._catalogue.slots(self._generation, new)
+        try:
+            packed = read_local(self._layout.local(self._generation), [slot for _, slot in slots])
+        except IndexerError:  # moved, or dropped by a newer model, since they were found
+            return
+        for (number, _), local in zip(slots, packed, strict=True):
+            if local is not None:
+                question.agreeing[number] = inliers(features, Features.of(local))
+
+    def features(self, photo: str) -> list[Features]:
+        """Local features of each view of a photo; none where the index keeps none."""
+        slots = self._catalogue.slots_of(self._generation, photo)
+        packed = read_local(self._layout.local(self._generation), slots)
+        return [Features.of(local) for local in packed if local is not None]
+
+
+def grouped(hits: Sequence[Found]) -> tuple[PlaceHit, ...]:
+    """The places that the hits show, best first, with all of those."""
+    places = {found.hit.photo.id: found.hit.place for found in hits}
+    return group_hits((found.shown() for found in hits), places.get)
