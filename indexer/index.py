@@ -19,12 +19,15 @@ from indexer.catalogue import Catalogue, Hit
 from indexer.columns import Selection, Table
 from indexer.errors import ModelMismatch, NotFound, UsageError
 from indexer.filters import Filters
+from indexer.following import Follower, FrameAnswer, MotionKind, PhotoMap, follow_all
 from indexer.geo import haversine_m
 from indexer.layout import Layout, generation_of
 from indexer.localise import group_hits, locate
+from indexer.motion import Step
 from indexer.options import load_options
 from indexer.posting import Posting
 from indexer.rebuild import rebuild
+from indexer.sequences import KNOWN_SHARE
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, open_store, other_model, read_manifest
 from indexer.stores.faiss import FaissStore
@@ -167,6 +170,72 @@ class Index:
         timings = {"decode": 1000 * (decoded - start), "embed": 1000 * (embedded - decoded)}
         return self.answer(descriptor, k, timings, filters)
 
+    def follow(
+        self,
+        k: int = 5,
+        *,
+        motion: MotionKind = "auto",
+        known_share: float = KNOWN_SHARE,
+        filters: Filters | None = None,
+        remember: bool = False,
+    ) -> Follower:
+        """Follow a camera that moves, a frame at a time: `follower.update(frame)` says where it is.
+
+        Args:
+            k: how many places to name.
+            motion: how it moves over the map: `photos` along traverses, which are the photos of each folder
+                in the order of their names; `metres` between photos with positions, in whatever order;
+                `auto` by metres where half of the photos have a position, else by photos.
+            known_share: share of frames that show the map.
+            filters: which photos are the map.
+            remember: keep the frames, so that `follower.smoothed()` can go back over them.
+
+        Raises:
+            UsageError: a value that cannot be, or a map that no camera can be followed in.
+            IndexerError: the filters leave no photo.
+        """
+        searched, selection = self._searched(filters)
+        photos = PhotoMap.read(self._catalogue, generation_of(self.snapshot), searched, selection)
+        return Follower(
+            self,
+            photos,
+            k=k,
+            motion=motion,
+            known_share=known_share,
+            filters=filters,
+            remember=remember,
+        )
+
+    def query_sequence(
+        self,
+        frames: Sequence[Source],
+        k: int = 5,
+        *,
+        motion: MotionKind = "auto",
+        steps: Sequence[Step | None] | None = None,
+        smooth: bool = False,
+        known_share: float = KNOWN_SHARE,
+        filters: Filters | None = None,
+        on_unreadable: Callable[[Source, ImageError], None] | None = None,
+    ) -> list[FrameAnswer]:
+        """Where was a moving camera at each of its frames, given in order; see `follow`.
+
+        Args:
+            steps: what odometry says of the way to each frame, None where it says nothing; see
+                `indexer.odometry`.
+            smooth: answer each frame by all of them; else by those up to it alone.
+            on_unreadable: told of each frame that cannot be read, which is then left out.
+
+        Raises:
+            ImageError: a frame cannot be read, and there is no `on_unreadable`.
+            UsageError: as `follow` does, or there are not as many steps as frames.
+        """
+        if steps is not None and len(steps) != len(frames):
+            raise UsageError(f"expected a step for each of {len(frames)} frames, got {len(steps)}")
+        follower = self.follow(k, motion=motion, known_share=known_share, filters=filters, remember=smooth)
+        answers = list(follow_all(follower, frames, steps, on_unreadable))
+        return follower.smoothed() if smooth else answers
+
     def embed(self, photos: Sequence[Source]) -> Floats:
         """Descriptors of photos, B d, unit length. Raises ImageError for the first that cannot be read."""
         return self.embedder.embed([read_photo(photo, self.image_size) for photo in photos])
@@ -214,6 +283,16 @@ class Index:
         return [
             _photo_hit(score, hit) for score, hit in self._hits(descriptor, n, searched, selection, filters)
         ]
+
+    def photo_hits(self, scored: Sequence[tuple[float, int]]) -> list[tuple[PhotoHit, Place | None] | None]:
+        """The photos and places of descriptors, given by score and id; None where one was removed since."""
+        hits = self._catalogue.hits([number for _, number in scored])
+        found = [(score, hits.get(number)) for score, number in scored]
+        return [None if hit is None else (_photo_hit(score, hit), hit.place) for score, hit in found]
+
+    def with_distances(self, places: Sequence[PlaceHit], filters: Filters | None) -> tuple[PlaceHit, ...]:
+        """Places with how far each is from the position that the query named."""
+        return _with_distances(places, filters)
 
     def _searched(self, filters: Filters | None) -> tuple[Searched, Selection | None]:
         """What is searched now, and which of it where filters leave some out."""
