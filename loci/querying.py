@@ -11,7 +11,7 @@ from indexer.filters import DEFAULT_TOLERANCE, Filters
 from loci.console import distance, latlon, note, say, say_json, table
 from loci.failures import FAILED, SomeUnreadable
 from loci.options import DeviceOption, IndexOption, JsonFlag, PrecisionOption, at_least
-from loci.sequencing import MotionName, query_sequence
+from loci.sequencing import MotionName, frames_of, query_sequence, steps_of
 
 if TYPE_CHECKING:
     from indexer.answers import Answer, PlaceHit
@@ -87,7 +87,9 @@ def query(
     odometry: Annotated[
         Path | None,
         _sequence(
-            "CSV with frame,metres (and heading) or frame,dx,dy: the way since the frame before.", "FILE"
+            "--odometry",
+            "CSV with frame,metres (and heading) or frame,dx,dy: the way since the frame before.",
+            "FILE",
         ),
     ] = None,
     max_speed: Annotated[
@@ -124,6 +126,8 @@ def query(
         place=place,
     )
     _check_sequence(sequence, clip=clip, smooth=smooth, motion=motion, odometry=odometry, max_speed=max_speed)
+    frames = frames_of(photos) if sequence else []
+    steps = steps_of(frames, odometry, max_speed) if sequence else None
     from indexer.index import Index
     from model.errors import ImageError
 
@@ -131,11 +135,10 @@ def query(
     if sequence:
         query_sequence(
             opened,
-            photos,
+            frames,
+            steps,
             k=k,
             motion=motion,
-            odometry=odometry,
-            max_speed=max_speed,
             smooth=smooth,
             filters=filters,
             as_json=as_json,

@@ -57,12 +57,11 @@ def steps_of(
 
 def query_sequence(
     index: "Index",
-    photos: Sequence[Path],
+    frames: Sequence[Path],
+    steps: "Sequence[Step | None] | None",
     *,
     k: int,
     motion: MotionName,
-    odometry: Path | None,
-    max_speed: float | None,
     smooth: bool,
     filters: Filters,
     as_json: bool,
@@ -70,8 +69,6 @@ def query_sequence(
     """Print the answer of each frame: as it comes, or with `smooth` when the last was seen."""
     from indexer.following import follow_all
 
-    frames = frames_of(photos)
-    steps = steps_of(frames, odometry, max_speed)
     follower = index.follow(k, motion=motion, filters=filters, remember=smooth)
     failed: list[Source] = []
 
