@@ -14,7 +14,7 @@ from indexer.additions import Searched
 from indexer.answers import Answer, PhotoHit, Place, PlaceHit, Position
 from indexer.catalogue import Catalogue
 from indexer.columns import Selection
-from indexer.errors import IndexerError, UsageError
+from indexer.errors import IndexerError, ModelMismatch, UsageError
 from indexer.filters import Filters
 from indexer.geo import haversine_m
 from indexer.localise import GROUP_RADIUS_M, locate
@@ -162,7 +162,8 @@ def _photos(catalogue: Catalogue) -> list[PlacePhoto]:
 class Follower:
     """Follows one camera through an index, a frame at a time; made by `Index.follow`.
 
-    It keeps to the photos that were in the index when it was made. For one thread at a time.
+    It keeps to the photos that were in the index when it was made, and to its snapshot. For one thread at a
+    time.
     """
 
     def __init__(
@@ -223,9 +224,16 @@ class Follower:
         step: Step | None = None,
         timings_ms: Mapping[str, float | None] | None = None,
     ) -> FrameAnswer:
-        """`update` by a frame's descriptor (d), as `Index.embed` gives it."""
+        """`update` by a frame's descriptor (d), as `Index.embed` gives it.
+
+        Raises:
+            ModelMismatch: a descriptor of another dimension than this index's.
+        """
         start = time.perf_counter()
         self._check(step)
+        dim = self._map.searched.snapshot.dim
+        if descriptor.shape != (dim,):
+            raise ModelMismatch(f"this index has {dim}-D descriptors, got one of shape {descriptor.shape}")
         scores = self._map.scores(descriptor)
         belief = self._filter.update(self._map.by_photo(scores), self._step(descriptor, step))
         self._last, self._skipped = descriptor, None

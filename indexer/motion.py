@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.spatial import KDTree
 
+from indexer.errors import UsageError
 from indexer.geo import EARTH_RADIUS_M, chord_m, earth_points, haversine_m
 
 Floats = NDArray[np.float64]
@@ -37,7 +38,7 @@ MOST_STATES, MOST_PAIRS = 512, 2_000_000
 
 @dataclass(frozen=True)
 class Step:
-    """What is known of a camera's way since the frame before."""
+    """What is known of a camera's way since the frame before. Raises UsageError for what cannot be."""
 
     photos: float | None = None
     """About how many photos of a traverse it has passed, either way; None where nothing says it."""
@@ -49,6 +50,17 @@ class Step:
     """Chance that it is somewhere else altogether."""
     novelty: float = 1.0
     """Share of the frame that was not seen in the one before, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        given = (self.photos, self.metres, *(self.offset_m or ()))
+        if not all(value is None or np.isfinite(value) for value in given):
+            raise UsageError(f"a step's way must be finite numbers, got {given}")
+        if min(self.photos or 0.0, self.metres or 0.0) < 0:
+            raise UsageError("a step's photos and metres must not be less than 0")
+        if not (0 <= self.cut <= 1 and 0 <= self.novelty <= 1):
+            raise UsageError(
+                f"a step's cut and novelty must be 0 to 1, got {self.cut:g} and {self.novelty:g}"
+            )
 
     def then(self, other: Step) -> Step:
         """Both steps as one, as after a frame that could not be read."""

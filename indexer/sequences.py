@@ -52,7 +52,9 @@ MOST_REMEMBERED = 2**32
 """Bytes of beliefs kept for smoothing."""
 GAPS = (1, 2, 3, 5, 8, 13, 21, 34)
 """How many photos apart `learn` looks at: a camera that passes more a frame is not told from a cut."""
-_SAMPLE, _REFERENCE, _NUMBERS = 512, 2048, 2**25
+_SAMPLE, _REFERENCE, _NEIGHBOURS = 512, 2048, 50
+_NUMBERS = 2**25
+"""Of descriptors, held at once by `learn`."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def learn(vectors: Callable[[Ints], NDArray[np.float32]], motion: Motion) -> Lik
     cosines[sample[:, None] == reference[None]] = np.nan
     mean, deviation = _moments(cosines)
     others = _moments(cosines.reshape(1, -1))
-    pairs = _pairs_by_gap(sample, motion)
+    pairs = _pairs_by_gap(sample, motion, max(1, min(_NEIGHBOURS, _NUMBERS // own.size)))
     alike = [_cosines(own[rows], vectors(found)) for rows, found in pairs]
     if isinstance(motion, MetricMotion):
         alike, pairs = _best_only(alike, pairs)
@@ -154,13 +156,17 @@ def _median(values: Floats, otherwise: float) -> float:
     return float(np.median(values)) if len(values) else otherwise
 
 
-def _pairs_by_gap(sample: Ints, motion: Motion) -> list[tuple[Ints, Ints]]:
-    """Rows of the sample and their neighbours: GAPS further on in a traverse, else all that are near."""
+def _thinned(numbers: Ints, most: int) -> Ints:
+    return numbers[_evenly(len(numbers), most)] if len(numbers) else numbers
+
+
+def _pairs_by_gap(sample: Ints, motion: Motion, most: int) -> list[tuple[Ints, Ints]]:
+    """Rows of the sample and their neighbours: GAPS further on in a traverse, else `most` that are near."""
     if isinstance(motion, OrderedMotion):
         ahead = [motion.ahead(sample, gap) for gap in GAPS]
         return [(np.flatnonzero(found >= 0), found[found >= 0]) for found in ahead]
     near = [motion.near(int(photo)) for photo in sample]
-    near = [found[found != photo] for found, photo in zip(near, sample, strict=True)]
+    near = [_thinned(found[found != photo], most) for found, photo in zip(near, sample, strict=True)]
     return [(np.repeat(np.arange(len(sample)), [len(found) for found in near]), np.concatenate(near))]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from indexer.answers import Answer
 from indexer.build import remove_photos
-from indexer.errors import IndexerError, UsageError
+from indexer.errors import IndexerError, ModelMismatch, UsageError
 from indexer.filters import Filters
 from indexer.following import TOO_FEW, UNCALIBRATED, FrameAnswer
 from indexer.geo import from_local
@@ -36,7 +36,8 @@ def traverse(count: int = COUNT, seed: int = 0) -> Rows:
     for _ in range(count - 1):
         rows.append(0.6 * rows[-1] + 0.8 * generator.standard_normal(DIM))
     matrix = np.stack(rows)
-    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+    unit = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    return np.asarray(unit.astype(np.float16), np.float32)
 
 
 def seen_again(rows: Rows, numbers: Sequence[int], noise: float = 0.1, seed: int = 1) -> Rows:
@@ -228,6 +229,24 @@ def test_few_photos_cannot_tell_how_sure(handmade: Handmade, photos: int) -> Non
     assert (last.answer.known, last.answer.confidence, last.off_map) == (None, None, None)
     assert last.answer.note == TOO_FEW
     assert photo(last) == f"made/{photos - 1:04}.jpg"
+
+
+def test_a_descriptor_of_another_model_is_refused(drive: tuple[Index, Rows]) -> None:
+    follower = drive[0].follow()
+    for shape in ((DIM - 1,), (1, DIM)):
+        with pytest.raises(ModelMismatch, match="this index has 64-D descriptors, got one of shape"):
+            follower.update_descriptor(np.ones(shape, np.float32))
+
+
+def test_many_photos_of_one_spot(handmade: Handmade) -> None:
+    rows = foreign(300, 4).astype(np.float16).astype(np.float32)
+    handmade.dim = DIM
+    handmade.make([(PhotoMetadata(52.0, 0.25), [row]) for row in rows], places="gps")
+    found = follow(handmade.open(), seen_again(rows, range(5)))
+    assert {answer.answer.places[0].lat for answer in found} == {52.0}
+    assert [answer.answer.confidence for answer in found] == [
+        pytest.approx(1 - (answer.off_map or 0), abs=2e-4) for answer in found
+    ]
 
 
 def test_metres_need_positions(drive: tuple[Index, Rows]) -> None:

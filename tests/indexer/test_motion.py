@@ -1,10 +1,13 @@
 """How a camera may move: each model against loops over all pairs of photos."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from indexer import motion
+from indexer.errors import UsageError
 from indexer.geo import from_local, haversine_m
 from indexer.motion import BLUR_M, TURN, UNKNOWN_STEP_M, WINDOW, MetricMotion, Motion, OrderedMotion, Step
 
@@ -159,6 +162,30 @@ def test_metres_across_the_antimeridian(lon: float) -> None:
     moved, _ = metric.move(belief, Step(offset_m=(by, 0.0))).forward(belief)
     assert moved[0].argmax() == (1 if lon > 0 else 0)
     assert metric.near(0).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"metres": -1.0}, "a step's photos and metres must not be less than 0"),
+        ({"photos": -1.0}, "a step's photos and metres must not be less than 0"),
+        ({"metres": float("nan")}, "a step's way must be finite numbers"),
+        ({"offset_m": (0.0, float("inf"))}, "a step's way must be finite numbers"),
+        ({"cut": 1.1}, "a step's cut and novelty must be 0 to 1, got 1.1 and 1"),
+        ({"novelty": -0.1}, "a step's cut and novelty must be 0 to 1, got 0 and -0.1"),
+    ],
+)
+def test_steps_that_cannot_be(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Step(**values)
+
+
+def test_a_step_that_reaches_more_pairs_than_allowed_from_any_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(motion, "MOST_PAIRS", 5)
+    belief = belief_of(1, 25)
+    moved, astray = metric_map().move(belief, Step(metres=1e9)).forward(belief)
+    assert moved.sum() == 0
+    assert astray == pytest.approx(belief.sum())
 
 
 @pytest.mark.parametrize(
