@@ -302,7 +302,7 @@ def test_neighbours_on_a_metric_map_are_the_most_alike_about() -> None:
     rows = drive(60, near=0.9)
     turned = drive(60, seed=9)  # a second photo at each spot that looks elsewhere
     both = np.stack([rows, turned], axis=1).reshape(120, -1)
-    lat = np.repeat(52 + np.arange(60, dtype=np.float64) * 2e-4, 2)
+    lat = np.asarray(np.repeat(52 + np.arange(60) * 2e-4, 2), np.float64)
     likeness = learn(lambda photos: both[photos], MetricMotion(lat, np.full(120, 0.25)))
     assert likeness.contrast == MOST_CONTRAST
     assert len(likeness.by_gap) == 2
@@ -318,7 +318,9 @@ def test_photos_in_no_order_are_no_map_of_traverses() -> None:
             UsageError, match="a camera cannot be followed in this index: its photos have no pos"
         ):
             learn(lambda photos: rows[photos], OrderedMotion(lengths))
-    lonely = learn(lambda photos: rows[photos], MetricMotion(np.arange(100) * 0.01, np.zeros(100)))
+    lonely = learn(
+        lambda photos: rows[photos], MetricMotion(np.arange(100, dtype=np.float64) * 0.01, np.zeros(100))
+    )
     assert lonely.contrast == USUAL_CONTRAST
 
 
