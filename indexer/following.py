@@ -125,12 +125,7 @@ class PhotoMap:
 
     def vectors(self, photos: Ints) -> Descriptor:
         """Descriptors (n d) of photos by number; a panorama's first view."""
-        ids = self.numbers[self.starts[photos]]
-        found = np.zeros((len(ids), self.searched.snapshot.dim), np.float32)
-        for store in self.searched.stores:
-            held = store.holds(ids)
-            found[held] = store.vectors(ids[held])
-        return found
+        return self.searched.vectors(self.numbers[self.starts[photos]])
 
     def scores(self, descriptor: Descriptor) -> Floats:
         """Cosines of a descriptor (d) with every one of `numbers`."""
@@ -237,7 +232,7 @@ class Follower:
         scores = self._map.scores(descriptor)
         belief = self._filter.update(self._map.by_photo(scores), self._step(descriptor, step))
         self._last, self._skipped = descriptor, None
-        found = self._answer(self._frames, scores, belief, timings_ms or {}, start)
+        found = self._answer(self._frames, descriptor, scores, belief, timings_ms or {}, start)
         if self._remember:
             self._seen.append((self._frames, descriptor, found.answer.timings_ms))
         self._frames += 1
@@ -253,7 +248,7 @@ class Follower:
             raise UsageError("only what was remembered can be smoothed: follow with remember=True")
         beliefs = self._filter.smoothed()
         return [
-            self._answer(number, self._map.scores(descriptor), belief, timings, None)
+            self._answer(number, descriptor, self._map.scores(descriptor), belief, timings, None)
             for (number, descriptor, timings), belief in zip(self._seen, beliefs, strict=True)
         ]
 
@@ -278,6 +273,7 @@ class Follower:
     def _answer(
         self,
         frame: int,
+        descriptor: Descriptor,
         scores: Floats,
         belief: Belief,
         timings: Mapping[str, float | None],
@@ -286,8 +282,9 @@ class Follower:
         count = min(max(SHOWN_FROM, 4 * PHOTOS_A_PLACE * self._k), self._map.photos)
         likely = np.argpartition(-belief.photos, count - 1)[:count]
         likely = likely[np.lexsort((likely, -belief.photos[likely]))]
-        views = [self._map.best_view(int(photo), scores) for photo in likely]
-        shown = self._index.photo_hits([(float(scores[v]), int(self._map.numbers[v])) for v in views])
+        numbers = self._map.numbers[[self._map.best_view(int(photo), scores) for photo in likely]]
+        cosines = self._map.searched.cosines(descriptor, numbers)
+        shown = self._index.photo_hits(list(zip(cosines, numbers.tolist(), strict=True)))
         hits = [(int(p), *hit) for p, hit in zip(likely, shown, strict=True) if hit is not None]
         places = self._places(hits, belief)
         sure = self._map.photos >= LEAST_PHOTOS
