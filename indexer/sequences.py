@@ -12,7 +12,8 @@ from the spread of scores, though not from that of the first frame alone: a phot
 z ~ N(0, 1), one of the place itself z ~ N(m, 1), where m is by how much photos of the map stand out for
 their own neighbours (`learn`). Their likelihood ratio would be exp(m(z − m/2)). But a camera off the map has
 always some photo that looks most like it, and keeps it for long, since frames resemble one another; chance
-is therefore taken to stand at a, the mean best of the five photos about one (`motion.NEAR_FRAMES`):
+is therefore taken to stand at a, the mean best of the five photos about one (`motion.NEAR_FRAMES`), for all
+but the first frame, and for those after a cut by as much as that is unlikely:
 
     likelihood = exp(w · m · (z − (m + a)/2)) at a photo, 1 off the map.
 
@@ -255,8 +256,8 @@ class SequenceFilter:
             move, restart = self.motion.move(self._state, step), max(RESTART, step.cut)
             self._predict(move, restart)
         self._began = True
-        novelty = step.novelty if move is not None else 1.0
-        likelihood, off_likelihood = likelihoods(scores, self._contrast, novelty)
+        novelty, fresh = (1.0, 1.0) if move is None else (step.novelty, step.cut)
+        likelihood, off_likelihood = likelihoods(scores, self._contrast, novelty, fresh)
         self._state = self._state * likelihood
         self._off *= off_likelihood
         total = self._state.sum() + self._off
@@ -314,11 +315,17 @@ class SequenceFilter:
         return value / largest, off / largest
 
 
-def likelihoods(scores: Floats, contrast: float, novelty: float = 1.0) -> tuple[Floats, float]:
-    """Of each photo (N) and of being off the map, scaled so that the largest is at most 1."""
+def likelihoods(
+    scores: Floats, contrast: float, novelty: float = 1.0, fresh: float = 0.0
+) -> tuple[Floats, float]:
+    """Of each photo (N) and of being off the map, scaled so that the largest is at most 1.
+
+    `fresh` is the chance that no frame came before: then no lookalike can have been kept from one.
+    """
     scores = np.asarray(scores, np.float64)
     deviation = scores.std()
     z = (scores - scores.mean()) / deviation if deviation > 0 else np.zeros_like(scores)
-    exponents = novelty * contrast * (z - (contrast + CHANCE) / 2)
+    chance = (1 - fresh) * CHANCE
+    exponents = novelty * contrast * (z - (contrast + chance) / 2)
     largest = max(float(exponents.max(initial=0.0)), 0.0)
     return np.exp(exponents - largest), float(np.exp(-largest))

@@ -52,9 +52,11 @@ def prior_of(model: Motion) -> Floats:
     return np.append(np.full(states, KNOWN_SHARE / states), 1 - KNOWN_SHARE)
 
 
-def naive_likelihood(model: Motion, scores: Floats, contrast: float, novelty: float) -> Floats:
+def naive_likelihood(model: Motion, scores: Floats, contrast: float, step: Step | None) -> Floats:
+    """`step` is None for the first frame."""
     z = (scores - np.mean(scores)) / np.std(scores)
-    at = [np.exp(novelty * contrast * (value - (contrast + CHANCE) / 2)) for value in z]
+    novelty, chance = (1.0, 0.0) if step is None else (step.novelty, (1 - step.cut) * CHANCE)
+    at = [np.exp(novelty * contrast * (value - (contrast + chance) / 2)) for value in z]
     return np.array([*(at * model.ways), 1.0])
 
 
@@ -71,7 +73,7 @@ def test_it_is_the_filter_of_a_hidden_markov_model(model: Motion) -> None:
     for number, (scores, step) in enumerate(frames(12, 9)):
         if number:
             expected = expected @ transition(model, step)
-        expected = expected * naive_likelihood(model, scores, 2.5, step.novelty if number else 1.0)
+        expected = expected * naive_likelihood(model, scores, 2.5, step if number else None)
         expected = expected / expected.sum()
         belief = followed.update(scores, step)
         np.testing.assert_allclose(belief.photos, expected[:-1].reshape(-1, 12).sum(axis=0), atol=1e-12)
@@ -85,7 +87,7 @@ def test_smoothing_is_what_adding_up_all_ways_gives(model: Motion) -> None:
     filtered = [followed.update(scores, step) for scores, step in seen]
     states = model.ways * 3 + 1
     prior = prior_of(model)
-    likely = [naive_likelihood(model, s, 2.0, step.novelty if n else 1.0) for n, (s, step) in enumerate(seen)]
+    likely = [naive_likelihood(model, s, 2.0, step if n else None) for n, (s, step) in enumerate(seen)]
     matrices = [transition(model, step) for _, step in seen]
     expected = np.zeros((4, states))
     for way in itertools.product(range(states), repeat=4):
@@ -181,6 +183,17 @@ def test_looking_twice_at_the_same_makes_nothing_surer() -> None:
     assert still[0] == moving[0] < 0.6
     assert still == sorted(still, reverse=True)
     assert moving[-1] > 0.9
+
+
+def test_the_first_frame_has_no_lookalike_to_keep() -> None:
+    scores = showing(50, 100, np.random.default_rng(4), 3.0)
+    first, off = likelihoods(scores, 3.5, fresh=1.0)
+    later, off_later = likelihoods(scores, 3.5)
+    assert (first / off)[50] / (later / off_later)[50] == pytest.approx(np.exp(3.5 * CHANCE / 2))
+    belief = SequenceFilter(OrderedMotion([100]), 3.5).update(scores)
+    prior = prior_of(OrderedMotion([100]))
+    expected = prior * np.array([*first, *first, off])
+    np.testing.assert_allclose(belief.off, (expected / expected.sum())[-1])
 
 
 def test_a_cut_forgets_where_the_camera_was() -> None:
