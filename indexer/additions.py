@@ -54,6 +54,18 @@ class Searched:
             found += list(zip(_exactly(store.vectors(ids), descriptor), ids.tolist(), strict=True))
         return sorted(found, key=lambda hit: (-hit[0], hit[1]))[:k]
 
+    def vectors(self, ids: Ids) -> Floats:
+        """The descriptors (n d) of ids that the stores hold."""
+        found = np.empty((len(ids), self.snapshot.dim), np.float32)
+        for store in self.stores:
+            held = store.holds(ids)
+            found[held] = store.vectors(ids[held])
+        return found
+
+    def cosines(self, descriptor: Floats, ids: Ids) -> list[float]:
+        """Cosines of a descriptor (d) with these, the same as a search gives."""
+        return _exactly(self.vectors(ids), descriptor)
+
 
 def _exactly(vectors: Floats, descriptor: Floats) -> list[float]:
     """Cosines in fp64: in fp32 the last digits would depend on which store a descriptor is in."""

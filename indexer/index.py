@@ -19,14 +19,16 @@ from indexer.catalogue import Catalogue
 from indexer.errors import NotFound, UsageError
 from indexer.evidence import WEIGHED, sample_of
 from indexer.filters import Filters
+from indexer.following import Follower, FrameAnswer, MotionKind, PhotoMap, follow_all
 from indexer.geo import haversine_m
 from indexer.layout import Layout, generation_of
 from indexer.localise import LOCATE_BY, locate
+from indexer.motion import Step
 from indexer.options import load_options
 from indexer.posting import Posting
 from indexer.reading import Reader
 from indexer.rebuild import rebuild
-from indexer.search import PHOTOS_A_PLACE, Question, Searcher, grouped
+from indexer.search import PHOTOS_A_PLACE, Found, Question, Searcher, grouped
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, open_store, other_model, place_photos, read_manifest
 from indexer.stores.faiss import FaissStore
@@ -205,6 +207,72 @@ class Index:
         timings = {"decode": 1000 * (decoded - start), "embed": 1000 * (embedded - decoded)}
         return self.answer(seen, k, timings, filters, verify)
 
+    def follow(
+        self,
+        k: int = 5,
+        *,
+        motion: MotionKind = "auto",
+        known_share: float | None = None,
+        filters: Filters | None = None,
+        remember: bool = False,
+    ) -> Follower:
+        """Follow a camera that moves, a frame at a time: `follower.update(frame)` says where it is.
+
+        Args:
+            k: how many places to name.
+            motion: how it moves over the map: `photos` along traverses, which are the photos of each folder
+                in the order of their names; `metres` between photos with positions, in whatever order;
+                `auto` by metres where half of the photos have a position, else by photos.
+            known_share: share of frames that show the map; None: this index's share of queries.
+            filters: which photos are the map.
+            remember: keep the frames, so that `follower.smoothed()` can go back over them.
+
+        Raises:
+            UsageError: a value that cannot be, or a map that no camera can be followed in.
+            IndexerError: the filters leave no photo.
+        """
+        searched, selection = self._search.selected(filters)
+        photos = PhotoMap.read(self._catalogue, generation_of(self.snapshot), searched, selection)
+        return Follower(
+            self,
+            photos,
+            k=k,
+            motion=motion,
+            known_share=self.known_share if known_share is None else known_share,
+            filters=filters,
+            remember=remember,
+        )
+
+    def query_sequence(
+        self,
+        frames: Sequence[Source],
+        k: int = 5,
+        *,
+        motion: MotionKind = "auto",
+        steps: Sequence[Step | None] | None = None,
+        smooth: bool = False,
+        known_share: float | None = None,
+        filters: Filters | None = None,
+        on_unreadable: Callable[[Source, ImageError], None] | None = None,
+    ) -> list[FrameAnswer]:
+        """Where was a moving camera at each of its frames, given in order; see `follow`.
+
+        Args:
+            steps: what odometry says of the way to each frame, None where it says nothing; see
+                `indexer.odometry`.
+            smooth: answer each frame by all of them; else by those up to it alone.
+            on_unreadable: told of each frame that cannot be read, which is then left out.
+
+        Raises:
+            ImageError: a frame cannot be read, and there is no `on_unreadable`.
+            UsageError: as `follow` does, or there are not as many steps as frames.
+        """
+        if steps is not None and len(steps) != len(frames):
+            raise UsageError(f"expected a step for each of {len(frames)} frames, got {len(steps)}")
+        follower = self.follow(k, motion=motion, known_share=known_share, filters=filters, remember=smooth)
+        answers = list(follow_all(follower, frames, steps, on_unreadable))
+        return follower.smoothed() if smooth else answers
+
     def embed(self, photos: Sequence[Source]) -> Floats:
         """Descriptors of photos, B d, unit length. Raises ImageError for the first that cannot be read."""
         return self.embedder.embed([self._read(photo) for photo in photos])
@@ -272,6 +340,16 @@ class Index:
         """The n photos most like what a photo was seen as, best first; see `answer`."""
         question = Question.of(seen, verify=verify)
         return [found.shown() for found in self._search.nearest(question, n, filters)]
+
+    def photo_hits(self, scored: Sequence[tuple[float, int]]) -> list[tuple[PhotoHit, Place | None] | None]:
+        """The photos and places of descriptors, given by score and id; None where one was removed since."""
+        hits = self._catalogue.hits([number for _, number in scored])
+        found = [Found(score, number, hits[number]) if number in hits else None for score, number in scored]
+        return [None if one is None else (one.shown(), one.hit.place) for one in found]
+
+    def with_distances(self, places: Sequence[PlaceHit], filters: Filters | None) -> tuple[PlaceHit, ...]:
+        """Places with how far each is from the position that the query named."""
+        return _with_distances(places, filters)
 
     def see(self, photo: Source) -> Seen:
         """What a photo is seen as: its descriptor and local features. Raises ImageError."""

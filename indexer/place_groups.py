@@ -77,7 +77,7 @@ def by_name(photos: Iterable[P], *, named: bool = True) -> list[Group[P]]:
 
 def _gather(photos: Iterable[P], key: Callable[[P], K]) -> dict[K, list[P]]:
     found: dict[K, list[P]] = defaultdict(list)
-    for photo in sorted(photos, key=lambda photo: (_natural(photo.path), photo.id)):
+    for photo in sorted(photos, key=lambda photo: (natural_order(photo.path), photo.id)):
         found[key(photo)].append(photo)
     return found
 
@@ -86,7 +86,7 @@ def _folder(photo: GroupedPhoto) -> str:
     return posixpath.dirname(photo.path)
 
 
-def _natural(path: str) -> list[tuple[str, int]]:
+def natural_order(path: str) -> list[tuple[str, int]]:
     """A sorting key by which frame 2 comes before frame 10."""
     parts = re.findall(r"([^0-9]*)([0-9]*)", path)
     return [(text, int(digits or -1)) for text, digits in parts]

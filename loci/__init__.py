@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from indexer.filters import Filters as Filters
     from indexer.index import Index as Index
+    from indexer.motion import Step as Step
     from service.client import AddedPhoto as AddedPhoto
     from service.client import Client as Client
     from service.client import ClientError as ClientError
 
     __version__: str
 
-__all__ = ["AddedPhoto", "Client", "ClientError", "Filters", "Index", "__version__"]
+__all__ = ["AddedPhoto", "Client", "ClientError", "Filters", "Index", "Step", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from indexer.filters import Filters
 
         return Filters
+    if name == "Step":
+        from indexer.motion import Step
+
+        return Step
     if name in ("AddedPhoto", "Client", "ClientError"):
         from service import client
 

@@ -20,6 +20,7 @@ from loci.options import (
     VerifyOption,
     at_least,
 )
+from loci.sequencing import MotionName, frames_of, query_sequence, steps_of
 
 if TYPE_CHECKING:
     from indexer.answers import Answer, PlaceHit
@@ -38,6 +39,10 @@ COLUMNS = (
 
 def _filter(metavar: str, help: str) -> Any:
     return typer.Option(metavar=metavar, help=help, rich_help_panel="Filters")
+
+
+def _sequence(name: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(name, metavar=metavar, help=help, rich_help_panel="Sequences")
 
 
 def query(
@@ -68,6 +73,42 @@ def query(
         float, _filter("DEGREES", "How far to either side of --heading still counts.")
     ] = DEFAULT_TOLERANCE,
     place: Annotated[str | None, _filter("PLACE", "Only photos of the place of this id or name.")] = None,
+    sequence: Annotated[
+        bool,
+        _sequence(
+            "--sequence",
+            "The photos are frames of a camera that moves, in their order, or one folder of frames by name: "
+            "answer each by those before it, too.",
+        ),
+    ] = False,
+    smooth: Annotated[
+        bool, _sequence("--smooth", "Answer each frame by all frames, later ones too; printed at the end.")
+    ] = False,
+    motion: Annotated[
+        MotionName,
+        _sequence(
+            "--motion",
+            "How the camera moves over the index: photos, along each folder's in the order of their names; "
+            "metres, between photos with positions; auto takes metres where half of the photos have one.",
+            "KIND",
+        ),
+    ] = "auto",
+    odometry: Annotated[
+        Path | None,
+        _sequence(
+            "--odometry",
+            "CSV with frame,metres (and heading) or frame,dx,dy: the way since the frame before.",
+            "FILE",
+        ),
+    ] = None,
+    max_speed: Annotated[
+        float | None,
+        _sequence(
+            "--max-speed",
+            "Metres a second: how far it may have gone by the times in the frames' EXIF.",
+            "SPEED",
+        ),
+    ] = None,
     verify: VerifyOption = True,
     known_share: KnownShareOption = KNOWN_SHARE,
     device: DeviceOption = "auto",
@@ -79,6 +120,8 @@ def query(
     For each photo, or with --clip for all of them: the position, the nearest places and the photo that
     shows each best. The exit code is 0 even where the place is unknown, 3 if some photos could not be read,
     1 if none could.
+
+    With --sequence each photo has one line: the place where the camera was, or that it was off the map.
 
     Filters narrow which photos of the index may answer; one that lacks what a filter asks for does not. A
     TIME without an offset is compared with the clock of each photo.
@@ -93,10 +136,25 @@ def query(
         heading_tolerance=heading_tolerance,
         place=place,
     )
+    _check_sequence(sequence, clip=clip, smooth=smooth, motion=motion, odometry=odometry, max_speed=max_speed)
+    frames = frames_of(photos) if sequence else []
+    steps = steps_of(frames, odometry, max_speed) if sequence else None
     from indexer.index import Index
     from model.errors import ImageError
 
     opened = Index.open(index, device=device, precision=precision, known_share=known_share)
+    if sequence:
+        query_sequence(
+            opened,
+            frames,
+            steps,
+            k=k,
+            motion=motion,
+            smooth=smooth,
+            filters=filters,
+            as_json=as_json,
+        )
+        return
     answers: list[tuple[list[Path], Answer]] = []
     failed: list[Source] = []
 
@@ -126,6 +184,17 @@ def _filters(**given: Any) -> Filters:
         return Filters(**given)
     except FieldError as error:
         raise UsageError(f"--{error.field.replace('_', '-')}: {error}") from None
+
+
+def _check_sequence(sequence: bool, *, clip: bool, motion: MotionName, **given: Any) -> None:
+    """Refuse what does not go together. Raises UsageError."""
+    if sequence and clip:
+        raise UsageError("--clip pools photos of one place, --sequence follows a camera: give one of them")
+    if not sequence:
+        wanted = [name for name, value in given.items() if value not in (None, False)]
+        wanted += ["motion"] if motion != "auto" else []
+        if wanted:
+            raise UsageError(f"--{wanted[0].replace('_', '-')} needs --sequence")
 
 
 def _name(photos: Sequence[Path]) -> str:

@@ -94,6 +94,10 @@ class FaissStore:
         at = np.minimum(np.searchsorted(self.ids, ids), self.count - 1)
         return np.asarray(self.ids[at] == ids, bool)
 
+    def scores(self, descriptor: Floats) -> Floats:
+        """Cosines of a descriptor (d) with all that it holds, in the order of `ids`."""
+        return np.asarray((self._vectors @ descriptor)[self._order], np.float32)
+
     def search(self, descriptors: Floats, k: int, among: Ids | None = None) -> tuple[Floats, Ids]:
         """Cosines (B k) and descriptor ids (B k), best first, −1 where there are fewer than k.
 

@@ -222,9 +222,9 @@ def test_of_a_panorama_cut_into_photos_the_best_counts(empty: World, paint: Pain
     index = empty.open()
     assert sorted(_panoramas(index).values()) == ["cut/@pano0"] * 2 + ["cut/@pano1"] * 2
     asked = paint(empty.photos.parent / "q.jpg", 10, 5)
-    descriptor = index.embed([asked])[0]
-    alone = _nearest(index, descriptor, 3, {})
-    best = _nearest(index, descriptor, 3, _panoramas(index))
+    seen = index.see(asked)
+    alone = _nearest(index, seen, 3, {}, True)
+    best = _nearest(index, seen, 3, _panoramas(index), True)
     assert ["pano0" in hit.path for hit in alone] == [True, True, False]
     assert [hit.id for hit in best] == [alone[0].id, alone[2].id]
 
