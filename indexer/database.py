@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,11 @@ class Database:
         with self._explained("written"), self._db as db:
             db.execute("BEGIN IMMEDIATE")
             yield db
+
+    def copy_to(self, path: Path) -> None:
+        """Write the catalogue, as it is at one moment, to a new file; others go on reading and writing."""
+        with self._explained("copied"), closing(sqlite3.connect(path)) as copy:
+            self._db.backup(copy)
 
     def integrity(self) -> str:
         """SQLite's own check of every page: "ok" or what is wrong."""

@@ -16,6 +16,7 @@ from loci import (
     indexing,
     inspecting,
     querying,
+    saving,
     serving,
     training,
 )
@@ -74,6 +75,8 @@ COMMANDS = (
     inspecting.check,
     indexing.remove,
     exporting.export,
+    saving.backup,
+    saving.restore,
     connecting.connections,
 )
 for _command in COMMANDS:
