@@ -27,7 +27,7 @@ def backup(
     from indexer.backup import backup as write
     from service.settings import KEYS_FILE
 
-    if output is None and sys.stdout.isatty():
+    if output is None and _is_terminal():
         raise typer.BadParameter("a backup is not text for a terminal, give --output too")
     saved = write(index, output or sys.stdout.buffer, also=[KEYS_FILE])
     note(f"backed up {count(saved.photos, 'photo')}, snapshot {saved.snapshot}: {size(saved.bytes)}")
@@ -46,3 +46,7 @@ def restore(
 
     saved = read(sys.stdin.buffer if source == STREAM else source, into)
     note(f"restored {count(saved.photos, 'photo')}, snapshot {saved.snapshot}, in {into}")
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()

@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -162,10 +163,11 @@ def test_only_what_answers_is_taken(thirty: Handmade, tmp_path: Path) -> None:
 # Of one moment
 
 
-class Slow(io.RawIOBase):
-    """A stream that takes its time, and lets something happen between two blocks."""
+class Slow(io.BytesIO):
+    """A stream that lets something happen before each block."""
 
     def __init__(self, out: IO[bytes], between: Callable[[], object]) -> None:
+        super().__init__()
         self.out, self.between = out, between
 
     def write(self, data: Any, /) -> int:
@@ -229,7 +231,7 @@ def test_photos_come_and_go_and_snapshots_are_made_meanwhile(
                 before, gone_before = set(acknowledged), set(deleted)
             began = len(compacted)
             with (tmp_path / f"{number}.tar").open("wb") as file:
-                backup(thirty.folder, Slow(file, lambda began=began: wait_for(began + 3)))
+                backup(thirty.folder, Slow(file, partial(wait_for, began + 3)))
             with lock:
                 gone_after = set(deleted)
             back = restored(thirty, tmp_path / f"{number}.tar", tmp_path / f"{number}")
@@ -432,12 +434,10 @@ def test_a_newer_index_is_neither_backed_up_nor_restored(thirty: Handmade, tmp_p
     backup(thirty.folder, tmp_path / "saved.tar")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("indexer.snapshot.FORMAT", 0)
-        for act in (
-            lambda: backup(thirty.folder, tmp_path / "new.tar"),
-            lambda: restore(tmp_path / "saved.tar", tmp_path / "back"),
-        ):
-            with pytest.raises(FormatTooNew):
-                act()
+        with pytest.raises(FormatTooNew):
+            backup(thirty.folder, tmp_path / "new.tar")
+        with pytest.raises(FormatTooNew):
+            restore(tmp_path / "saved.tar", tmp_path / "back")
     assert not (tmp_path / "back").exists()
     assert list(tmp_path.glob("new*")) == []
 
