@@ -204,6 +204,8 @@ def test_what_the_proxy_opens_needs_keys(name: str, monkeypatch: pytest.MonkeyPa
     for variable, value in service["environment"].items():
         monkeypatch.setenv(variable, value)
     settings = Settings.load()
+    assert (settings.host, settings.port, settings.index) == ("0.0.0.0", 8000, Path("/data/index"))
+    assert settings.decode_threads == 2
     assert settings.insecure is not ("tls" in name)
     grace = float(service["stop_grace_period"].removesuffix("s"))
     assert grace > settings.shutdown_seconds + LAST_RESORT_SECONDS
