@@ -80,7 +80,6 @@ def _write(layout: Layout, out: _Out, also: Sequence[str]) -> Saved:
         photos = catalogue.count()
         files = _files(layout, catalogue, snapshot)
         files += [(name, layout.folder / name) for name in also if (layout.folder / name).is_file()]
-        catalogue.close()  # so that nothing of it waits in a log
         with tarfile.open(fileobj=out, mode="w|", bufsize=BLOCK, format=tarfile.PAX_FORMAT) as tar:
             archive = _Archive(tar)
             for name, path in (*files, (FILE, catalogue.path)):
@@ -102,12 +101,11 @@ def _frozen(layout: Layout) -> Iterator[tuple[str, Catalogue]]:
     folder.mkdir()
     try:
         snapshot = _copy_catalogue(layout, folder / FILE)
-        catalogue = Catalogue(folder, create=True)
+        catalogue = Catalogue(folder)
         try:
             integrity = catalogue.integrity()
             if integrity != "ok":
                 raise IndexerError(f"the catalogue of {layout.folder} is damaged: {integrity}")
-            catalogue.drop_generations([generation_of(snapshot)])
             yield snapshot, catalogue
         finally:
             catalogue.close()
@@ -121,7 +119,7 @@ def _copy_catalogue(layout: Layout, path: Path) -> str:
         while True:
             snapshot = layout.current()
             path.unlink(missing_ok=True)
-            catalogue.copy_to(path)
+            catalogue.copy_to(path, generation_of(snapshot))
             # Else the photos POSTed since another model took over would lack descriptors.
             if generation_of(layout.current()) == generation_of(snapshot):
                 return snapshot
@@ -151,6 +149,11 @@ def _walk(layout: Layout, snapshot: str) -> Iterator[Path]:
 
 
 def _delete_what_waited(index: Path) -> None:
+    reader = Catalogue(index)
+    newest = reader.is_newest
+    reader.close()
+    if not newest:  # who backs an index up before an upgrade has not asked for that
+        return
     catalogue = Catalogue(index, create=True)
     try:
         with translated(index):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,10 @@ class Database:
             db.execute("BEGIN IMMEDIATE")
             yield db
 
-    def copy_to(self, path: Path) -> None:
-        """Write the catalogue, as it is at one moment, to a new file; others go on reading and writing."""
-        with self._explained("copied"), closing(sqlite3.connect(path)) as copy:
-            self._db.backup(copy)
+    @property
+    def is_newest(self) -> bool:
+        """Whether it is in this version's format, so that a writer would not migrate it."""
+        return version_of(self._db) == len(MIGRATIONS)
 
     def integrity(self) -> str:
         """SQLite's own check of every page: "ok" or what is wrong."""

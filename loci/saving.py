@@ -41,7 +41,10 @@ def restore(
         Path, typer.Option(metavar="INDEX", help="A new or empty folder for the index.", show_default=False)
     ],
 ) -> None:
-    """Make an index of a backup, once every byte of it was found to be right."""
+    """Make an index of a backup again.
+
+    Every byte is checked first: what is damaged, or not whole, leaves nothing behind.
+    """
     from indexer.restore import restore as read
 
     saved = read(sys.stdin.buffer if source == STREAM else source, into)

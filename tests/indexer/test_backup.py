@@ -30,6 +30,7 @@ from indexer.metadata import PhotoMetadata
 from indexer.posting import read_new
 from indexer.rebuild import rebuild
 from indexer.restore import restore
+from indexer.schema import MIGRATIONS
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Handmade, Paint, StartChild, World
@@ -158,6 +159,21 @@ def test_only_what_answers_is_taken(thirty: Handmade, tmp_path: Path) -> None:
     back = restored(thirty, tmp_path / "saved.tar", tmp_path / "back")
     assert not Catalogue(back.folder).is_embedded(photo, 2)
     assert rows(back) == rows(thirty)
+
+
+def test_an_index_of_an_older_format_keeps_it(thirty: Handmade, tmp_path: Path) -> None:
+    """So that whoever upgraded can go back with the backup, and with the index."""
+    Catalogue(thirty.folder, create=True).close()
+    backup(thirty.folder, tmp_path / "saved.tar")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "indexer.database.MIGRATIONS", (*MIGRATIONS, lambda db: db.execute("CREATE TABLE a(b)"))
+        )
+        patch.setattr("indexer.schema.MIGRATIONS", (*MIGRATIONS, lambda db: db.execute("CREATE TABLE a(b)")))
+        backup(thirty.folder, tmp_path / "upgraded.tar")
+        assert not Catalogue(thirty.folder).is_newest
+    assert Catalogue(thirty.folder).is_newest
+    assert rows(restored(thirty, tmp_path / "upgraded.tar", tmp_path / "back")) == rows(thirty)
 
 
 # Of one moment
@@ -299,10 +315,10 @@ def test_another_model_takes_over_while_the_catalogue_is_copied(
 ) -> None:
     copy_to, copies = Catalogue.copy_to, list[str]()
 
-    def copy(catalogue: Catalogue, path: Path) -> None:
+    def copy(catalogue: Catalogue, path: Path, generation: int) -> None:
         if not copies:
             world.build(refit=True, clusters=3)
-        copy_to(catalogue, path)
+        copy_to(catalogue, path, generation)
         copies.append((world.index / "CURRENT").read_text())
 
     monkeypatch.setattr(Catalogue, "copy_to", copy)

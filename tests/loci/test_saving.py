@@ -84,4 +84,6 @@ def test_a_terminal_gets_no_tar(loci: Loci, index: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("loci.saving._is_terminal", lambda: True)
     ended = loci("backup", index)
     assert ended.exit_code == 2
-    assert ended.stderr.startswith("loci: Invalid value: a backup is not text for a terminal, give --output too")
+    assert ended.stderr.startswith(
+        "loci: Invalid value: a backup is not text for a terminal, give --output too"
+    )
