@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -233,6 +234,16 @@ class Catalogue(StoredPhotos):
         with self.transaction() as db:
             marks = ", ".join("?" * len(kept))
             db.execute(f"DELETE FROM descriptors WHERE generation NOT IN ({marks})", kept)
+
+    def copy_to(self, path: Path, generation: int) -> None:
+        """Write the catalogue, as it is at one moment, to a new file; others go on reading and writing.
+
+        It has the same format, and the descriptors of one generation only.
+        """
+        with self._explained("copied"), closing(sqlite3.connect(path)) as copy:
+            self._db.backup(copy)
+            copy.execute("DELETE FROM descriptors WHERE generation != ?", (generation,))
+            copy.commit()
 
     def hits(self, descriptors: Sequence[int]) -> dict[int, Hit]:
         """The photos behind descriptor ids, with their places; those removed meanwhile are left out."""

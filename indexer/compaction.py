@@ -6,6 +6,7 @@ import numpy as np
 
 from indexer.catalogue import Catalogue
 from indexer.layout import Layout
+from indexer.lock import is_backed_up
 from indexer.shards import POSTED, RUN, ShardWriter, read_local, read_slots, shard_path
 from indexer.stored import Slot
 
@@ -50,8 +51,13 @@ def _move(layout: Layout, catalogue: Catalogue, generation: int, dim: int, shard
 
 
 def _drop_emptied(layout: Layout, catalogue: Catalogue, generation: int) -> None:
-    """Delete the files of shards that no row names; not of one that a POST has only just begun."""
+    """Delete the files of shards that no row names; not of one that a POST has only just begun.
+
+    While a backup reads them, all stay.
+    """
     used = {shard for shard, _, _ in catalogue.shard_use(generation)}
+    if is_backed_up(layout.folder):
+        return
     for newest in _newest(catalogue, generation):
         shards = RUN if newest in RUN else POSTED
         for file in layout.shards(generation).glob("*.npy"):

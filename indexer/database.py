@@ -106,6 +106,11 @@ class Database:
             db.execute("BEGIN IMMEDIATE")
             yield db
 
+    @property
+    def is_newest(self) -> bool:
+        """Whether it is in this version's format, so that a writer would not migrate it."""
+        return version_of(self._db) == len(MIGRATIONS)
+
     def integrity(self) -> str:
         """SQLite's own check of every page: "ok" or what is wrong."""
         try:

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from indexer.errors import IndexerError, IndexMissing
 from indexer.files import replace_text
+from indexer.lock import is_backed_up
+
+CURRENT = "CURRENT"
+"""The file that names the snapshot that answers."""
 
 
 class Layout:
@@ -63,7 +67,7 @@ class Layout:
         Raises:
             IndexMissing: there is no index, or its first run has not finished.
         """
-        path = self.folder / "CURRENT"
+        path = self.folder / CURRENT
         try:
             name = path.read_text(encoding="utf-8", errors="replace").strip()
         except (FileNotFoundError, NotADirectoryError):
@@ -100,13 +104,15 @@ class Layout:
 
     def set_current(self, name: str) -> None:
         """Let a snapshot answer from now on."""
-        replace_text(self.folder / "CURRENT", name + "\n")
+        replace_text(self.folder / CURRENT, name + "\n")
 
     def drop_old(self, keep: Iterable[str]) -> list[int]:
         """Remove other snapshots, and older generations without any; returns the generations kept.
 
-        A newer generation, still being fitted, stays.
+        A newer generation, still being fitted, stays, and all of them while a backup reads them.
         """
+        if is_backed_up(self.folder):
+            return _numbers(self.generations)
         names = set(keep)
         generations = set(map(generation_of, names))
         for number in _numbers(self.generations):

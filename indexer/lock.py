@@ -1,7 +1,8 @@
-"""One whole-folder run at a time: a second one is told who holds the index."""
+"""Who holds an index: one whole-folder run at a time, and one backup, beside which nothing is deleted."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from filelock import FileLock, Timeout
 from indexer.errors import IndexLocked
 
 FILES = ("LOCK", "LOCK.holder")
+BACKUP_FILES = ("BACKUP", "BACKUP.holder")
+PATIENCE_S = 5  # for those that only look whether a backup runs, which holds its lock for a moment
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -23,13 +28,45 @@ def write_lock(folder: Path, what: str = "index") -> Iterator[None]:
     Raises:
         IndexLocked: another run holds it.
     """
-    lock, holder = FileLock(folder / FILES[0]), folder / FILES[1]
+    with _held(folder, FILES, f"the {what} {folder} is being written by", 0):
+        yield
+
+
+@contextmanager
+def backup_lock(folder: Path) -> Iterator[None]:
+    """Keep every file of the index in `folder` that its catalogue names now: runs, POSTs and DELETEs go on.
+
+    Raises:
+        IndexLocked: another backup holds it.
+    """
+    with _held(folder, BACKUP_FILES, f"the index {folder} is being backed up by", PATIENCE_S):
+        yield
+
+
+def is_backed_up(folder: Path) -> bool:
+    """Whether a backup reads the index, so that what is of no more use must wait for its deletion.
+
+    Asked after the catalogue stopped naming the files: a backup that begins later does not look for them.
+    """
+    if not (folder / BACKUP_FILES[0]).exists():
+        return False
     try:
-        lock.acquire(timeout=0)
+        with FileLock(folder / BACKUP_FILES[0]).acquire(timeout=0):
+            return False
     except Timeout:
-        raise IndexLocked(
-            f"the {what} {folder} is being written by {_name(holder)}: wait until it is done"
-        ) from None
+        return True
+    except OSError as error:
+        log.warning("nothing is deleted in %s, for a backup may be reading it: %s", folder, error.strerror)
+        return True
+
+
+@contextmanager
+def _held(folder: Path, files: tuple[str, str], refusal: str, patience_s: float) -> Iterator[None]:
+    lock, holder = FileLock(folder / files[0]), folder / files[1]
+    try:
+        lock.acquire(timeout=patience_s)
+    except Timeout:
+        raise IndexLocked(f"{refusal} {_name(holder)}: wait until it is done") from None
     try:
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n", encoding="utf-8")

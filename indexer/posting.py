@@ -24,6 +24,7 @@ from indexer.files import sha256_of, sync_folder
 from indexer.filters import check_position, within
 from indexer.joining import join_place
 from indexer.layout import Layout, generation_of
+from indexer.lock import is_backed_up
 from indexer.metadata import PhotoMetadata, from_exif
 from indexer.metadata.record import heading_or_none, time_or_none
 from indexer.options import load_options
@@ -232,10 +233,13 @@ class Posting:
 
 
 def drop_files(catalogue: Catalogue, names: Iterable[str]) -> None:
-    """Delete files of photos that were POSTed, unless a photo has them, as one that came back does."""
+    """Delete files of photos that were POSTed, unless a photo has them, as one that came back does.
+
+    While a backup reads them, all stay: it deletes them when it is done.
+    """
     for name in names:
         with catalogue.transaction():
-            if catalogue.holds_file(name):
+            if catalogue.holds_file(name) or is_backed_up(catalogue.path.parent):
                 continue
             try:
                 (catalogue.folder / name).unlink(missing_ok=True)

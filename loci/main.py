@@ -17,6 +17,7 @@ from loci import (
     indexing,
     inspecting,
     querying,
+    saving,
     serving,
     training,
 )
@@ -76,6 +77,8 @@ COMMANDS = (
     inspecting.check,
     indexing.remove,
     exporting.export,
+    saving.backup,
+    saving.restore,
     connecting.connections,
 )
 for _command in COMMANDS:

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
+
+from service.server import LAST_RESORT_SECONDS
+from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 # Imports go one way: each package may use those before it.
@@ -147,3 +151,84 @@ def test_dockerfile_copies_what_its_context_has() -> None:
 @pytest.mark.parametrize("name", ["scripts/loci", "scripts/test", "scripts/check", ".ci/run"])
 def test_scripts_can_be_run(name: str) -> None:
     assert (ROOT / name).stat().st_mode & 0o111
+
+
+def compose(name: str = "") -> dict[str, Any]:
+    """docker-compose.yml as it is without any variable set: all of it, or one service."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / "docker-compose.yml").read_text())
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found["services"][name] if name else found
+
+
+SERVICES = sorted(compose()["services"])
+
+
+def test_the_services_of_the_compose_file() -> None:
+    gpu = ["index-gpu", "service-gpu", "service-tls-gpu"]
+    assert sorted(["backup", "index", "proxy", "service", "service-tls", *gpu]) == SERVICES
+    assert "$" not in yaml.safe_dump(compose())
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_is_limited_and_locked_down(name: str) -> None:
+    service = compose(name)
+    assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+    assert service["pids_limit"] == 512
+    assert service["cpus"] == 0  # all there are: more than that is refused
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "proxy" else [])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "devices", "pid", "ipc", "user"} & service.keys()
+    log = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
+    assert service["logging"] == ({"driver": "none"} if name == "backup" else log)
+    runs = name.startswith(("service", "proxy"))
+    assert service["restart"] == ("unless-stopped" if runs else "no")
+    assert ("network_mode" in service) is not runs
+    assert all(volume.endswith(":ro") for volume in service["volumes"] if not volume.endswith(":/data"))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_others_reach_the_proxy_alone(name: str) -> None:
+    ports = compose(name).get("ports", [])
+    if name == "proxy":
+        assert ports == ["80:80", "443:443"]
+    else:
+        assert all(port.startswith("127.0.0.1:") for port in ports)
+        assert bool(ports) == (name in ("service", "service-gpu"))
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name.startswith("service")])
+def test_what_the_proxy_opens_needs_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = compose(name)
+    for variable, value in service["environment"].items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings.load()
+    assert (settings.host, settings.port, settings.index) == ("0.0.0.0", 8000, Path("/data/index"))
+    assert settings.decode_threads == 2
+    assert settings.insecure is not ("tls" in name)
+    grace = float(service["stop_grace_period"].removesuffix("s"))
+    assert grace > settings.shutdown_seconds + LAST_RESORT_SECONDS
+    if "tls" in name:
+        assert service["networks"] == {"inside": {"aliases": ["loci"]}}
+        assert compose()["networks"]["inside"] == {"internal": True}
+        assert (settings.trusted_proxies, settings.allowed_hosts) == (("*",), ("localhost",))
+
+
+def test_the_proxy_lets_go_of_a_connection_before_the_service_does() -> None:
+    caddyfile = (ROOT / "deploy" / "Caddyfile").read_text()
+    settings = Settings(index=Path("index"))
+    times = dict(re.findall(r"(\w+) (\d+)[sm]\b", caddyfile))
+    assert f"reverse_proxy loci:{settings.port} " in caddyfile
+    assert int(times["keepalive"]) < settings.keep_alive_seconds
+    longest = settings.upload_grace_seconds + settings.max_upload_mb * 1000 / settings.min_upload_rate
+    assert longest < 60 * int(times["read_body"]) < 60 * int(times["write"])
+    assert "./deploy/Caddyfile:/etc/caddy/Caddyfile:ro" in compose("proxy")["volumes"]
+
+
+def test_the_deployment_guide_names_every_variable_of_the_compose_file() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    variables = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", text))
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`|none) \|", guide, re.MULTILINE)
+    assert {name: default for name, default in rows if name in variables} == variables

@@ -20,7 +20,7 @@ Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMANDS = [
     *("demo", "index", "query", "compare", "serve", "evaluate", "geotag", "train"),
-    *("info", "check", "remove", "export", "connections", "keys", "weights"),
+    *("info", "check", "remove", "export", "backup", "restore", "connections", "keys", "weights"),
 ]
 
 
