@@ -20,6 +20,7 @@ from indexer.collect import Collected, collect, no_photos
 from indexer.compaction import compact
 from indexer.errors import IndexerError, UsageError
 from indexer.layout import Layout, generation_of
+from indexer.local_shards import write_local
 from indexer.lock import write_lock
 from indexer.metadata import read_table, unused_rows
 from indexer.options import (
@@ -269,7 +270,6 @@ class _Run:
             self._layout.shards(generation),
             embedder.model.config.output_dim,
             self._catalogue.last_slot(generation, RUN),
-            local=self._layout.local(generation),
         )
         spool = Spool(self._layout.spool(generation))
         pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
@@ -295,9 +295,8 @@ class _Run:
             )
         ]
         if rows:
-            slots: list[Slot] = writer.append(
-                np.stack([row[3].descriptor for row in rows]), [row[3].local for row in rows]
-            )
+            slots: list[Slot] = writer.append(np.stack([row[3].descriptor for row in rows]))
+            write_local(self._layout.local(generation), slots, [row[3].local for row in rows])
             self._catalogue.add_descriptors(
                 generation, [(*row[:3], slot) for row, slot in zip(rows, slots, strict=True)]
             )

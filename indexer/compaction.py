@@ -6,8 +6,9 @@ import numpy as np
 
 from indexer.catalogue import Catalogue
 from indexer.layout import Layout
+from indexer.local_shards import drop_local, read_local, write_local
 from indexer.lock import is_backed_up
-from indexer.shards import POSTED, RUN, ShardWriter, read_local, read_slots, shard_path
+from indexer.shards import POSTED, RUN, ShardWriter, read_slots, shard_path
 from indexer.stored import Slot
 
 DEAD_SHARE = 0.25  # of a shard's rows
@@ -42,8 +43,8 @@ def _move(layout: Layout, catalogue: Catalogue, generation: int, dim: int, shard
         rows = np.concatenate(list(read_slots(layout.shards(generation), held, dim)))
         local = read_local(layout.local(generation), held)
         last = catalogue.last_slot(generation, RUN)
-        writer = ShardWriter(layout.shards(generation), dim, last, local=layout.local(generation))
-        slots = writer.append(rows, local)
+        slots = ShardWriter(layout.shards(generation), dim, last).append(rows)
+        write_local(layout.local(generation), slots, local)
         moved = [(number, slot) for (number, _, _), slot in zip(live, slots, strict=True)]
     with catalogue.transaction() as db:
         catalogue.move_descriptors(db, moved)
@@ -63,5 +64,5 @@ def _drop_emptied(layout: Layout, catalogue: Catalogue, generation: int) -> None
         for file in layout.shards(generation).glob("*.npy"):
             shard = int(file.stem)
             if shard in shards and shard < newest and shard not in used:
-                for folder in (layout.local(generation), layout.shards(generation)):
-                    shard_path(folder, shard).unlink(missing_ok=True)
+                drop_local(layout.local(generation), shard)
+                shard_path(layout.shards(generation), shard).unlink(missing_ok=True)

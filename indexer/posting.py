@@ -24,12 +24,13 @@ from indexer.files import sha256_of, sync_folder
 from indexer.filters import check_position, within
 from indexer.joining import join_place
 from indexer.layout import Layout, generation_of
+from indexer.local_shards import Local, write_local
 from indexer.lock import is_backed_up
 from indexer.metadata import PhotoMetadata, from_exif
 from indexer.metadata.record import heading_or_none, time_or_none
 from indexer.options import load_options
 from indexer.reading import Reader
-from indexer.shards import POSTED, Floats, Local, ShardWriter
+from indexer.shards import POSTED, Floats, ShardWriter
 from indexer.stored import Slot
 from indexer.target import translated
 from model.images import MAX_PIXELS, open_photo, upright_size
@@ -198,18 +199,11 @@ class Posting:
     ) -> list[tuple[str, int, float, Slot]]:
         # Within the transaction, so that no other writer takes the same slots.
         last = self._catalogue.last_slot(self._generation, POSTED)
-        writer = ShardWriter(
-            self._layout.shards(self._generation),
-            self._dim,
-            last,
-            POSTED,
-            local=self._layout.local(self._generation),
-        )
+        writer = ShardWriter(self._layout.shards(self._generation), self._dim, last, POSTED)
+        slots = writer.append(descriptors)
+        write_local(self._layout.local(self._generation), slots, local or [None] * len(slots))
         yaws = self.reader.yaws(len(descriptors))
-        return [
-            (photo, view, yaw, slot)
-            for view, (yaw, slot) in enumerate(zip(yaws, writer.append(descriptors, local), strict=True))
-        ]
+        return [(photo, view, yaw, slot) for view, (yaw, slot) in enumerate(zip(yaws, slots, strict=True))]
 
     @contextmanager
     def _beside(self, photo: NewPhoto) -> Iterator[Path]:

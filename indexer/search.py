@@ -17,8 +17,8 @@ from indexer.errors import IndexerError, ModelMismatch
 from indexer.evidence import WEIGHED
 from indexer.filters import Filters
 from indexer.layout import Layout, generation_of
+from indexer.local_shards import read_local
 from indexer.localise import group_hits
-from indexer.shards import read_local
 from indexer.snapshot import Manifest
 from indexer.stores.faiss import FaissStore
 from indexer.verification import CANDIDATES, Features, inliers, raised

@@ -1,7 +1,4 @@
-"""Descriptor shards: preallocated fp16 .npy files, appended a batch at a time; the source of truth.
-
-Local features lie in shards of their own, a record in the row that has the descriptor's number.
-"""
+"""Descriptor shards: preallocated fp16 .npy files, appended a batch at a time; the source of truth."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ from numpy.typing import NDArray
 from indexer.errors import IndexerError
 from indexer.files import replace_file
 from indexer.stored import Slot
-from model.local_features import Packed
 
 SHARD_BYTES = 64 * 2**20
 RUN = range(1, 500_000)
@@ -25,66 +21,50 @@ POSTED = range(500_000, 1_000_000)
 """Numbers of the shards that POSTed photos go to: beside a run, and never in its way."""
 
 Floats = NDArray[np.float32]
-Local = Sequence[Packed | None]
-"""Local features of photos, in the order of their descriptors."""
 
 
 class ShardWriter:
     """Appends descriptors after the last slot that the catalogue claims, into shards of one range.
 
     Bytes beyond that slot were written by a run that died before its transaction: they are overwritten.
-    Local features go into `local`, in the same rows.
     """
 
-    def __init__(
-        self, folder: Path, dim: int, last: Slot | None, shards: range = RUN, *, local: Path | None = None
-    ) -> None:
+    def __init__(self, folder: Path, dim: int, last: Slot | None, shards: range = RUN) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._local = local
         self._dim = dim
         self._rows = rows_per_shard(dim)
         self._next = Slot(shards.start, 0) if last is None else Slot(last.shard, last.row + 1)
 
-    def append(self, descriptors: Floats, local: Local | None = None) -> list[Slot]:
-        """Write descriptors (n d), and the local features of each, and return their slots.
-
-        On disk when it returns. Of one index, all descriptors have local features or none has.
-        """
-        kept = [one for one in local or () if one is not None]
-        if kept and self._local is not None:
-            self._local.mkdir(exist_ok=True)
-        else:
-            kept = []
-        slots: list[Slot] = []
-        while len(slots) < len(descriptors):
+    def append(self, descriptors: Floats) -> list[Slot]:
+        """Write descriptors (n d) and return their slots; on disk when it returns."""
+        slots = []
+        start = 0
+        while start < len(descriptors):
             if self._next.row >= self._rows:
                 self._next = Slot(self._next.shard + 1, 0)
-            start, end = len(slots), len(slots) + self._rows - self._next.row
-            if kept and self._local is not None:
-                self._write(self._local, np.stack(kept[start:end]))
-            part = descriptors[start:end]
-            self._write(self._folder, part.astype("<f2"))
+            part = descriptors[start : start + self._rows - self._next.row]
+            self._write(self._next, part)
             slots += [Slot(self._next.shard, self._next.row + i) for i in range(len(part))]
             self._next = Slot(self._next.shard, self._next.row + len(part))
+            start += len(part)
         return slots
 
-    def _write(self, folder: Path, rows: NDArray[Any]) -> None:
-        path = shard_path(folder, self._next.shard)
+    def _write(self, slot: Slot, descriptors: Floats) -> None:
+        path = shard_path(self._folder, slot.shard)
         if not path.exists():
-            replace_file(path, lambda partial: self._preallocate(partial, rows))
-        shard = np.load(path, mmap_mode="r") if folder == self._local else _open(path, self._dim)
-        if shard.dtype != rows.dtype:
-            raise IndexerError(f"shard {path} holds other local features than this model's")
+            replace_file(path, self._preallocate)
+        offset = _open(path, self._dim).offset + slot.row * self._dim * 2
+        data = descriptors.astype("<f2").tobytes()
         with path.open("r+b") as file:
-            file.seek(shard.offset + self._next.row * rows[0].nbytes)
-            file.write(rows.tobytes())
+            file.seek(offset)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
 
-    def _preallocate(self, path: Path, rows: NDArray[Any]) -> None:
+    def _preallocate(self, path: Path) -> None:
         # Sparse, and whole before it gets its name: half a file could not be mapped.
-        np.lib.format.open_memmap(path, "w+", rows.dtype, (self._rows, *rows.shape[1:])).flush()
+        np.lib.format.open_memmap(path, "w+", np.float16, (self._rows, self._dim)).flush()
 
 
 def rows_per_shard(dim: int) -> int:
@@ -117,27 +97,6 @@ def read_slots(folder: Path, slots: Sequence[Slot], dim: int, *, block: int = 65
                 raise IndexerError(f"descriptor shard {shard_path(folder, int(shard))} is too short")
             rows[chosen] = opened[shard][at[chosen]]
         yield rows
-
-
-def read_local(folder: Path, slots: Sequence[Slot]) -> list[Packed | None]:
-    """Local features of `slots`, in order; None where there are none.
-
-    Raises:
-        IndexerError: a shard is damaged.
-    """
-    opened: dict[int, Packed | None] = {}
-    for shard in {slot.shard for slot in slots}:
-        path = shard_path(folder, shard)
-        try:
-            opened[shard] = np.load(path, mmap_mode="r") if path.exists() else None
-        except (OSError, ValueError, EOFError) as error:
-            raise IndexerError(f"shard of local features {path} cannot be read: {error}") from error
-    found: list[Packed | None] = []
-    for slot in slots:
-        rows = opened[slot.shard]
-        # A row that was never written is all zeros: its map has no size.
-        found.append(rows[slot.row] if rows is not None and rows[slot.row]["size"].all() else None)
-    return found
 
 
 def _open(path: Path, dim: int) -> np.memmap[Any, np.dtype[np.float16]]:

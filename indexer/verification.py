@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.answers import PhotoHit
-from indexer.shards import read_local
+from indexer.local_shards import read_local
 from indexer.stored import Slot
 from model.local_features import STRIDE, Packed, extent, unpack
 
