@@ -16,7 +16,7 @@ class PhotoHit:
     id: str
     path: str
     score: float
-    """Cosine of the two descriptors, -1 to 1."""
+    """Cosine of the two descriptors, -1 to 1, raised towards 1 by inliers where verified."""
     inliers: int | None = None
     """Matched local features that agree on one geometry; None where not verified."""
     lat: float | None = None

@@ -262,8 +262,7 @@ class _Run:
         self._calibrated = self._calibrated or answer.confidence is not None
         if not self._calibrated and self._options.min_score is None:
             raise NotCalibrated(
-                f"the index {self._index.path} cannot say how sure it is"
-                f"{f' ({answer.note})' if answer.note else ''}, so nothing is written by it; --min-score S "
+                f"nothing is written by the index {self._index.path}: {answer.note}; --min-score S "
                 "goes by how alike photos are instead, and --min-score 0 without --write shows the scores"
             )
 

@@ -67,7 +67,7 @@ class Found:
         return PhotoHit(
             photo.id,
             photo.path,
-            round(self.score, 6) if self.inliers else min(1.0, round(self.score, 6)),  # fp32's rounding
+            min(1.0, round(self.score, 6)),  # what fp32 rounding leaves of a cosine is not worth more digits
             self.inliers,
             lat=photo.lat,
             lon=photo.lon,

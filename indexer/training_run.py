@@ -38,6 +38,8 @@ CONV5 = 24  # VGG16's layers before conv5_1
 REDUCTION_PHOTOS = 2000  # whose unreduced descriptors the reduction is fitted on
 FP16_MAX = 65504.0
 
+TRAINED = FitOptions(local_features=0)  # an index adds them
+
 
 class TrainingRun:
     """One run's folder and what is made in it."""
@@ -201,7 +203,8 @@ class TrainingRun:
         return Embedder(stem, device=self._options.device, precision=self._options.precision)
 
     def _read(self, photo: TrainingPhoto) -> list[NDArray[np.uint8]]:
-        return [read_photo(photo.path, self._start.config.image_size)]
+        config = self._start.config
+        return [read_photo(photo.path, config.image_size, config.min_image_size)]
 
     @property
     def _batch_file(self) -> Path:
@@ -215,13 +218,13 @@ def _starting_model(options: TrainingOptions) -> PlaceModel:
     if options.backbone == "deepface":
         return _untrained_deepface(options)
     if options.fit.weights in (None, IMAGENET):
-        return unfitted_model(options.fit.fit_over(FitOptions()))
+        return unfitted_model(options.fit.fit_over(TRAINED))
     model = load_weights(str(options.fit.weights))
     config = model.config
-    fit = options.fit.fit_over(FitOptions(), config)  # refuses what the weights have otherwise
+    fit = options.fit.fit_over(TRAINED, config)  # refuses what the weights have otherwise
     if options.fit.dim not in (None, config.dim):
         raise UsageError(f"--dim {options.fit.dim} cannot be: the weights {config.weights} are not reduced")
-    return model.fitted(image_size=fit.image_size)
+    return model.fitted(image_size=fit.image_size, min_image_size=fit.min_image_size, local_features=0)
 
 
 def _untrained_deepface(options: TrainingOptions) -> PlaceModel:

@@ -31,7 +31,7 @@ class PhotoMatch(Schema):
     path: str
     """Where the photo lay, relative to the indexed folder."""
     score: float
-    """Cosine similarity of the two descriptors."""
+    """Cosine of the two descriptors, raised towards 1 by inliers where verified."""
     inliers: int | None
     """Matched local features that agree on one geometry; null where not verified."""
     lat: float | None

@@ -34,7 +34,7 @@ def test_the_answer_to_a_photo_of_the_index(opened: Index, made: World) -> None:
     assert (answer.known, answer.confidence, best.confidence) == (None, None, None)
     assert answer.note
     assert (answer.model, answer.snapshot) == (opened.model_fingerprint, opened.snapshot)
-    assert set(answer.timings_ms) == {"decode", "embed", "search"}
+    assert set(answer.timings_ms) == {"decode", "embed", "search", "verify"}
 
 
 def test_a_photo_may_be_a_path_bytes_or_a_file(opened: Index, made: World) -> None:

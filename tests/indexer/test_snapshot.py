@@ -51,7 +51,7 @@ HARMS: dict[str, Harm] = {
 def test_a_damaged_faiss_file_is_answered_for_by_the_shards_and_made_again(world: World, harm: Harm) -> None:
     world.build()
     before = world.open()
-    expected = before.answer(before.embed([world.photo(1)])[0]).places
+    expected = before.answer(before.see(world.photo(1))).places
     harm(snapshot(world) / "index.faiss")
     assert world.open().query(world.photo(1)).places == expected
     assert len(check_index(world.index)) == 1
