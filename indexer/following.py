@@ -23,7 +23,7 @@ from indexer.place_groups import by_folder
 from indexer.places import PlacePhoto, place_id
 from indexer.sequences import LEAST_PHOTOS, Belief, Likeness, SequenceFilter, learn
 from model.errors import ImageError
-from model.images import Source, read_photo
+from model.images import Source
 
 if TYPE_CHECKING:
     from indexer.index import Index
@@ -203,7 +203,7 @@ class Follower:
         start = time.perf_counter()
         self._check(step)
         try:
-            image = read_photo(photo, self._index.image_size)
+            image = self._index.read(photo)
         except ImageError:
             self._frames += 1
             self._skipped = _joined(self._skipped, step or Step())

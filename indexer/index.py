@@ -194,7 +194,7 @@ class Index:
         images = []
         for frame in frames:
             try:
-                images.append(self._read(frame))
+                images.append(self.read(frame))
             except ImageError as error:
                 if on_unreadable is None:
                     raise
@@ -275,14 +275,15 @@ class Index:
 
     def embed(self, photos: Sequence[Source]) -> Floats:
         """Descriptors of photos, B d, unit length. Raises ImageError for the first that cannot be read."""
-        return self.embedder.embed([self._read(photo) for photo in photos])
+        return self.embedder.embed([self.read(photo) for photo in photos])
 
     @property
     def reader(self) -> Reader:
         """What reads query photos as this index's network takes them."""
         return Reader(self.image_size, min_image_size=self.min_image_size)
 
-    def _read(self, photo: Source) -> NDArray[np.uint8]:
+    def read(self, photo: Source) -> NDArray[np.uint8]:
+        """A photo as this index's network takes it, H W 3. Raises ImageError."""
         return read_photo(photo, self.image_size, self.min_image_size)
 
     def answer(
@@ -353,7 +354,7 @@ class Index:
 
     def see(self, photo: Source) -> Seen:
         """What a photo is seen as: its descriptor and local features. Raises ImageError."""
-        return self.embedder.see([[self._read(photo)]])[0]
+        return self.embedder.see([[self.read(photo)]])[0]
 
     def matches(self, seen: Seen, id: str) -> Matches | None:
         """Where a photo and one of the index show the same; None where the index keeps no local features.

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -164,9 +164,9 @@ class PlaceModel(nn.Module):
         """`maps`, and the local features found on the way, B records; None where the model keeps none."""
         if self.local is None:
             return self.maps(images), None
-        assert isinstance(self.backbone, nn.Sequential)
-        middle = self.backbone[:LAYERS](self._prepare(images))  # B 512 H/8 W/8
-        maps: Tensor = self.backbone[LAYERS:](middle)
+        layers = cast(nn.Sequential, self.backbone)  # VGG16: others keep no local features
+        middle = layers[:LAYERS](self._prepare(images))  # B 512 H/8 W/8
+        maps: Tensor = layers[LAYERS:](middle)
         return maps, self.local(middle)
 
     def _prepare(self, images: Tensor) -> Tensor:

@@ -234,8 +234,8 @@ def test_answers_that_say_how_sure_they_are(
     """Made up: 90 % sure of what scores above .9, which all but the foreign wall 40 do, else 30 %."""
     answer = Index.answer
 
-    def sure(self: Index, *arguments: Any) -> Answer:
-        found = answer(self, *arguments)
+    def sure(self: Index, *arguments: Any, **more: Any) -> Answer:
+        found = answer(self, *arguments, **more)
         likely = found.places[0].score > 0.9
         return replace(found, confidence=0.9 if likely else 0.3, known=likely)
 

@@ -165,7 +165,7 @@ def test_an_index_that_is_not_calibrated_is_refused(loci: Loci, index: Path, arc
     result = loci("geotag", archive, "--index", index, "--xmp", "--write")
     assert (result.exit_code, result.stdout) == (1, "")
     sentence = result.stderr.splitlines()[-1]
-    assert sentence.startswith(f"loci: the index {index} cannot say how sure it is (")
+    assert sentence.startswith(f"loci: nothing is written by the index {index}: it cannot be told how sure")
     assert sentence.endswith("--min-score 0 without --write shows the scores")
     assert list(archive.rglob("*.xmp")) == []
     result = loci("geotag", archive, "--index", index, "--min-score", 0)

@@ -200,7 +200,8 @@ def test_a_bad_image_fails_only_its_own_request(make: Make, network: SlowNetwork
         return list(await asyncio.gather(first, *rest, return_exceptions=True))
 
     zero, one, bad, two = asyncio.run(run())
-    assert (zero, one, two) == ([0], [1], [2])
+    values = [seen.descriptor for seen in (zero, one, two) if isinstance(seen, Seen)]
+    assert values == [[0], [1], [2]]
     assert isinstance(bad, ValueError)
     assert network.batches == [[0], [1, BAD, 2], [1], [BAD], [2]]
     assert dispatcher.trouble() is None
@@ -291,7 +292,8 @@ def test_out_of_memory_is_tried_once_more_in_halves(make: Make, network: SlowNet
 
     refused, *answers = asyncio.run(run())
     assert isinstance(refused, OutOfMemory)
-    assert answers == [1, 2, 3, 4, 5, 6, 7, 8]
+    values = [seen.descriptor[0] for seen in answers if isinstance(seen, Seen)]
+    assert values == [1, 2, 3, 4, 5, 6, 7, 8]
     # The first image fails twice and is probed: the device has memory again, and goes on in smaller batches.
     assert network.batches == [[0], [0], [0], [1, 2], [3, 4, 5], [6, 7, 8]]
     assert dispatcher.trouble() is None
