@@ -29,6 +29,7 @@ OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "absent")
 Floats = NDArray[np.float64]
 
 _LEAST_CONTRAST = 0.25
+_MOST_LEAD = 1.5  # ln: photos of one day agree on far more than those of two, and that says no more
 _RIDGE = 1.0
 _APART = 3.0
 _FOLDS = 5
@@ -48,14 +49,15 @@ class Evidence:
     agreement: float
     """Share of the best place and its neighbourhood in the best photos' weight exp(2(s − s₁)/σ): near 1
     where no other place comes near, small where many are alike."""
-    inliers: int | None = None
-    """Of the best photo, where it was verified."""
+    lead: float | None = None
+    """How many times as many inliers the best photo has as photos elsewhere commonly have: (1 + n₁)/(1 + n),
+    n their upper quartile among those that were verified. None where it was not verified."""
 
     def features(self) -> tuple[float, ...]:
         """What the model weighs; the more, the surer."""
         # A twofold contrast says as much at 2 as at 4, and the tenth match more than the hundredth.
         known = (math.log(max(self.contrast, _LEAST_CONTRAST)), self.agreement)
-        return known if self.inliers is None else (*known, math.log1p(self.inliers))
+        return known if self.lead is None else (*known, min(math.log(self.lead), _MOST_LEAD))
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Model:
 
     def probabilities(self, evidence: Evidence, known_share: float) -> dict[Outcome, float]:
         """Of the three outcomes, where `known_share` of the queries show a place of the index."""
-        z = (np.array(evidence.features()) - self.middle) / self.scale
+        z = (np.array(evidence.features()[: len(self.middle)]) - self.middle) / self.scale
         shift = math.log((1 - known_share) / known_share * self.known_share / (1 - self.known_share))
         logs = np.array([0.0, *(np.array(self.intercepts) - np.array(self.slopes) @ z)])
         logs[2] += shift
@@ -113,9 +115,9 @@ class Calibration:
     reason: str | None = None
     """Why there is no model; None where there is one."""
     model: Model | None = None
-    """For answers that were not verified."""
+    """By contrast and agreement alone."""
     verified: Model | None = None
-    """For answers whose evidence has inliers; None where no case had them."""
+    """By the lead as well, for answers that were verified; None where none was."""
     right: float | None = None
     """Share of them that were answered rightly, their place being there."""
     ece: float | None = None
@@ -147,9 +149,17 @@ class Calibration:
         return {name: getattr(self, name) for name in names}
 
     def probabilities(self, evidence: Evidence, known_share: float) -> dict[Outcome, float] | None:
-        """Of the three outcomes; None where that cannot be told of such an answer."""
-        model = self.model if evidence.inliers is None else self.verified
-        return None if model is None else model.probabilities(evidence, known_share)
+        """Of the three outcomes; None where that cannot be told of such an answer.
+
+        Of a verified answer, the mean of what both models say: photos of one day agree on more features than
+        photos of two, by how much those of one day do not tell, so that neither model is the better one
+        everywhere.
+        """
+        models = [self.model] if evidence.lead is None else [self.model, self.verified]
+        told = [model.probabilities(evidence, known_share) for model in models if model is not None]
+        if len(told) < len(models):
+            return None
+        return {outcome: sum(one[outcome] for one in told) / len(told) for outcome in OUTCOMES}
 
 
 def _read_model(values: dict[str, Any] | None) -> Model | None:
@@ -177,7 +187,7 @@ def fit(cases: Sequence[Case]) -> Model:
 
     Weighted log-likelihood, less ½|b_a|² and 3/2·|b_w − b_a|²: wrong answers are mostly few, and look much as
     those of absent places do. A case of each outcome at the mean evidence is added, so that none becomes
-    impossible where none was met. Either all cases have inliers or none has.
+    impossible where none was met. Either all cases were verified or none was.
     """
     x = np.array([case.evidence.features() for case in cases], np.float64)
     outcome = np.array([OUTCOMES.index(case.outcome) for case in cases])

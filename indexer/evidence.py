@@ -15,6 +15,8 @@ WEIGHED = 50
 """Best photos that are weighed against each other."""
 SAMPLE = 1000
 """Descriptors that every query is compared with, to know what an ordinary score is."""
+CHANCE = 0.75
+"""Quantile of the inliers of verified photos elsewhere that counts as what any two photos agree on."""
 _SHARPNESS = 2.0
 _LEAST_WIDTH = 1e-3
 
@@ -55,17 +57,22 @@ def weights(scores: Scores, level: Level) -> Scores:
     return np.asarray(np.exp(_SHARPNESS * (scores - scores.max()) / level.width), np.float64)
 
 
-def evidence_of(scores: Scores, near: Mask, level: Level, inliers: int | None = None) -> Evidence:
+def evidence_of(scores: Scores, near: Mask, level: Level, agreeing: Sequence[int | None] = ()) -> Evidence:
     """The evidence of a search.
 
     Args:
-        scores: of the best photos (n ≥ 1), best first; those after the first WEIGHED do not count.
+        scores: cosines of the best photos (n ≥ 1), best first; those after the first WEIGHED do not count.
         near: which of them show the first one's place or its neighbourhood; the first does.
-        inliers: of the first.
+        agreeing: inliers of each, where they were verified, which then decide which is first.
     """
     found = weights(np.asarray(scores[:WEIGHED], np.float64), level)
     agreement = float(found[near[:WEIGHED]].sum() / found.sum())
-    return Evidence((float(scores[0]) - level.middle) / level.width, agreement, inliers)
+    contrast = (float(scores[0]) - level.middle) / level.width
+    if not agreeing or agreeing[0] is None:
+        return Evidence(contrast, agreement)
+    elsewhere = [n for n, same in zip(agreeing, near, strict=False) if n is not None and not same]
+    chance = float(np.quantile(elsewhere, CHANCE)) if elsewhere else 0.0
+    return Evidence(contrast, agreement, (1 + agreeing[0]) / (1 + chance))
 
 
 def share_out(left: float, places: Sequence[float], level: Level, most: float) -> list[float]:

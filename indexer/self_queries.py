@@ -21,12 +21,15 @@ from indexer.evidence import WEIGHED, Level, evidence_of, sampled
 from indexer.geo import haversine_m
 from indexer.localise import LOCATE_BY, locate
 from indexer.stores.faiss import FaissStore, Floats
+from indexer.verification import cosine, raised
 from indexer.whereabouts import Mask, PlaceRule, Whereabouts
 
 QUERIES = 300
 """Photos asked at most."""
 VERIFIED = 150
 """Of them, those whose answers are verified, too."""
+LEFT = 0.5
+"""Share of its inliers that a disturbed photo keeps."""
 LEAST = 40
 """Photos that must have another of their place, and that must have others without their surroundings."""
 DISTURBANCES = 4
@@ -91,8 +94,9 @@ class Found:
 
     def case(self, weight: float) -> Case:
         """What is learnt from."""
-        scores = np.array([hit.score for hit in self.hits])
-        evidence = evidence_of(scores, self.near, self.level, self.hits[0].inliers)
+        scores = np.array([cosine(hit) for hit in self.hits])
+        agreeing = [hit.inliers for hit in self.hits]
+        evidence = evidence_of(scores, self.near, self.level, agreeing)
         return Case(self.photo.id, evidence, self.outcome, weight)
 
 
@@ -259,30 +263,26 @@ def _hit(photo: Photo, score: float) -> PhotoHit:
 def _verified(collection: Collection, found: Sequence[Found], verify: Verify) -> list[Found]:
     """The same with verified hits.
 
-    What was disturbed has no image to be matched: its matches are those of the photo itself, thinned as its
-    cosines are, to 1/√2 of them.
+    What was disturbed has no image to be matched: its matches are those of the photo itself, thinned
+    to LEFT of them.
     """
     number = {photo.id: i for i, photo in enumerate(collection.photos)}
     where = collection.where
     again = []
     for one in found:
-        left = float(np.sqrt(0.5)) if one.disturbed else 1.0
         before = {hit.id: hit.score for hit in one.hits}
-        hits = [
-            replace(
-                hit,
-                score=before[hit.id] + left * (hit.score - before[hit.id]),
-                inliers=None if hit.inliers is None else round(left * hit.inliers),
-            )
-            for hit in verify(one.photo.id, one.hits)
-        ]
+        hits = []
+        for hit in verify(one.photo.id, one.hits):
+            agreeing = hit.inliers
+            if agreeing is not None and one.disturbed:
+                agreeing = round(LEFT * agreeing)
+            hits.append(replace(hit, score=raised(before[hit.id], agreeing or 0), inliers=agreeing))
         hits.sort(key=lambda hit: -hit.score)
         rows = [number[hit.id] for hit in hits]
         asked = number[one.photo.id]
         right = bool(where.right(asked)[rows[0]])
         outcome: Outcome = one.outcome if one.outcome == "absent" else "right" if right else "wrong"
         near = where.near(rows[0], np.array(rows))
-        hits[0] = replace(hits[0], inliers=hits[0].inliers or 0)
         again.append(replace(one, outcome=outcome, hits=tuple(hits), near=near))
     return again
 

@@ -12,6 +12,7 @@ from indexer.answers import PhotoHit, PlaceHit
 from indexer.calibration import Calibration
 from indexer.evidence import WEIGHED, Level, evidence_of, share_out
 from indexer.stores.faiss import Floats
+from indexer.verification import cosine
 from indexer.whereabouts import PlaceRule, Whereabouts
 
 NOT_YET = (
@@ -89,7 +90,9 @@ class Judge:
         hits, owners = _ranked(first, places, rivals)
         rule = PlaceRule(calibration.place_radius_m, calibration.frames, calibration.named)
         near = Whereabouts.of(hits, owners, rule, ranks).near(0)
-        evidence = evidence_of(np.array([hit.score for hit in hits]), near, level, first.inliers)
+        evidence = evidence_of(
+            np.array([cosine(hit) for hit in hits]), near, level, [hit.inliers for hit in hits]
+        )
         found = calibration.probabilities(evidence, self._known_share)
         if found is None:
             return Judgement(None, {}, UNVERIFIED)

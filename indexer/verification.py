@@ -79,6 +79,11 @@ def raised(cosine: float, agreeing: int) -> float:
     return float(1 - (1 - cosine) * (1 + agreeing) ** -WEIGHT)
 
 
+def cosine(hit: PhotoHit) -> float:
+    """What a photo's score was before it was raised."""
+    return 1 - (1 - hit.score) * float((1 + (hit.inliers or 0)) ** WEIGHT)
+
+
 class OwnPhotos:
     """Verifies what a photo of an index finds in it; see `indexer.self_queries.Verify`.
 

@@ -36,7 +36,7 @@ MODEL = Model(
 )
 
 
-def draw(number: int, known_share: float, seed: int, *, inliers: bool = False) -> list[Case]:
+def draw(number: int, known_share: float, seed: int, *, verified: bool = False) -> list[Case]:
     """Cases whose evidence is normal about a middle of each outcome's own, both features of one spread."""
     generator = np.random.default_rng(seed)
     middles: dict[Outcome, tuple[float, float]] = {
@@ -49,8 +49,8 @@ def draw(number: int, known_share: float, seed: int, *, inliers: bool = False) -
         known = generator.random() < known_share
         outcome: Outcome = ("right" if generator.random() < 0.8 else "wrong") if known else "absent"
         log_contrast, agreement = generator.normal(middles[outcome], (0.4, 0.2))
-        matched = int(generator.poisson(40 if outcome == "right" else 9)) if inliers else None
-        cases.append(Case(f"photo {i}", Evidence(math.exp(log_contrast), agreement, matched), outcome))
+        lead = (1 + int(generator.poisson(30 if outcome == "right" else 9))) / 10 if verified else None
+        cases.append(Case(f"photo {i}", Evidence(math.exp(log_contrast), agreement, lead), outcome))
     return cases
 
 
@@ -161,20 +161,24 @@ def test_cases_without_any_spread_can_be_fitted() -> None:
     assert fit(same).probabilities(Evidence(2.0, 1.0), 0.5)["right"] == pytest.approx(0.5, abs=0.03)
 
 
-def test_inliers_count_where_there_are_any() -> None:
-    model = fit(draw(2000, 0.5, 6, inliers=True))
-    few, many = (model.probabilities(Evidence(3.0, 0.6, n), 0.5)["right"] for n in (5, 60))
+def test_a_lead_counts_where_there_is_one() -> None:
+    model = fit(draw(2000, 0.5, 6, verified=True))
+    few, many = (model.probabilities(Evidence(3.0, 0.6, lead), 0.5)["right"] for lead in (1.0, 3.5))
     assert few < 0.2 < 0.9 < many
-    assert error_of(model, draw(4000, 0.8, 7, inliers=True), 0.8) < 0.03
+    assert error_of(model, draw(4000, 0.8, 7, verified=True), 0.8) < 0.03
 
 
-def test_a_verified_answer_is_judged_by_its_own_model() -> None:
-    plain, verified = fit(draw(300, 0.5, 8)), fit(draw(300, 0.5, 8, inliers=True))
+def test_a_verified_answer_is_judged_by_both_models() -> None:
+    plain, verified = fit(draw(300, 0.5, 8)), fit(draw(300, 0.5, 8, verified=True))
     calibration = Calibration(photos=300, model=plain, verified=verified)
-    with_inliers, without = Evidence(3.0, 0.6, 30), Evidence(3.0, 0.6)
-    assert calibration.probabilities(with_inliers, 0.8) == verified.probabilities(with_inliers, 0.8)
+    led, without = Evidence(3.0, 0.6, 3.0), Evidence(3.0, 0.6)
+    both = [model.probabilities(led, 0.8) for model in (plain, verified)]
+    assert both[0] == plain.probabilities(without, 0.8)
+    mean = {outcome: (both[0][outcome] + both[1][outcome]) / 2 for outcome in OUTCOMES}
+    assert calibration.probabilities(led, 0.8) == pytest.approx(mean)
+    assert sum(mean.values()) == pytest.approx(1)
     assert calibration.probabilities(without, 0.8) == plain.probabilities(without, 0.8)
-    assert replace(calibration, verified=None).probabilities(with_inliers, 0.8) is None
+    assert replace(calibration, verified=None).probabilities(led, 0.8) is None
     assert Calibration(photos=3, reason="too few").probabilities(without, 0.8) is None
 
 

@@ -14,11 +14,21 @@ from indexer.stores.faiss import FaissStore
 def test_evidence_by_hand() -> None:
     """Scores 1, .8, .6 by a level of .2 ± .2 weigh 1, e⁻², e⁻⁴; the second is another place."""
     level = Level(0.2, 0.2)
-    found = evidence_of(np.array([1.0, 0.8, 0.6]), np.array([True, False, True]), level, inliers=7)
+    found = evidence_of(np.array([1.0, 0.8, 0.6]), np.array([True, False, True]), level, [7, 3, 99])
     assert found.contrast == pytest.approx(4.0)
     assert found.agreement == pytest.approx((1 + math.exp(-4)) / (1 + math.exp(-2) + math.exp(-4)))
-    assert found.inliers == 7
-    assert found.features() == pytest.approx((math.log(4.0), found.agreement, math.log(8)))
+    assert found.lead == pytest.approx(8 / 4)
+    assert found.features() == pytest.approx((math.log(4.0), found.agreement, math.log(2)))
+
+
+def test_the_lead_is_over_the_upper_quartile_of_what_was_verified_elsewhere() -> None:
+    near = np.array([True, False, False, False, False, False, True])
+    agreeing = [19, 0, 4, 8, 12, None, 50]
+    found = evidence_of(np.linspace(0.5, 0.2, 7), near, Level(0.1, 0.1), agreeing)
+    assert found.lead == pytest.approx(20 / (1 + np.quantile([0, 4, 8, 12], 0.75)))
+    alone = evidence_of(np.array([0.5, 0.4]), np.array([True, True]), Level(0.1, 0.1), [19, 3])
+    assert alone.lead == pytest.approx(20)
+    assert evidence_of(np.array([0.5]), np.array([True]), Level(0.1, 0.1), [None]).lead is None
 
 
 def test_an_ordinary_score() -> None:

@@ -116,8 +116,8 @@ def test_an_index_that_cannot_say_how_sure_it_is_is_refused(index: Index, photos
     assert str(raised.value) == (
         f"nothing is written by the index {index.path}: it cannot be told how sure this is: 8 of its 8 "
         "photos have another of their place, and it takes 40: add photos of places that are there, or use "
-        "--places folder or frames:N where folders or order tell; --min-score S goes by how alike photos are instead, "
-        "and --min-score 0 without --write shows the scores"
+        "--places folder or frames:N where folders or order tell; --min-score S goes by how alike photos are "
+        "instead, and --min-score 0 without --write shows the scores"
     )
     table = photos.parent / "p.csv"
     table.write_text("path,lat,lon,radius_m,confidence,heading,place,photo\na.jpg,1,2,3,,,,\n")
