@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +23,20 @@ from recall import SETS, RememberedMaps, truth_file  # type: ignore
 from indexer.answers import KNOWN_SHARE, PhotoHit
 from indexer.build import build_index
 from indexer.calibration import BINS, KNOWN_FROM, Calibration, Evidence, expected_calibration_error
-from indexer.evaluation import query_metadata, read_truth
+from indexer.evaluation import query_metadata
+from indexer.evaluation.queries import Query
+from indexer.evaluation.truth import by_file
 from indexer.evidence import WEIGHED, Level, evidence_of, sampled
 from indexer.geo import haversine_m
 from indexer.index import Index
 from indexer.localise import LOCATE_BY, locate
 from indexer.metadata import PhotoMetadata
 from indexer.options import BuildOptions
-from indexer.reading import Reader
 from indexer.scan import ScannedFile, scan
 from indexer.snapshot import place_photos
+from indexer.verification import CANDIDATES, Features, cosine, inliers, raised
 from indexer.whereabouts import PlaceRule, Whereabouts, frame_ranks
-from model.modelfile import PlaceModel
+from model.embedder import Seen
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -70,6 +72,7 @@ class Bench:
         self.ids, self.rows = self.index.descriptors()
         photos = {photo.id: photo for photo in self.index.photos()}
         self.photos = [photos[id] for id in self.ids]
+        self._features: dict[str, Features] = {}
         self.number = {id: i for i, id in enumerate(self.ids)}
         places = {member: place.id for place in catalogue.assigned_places() for member in place.members}
         frames = calibration.frames
@@ -77,21 +80,38 @@ class Bench:
         rule = PlaceRule(calibration.place_radius_m, frames, calibration.named)
         self.where = Whereabouts.of(self.photos, places, rule, ranks)
 
-    def ask(self, descriptor: NDArray[np.float32], gone: Mask) -> tuple[list[int], list[PhotoHit], Evidence]:
+    def ask(self, seen: Seen, gone: Mask) -> tuple[list[int], list[PhotoHit], Evidence]:
         """The best photos that are not gone, by number and as hits, and the evidence for the first."""
-        scores = (self.rows @ descriptor).astype(np.float64)
+        scores = (self.rows @ seen.descriptor).astype(np.float64)
         sample = sampled(np.arange(len(scores)))
         level = Level.of(scores[sample[~gone[sample]]])
         scores[gone] = -np.inf
         top = np.argsort(-scores, kind="stable")[: min(WEIGHED, int((~gone).sum()))]
-        evidence = evidence_of(scores[top], self.where.near(int(top[0]))[top], level)
-        hits = [
-            PhotoHit(photo.id, photo.path, float(scores[i]), None, photo.lat, photo.lon, photo.heading)
-            for i, photo in ((i, self.photos[i]) for i in top.tolist())
-        ]
-        return top.tolist(), hits, evidence
+        hits = [self._hit(int(i), float(scores[i])) for i in top]
+        if seen.local is not None:
+            asked = Features.of(seen.local)
+            hits[:CANDIDATES] = [self._verified(asked, hit) for hit in hits[:CANDIDATES]]
+            hits.sort(key=lambda hit: -hit.score)
+        numbers = [self.number[hit.id] for hit in hits]
+        near = self.where.near(numbers[0])[numbers]
+        cosines = np.array([cosine(hit) for hit in hits])
+        return numbers, hits, evidence_of(cosines, near, level, [hit.inliers for hit in hits])
 
-    def truth(self, known: PhotoMetadata | None, positives: set[str]) -> tuple[Mask, Mask]:
+    def _hit(self, number: int, score: float) -> PhotoHit:
+        photo = self.photos[number]
+        return PhotoHit(photo.id, photo.path, score, None, photo.lat, photo.lon, photo.heading)
+
+    def _verified(self, asked: Features, hit: PhotoHit) -> PhotoHit:
+        agreeing = inliers(asked, self.features(hit.id))
+        return replace(hit, score=raised(hit.score, agreeing), inliers=agreeing)
+
+    def features(self, photo: str) -> Features:
+        """A photo's local features."""
+        if photo not in self._features:
+            self._features[photo] = self.index._search.features(photo)[0]
+        return self._features[photo]
+
+    def truth(self, known: PhotoMetadata | None, positives: frozenset[str]) -> tuple[Mask, Mask]:
         """Which photos are right, and which show the surroundings."""
         if known is not None and known.lat is not None and known.lon is not None:
             lat, lon = (np.array([getattr(photo, of) for photo in self.photos]) for of in ("lat", "lon"))
@@ -106,25 +126,25 @@ class Bench:
         return right, around
 
 
-def run(bench: Bench, files: Sequence[ScannedFile], truth: Path | None) -> list[Asked]:
+def run(bench: Bench, files: Sequence[ScannedFile], truth: Path | None, *, verify: bool) -> list[Asked]:
     """Every question."""
     index = bench.index
-    positives = read_truth(truth, files, index) if truth else [set[str]() for _ in files]
+    queries = [Query(file, PhotoMetadata() if truth else query_metadata(file)) for file in files]
+    positives = [one.photos or frozenset() for one in by_file(truth, index, queries)] if truth else []
     asked: list[Asked] = []
-    for batch in index.embedder.stream(
-        [(str(i), f.path) for i, f in enumerate(files)], Reader(index.image_size)
-    ):
+    for batch in index.embedder.stream([(str(i), f.path) for i, f in enumerate(files)], index.reader):
         for embedded in batch:
-            at, descriptor = int(embedded.item[0]), embedded.outputs[0]
-            known = None if truth else query_metadata(files[at])
-            right, around = bench.truth(known, positives[at])
-            top, hits, evidence = bench.ask(descriptor, np.zeros_like(right))
+            at = int(embedded.item[0])
+            seen = embedded.seen[0] if verify else Seen(embedded.outputs[0])
+            known = None if truth else queries[at].known
+            right, around = bench.truth(known, positives[at] if truth else frozenset())
+            top, hits, evidence = bench.ask(seen, np.zeros_like(right))
             if not right.any():
                 asked.append(Asked(evidence, False, False, True))
                 continue
             inside, turned = _position(hits, known, bench.calibration.radius_factor)
             asked.append(Asked(evidence, bool(right[top[0]]), True, False, inside, turned))
-            asked.append(Asked(bench.ask(descriptor, around)[2], False, False, False))
+            asked.append(Asked(bench.ask(seen, around)[2], False, False, False))
     return asked
 
 
@@ -194,20 +214,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--image-size", type=int, default=480)
+    parser.add_argument("--image-size", type=int, default=640)
+    parser.add_argument("--indexes", type=Path, help="a folder of indexes that are there, by a set's name")
     options = parser.parse_args()
-    remembered = RememberedMaps()
-    PlaceModel.maps = lambda self, images: remembered(self, images)  # type: ignore
+    RememberedMaps.install()
     for name in options.sets:
         database, queries = (options.data / part for part in SETS[name][:2])
         with tempfile.TemporaryDirectory() as folder:
-            into = Path(folder) / name
-            build_index(
-                [database], into, BuildOptions(image_size=options.image_size, places=PLACES.get(name))
-            )
+            into = (options.indexes or Path(folder)) / name
+            if options.indexes is None:
+                build_index(
+                    [database], into, BuildOptions(image_size=options.image_size, places=PLACES.get(name))
+                )
             bench = Bench(into)
             truth = truth_file(name, options.data, Path(folder))
-            show(name, bench, run(bench, scan([queries]).files, truth))
+            files = scan([queries]).files
+            for verify in (False, True):
+                label = f"{name}, verified" if verify else name
+                show(label, bench, run(bench, files, truth, verify=verify))
 
 
 if __name__ == "__main__":

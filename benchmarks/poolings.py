@@ -19,7 +19,6 @@ from indexer.build import build_index
 from indexer.evaluation import evaluate
 from indexer.index import Index
 from indexer.options import BuildOptions
-from model.modelfile import PlaceModel
 
 POOLINGS: dict[str, dict[str, Any]] = {
     "netvlad": {},
@@ -49,8 +48,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["cambridge", "corridor"])
     parser.add_argument("--image-size", type=int, default=480)
     options = parser.parse_args()
-    remembered = RememberedMaps()
-    PlaceModel.maps = lambda self, images: remembered(self, images)  # type: ignore
+    RememberedMaps.install()
     print("recall@1 / 5 / 10 in %, one seed")
     print("| pooling | " + " | ".join(f"{name} | its descriptor" for name in options.sets) + " |")
     print("|---|" + "---|---|" * len(options.sets), flush=True)

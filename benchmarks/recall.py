@@ -22,6 +22,7 @@ from indexer.build import build_index
 from indexer.evaluation import evaluate
 from indexer.index import Index
 from indexer.options import BuildOptions
+from model.local_features import Packed
 from model.modelfile import PlaceModel
 
 # recall@1 of a plain implementation: NetVLAD 32,768-D, and the best reduction seen; ImageNet VGG16, 480 px.
@@ -35,19 +36,30 @@ SETS = {
 
 
 class RememberedMaps:
-    """`PlaceModel.maps` that computes each image once."""
+    """`PlaceModel.maps_and_local` that computes each image once."""
 
     def __init__(self) -> None:
-        self._compute = PlaceModel.maps
-        self._maps: dict[bytes, Tensor] = {}
+        self._compute = PlaceModel.maps_and_local
+        self._seen: dict[bytes, tuple[Tensor, Packed | None]] = {}
 
-    def __call__(self, model: PlaceModel, images: Tensor) -> Tensor:
-        keys = [hashlib.sha256(image.contiguous().numpy()).digest() for image in images]
-        if any(key not in self._maps for key in keys):
-            self._maps.update(zip(keys, self._compute(model, images), strict=True))
+    @classmethod
+    def install(cls) -> None:
+        """Let all models of this process remember."""
+        remembered = cls()
+        PlaceModel.maps_and_local = lambda model, images: remembered(model, images)  # type: ignore
+
+    def __call__(self, model: PlaceModel, images: Tensor) -> tuple[Tensor, Packed | None]:
+        kept = bytes([model.local is not None])
+        keys = [kept + hashlib.sha256(image.contiguous().numpy()).digest() for image in images]
+        if any(key not in self._seen for key in keys):
+            maps, local = self._compute(model, images)
+            records = [None] * len(keys) if local is None else local
+            self._seen.update(zip(keys, zip(maps, records, strict=True), strict=True))
         # In the network's own memory order, so that every sum rounds as if nothing were remembered.
-        stacked = torch.stack([self._maps[key] for key in keys])
-        return stacked.contiguous(memory_format=torch.channels_last)
+        stacked = torch.stack([self._seen[key][0] for key in keys])
+        packed = [self._seen[key][1] for key in keys]
+        local = None if model.local is None else np.stack(packed)  # type: ignore
+        return stacked.contiguous(memory_format=torch.channels_last), local
 
 
 def truth_file(name: str, data: Path, folder: Path) -> Path | None:
@@ -85,8 +97,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=480)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    remembered = RememberedMaps()
-    PlaceModel.maps = lambda self, images: remembered(self, images)  # type: ignore
+    RememberedMaps.install()
     print(f"image size {options.image_size}, mean of {options.seeds} seeds, recall in %")
     print("| set | recall@1 by seed | recall@1/5/10 | reductions | plain NetVLAD@1, best reduction@1 |")
     print("|---|---|---|---|---|")

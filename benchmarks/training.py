@@ -132,8 +132,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--loss", default="triplet")
     options = parser.parse_args()
-    remembered = RememberedMaps()
-    PlaceModel.maps = lambda self, images: remembered(self, images)  # type: ignore
+    RememberedMaps.install()
     street = options.data / "cambridge-street"
     photos, _ = find_photos(scan([street / "database", street / "queries"]), None)
     columns = "asked | recall@1 before | after | gain, 95 %"
