@@ -22,7 +22,7 @@ from indexer.build import build_index
 from indexer.evaluation import evaluate
 from indexer.index import Index
 from indexer.options import BuildOptions
-from model.local_features import Packed
+from model.local_features import LOCAL_FEATURES, Packed
 from model.modelfile import PlaceModel
 
 # recall@1 of a plain implementation: NetVLAD 32,768-D, and the best reduction seen; ImageNet VGG16, 480 px.
@@ -40,7 +40,7 @@ class RememberedMaps:
 
     def __init__(self) -> None:
         self._compute = PlaceModel.maps_and_local
-        self._seen: dict[bytes, tuple[Tensor, Packed | None]] = {}
+        self._seen: dict[bytes, tuple[Tensor, Packed]] = {}
 
     @classmethod
     def install(cls) -> None:
@@ -49,17 +49,15 @@ class RememberedMaps:
         PlaceModel.maps_and_local = lambda model, images: remembered(model, images)  # type: ignore
 
     def __call__(self, model: PlaceModel, images: Tensor) -> tuple[Tensor, Packed | None]:
-        kept = bytes([model.local is not None])
-        keys = [kept + hashlib.sha256(image.contiguous().numpy()).digest() for image in images]
+        keys = [hashlib.sha256(image.contiguous().numpy()).digest() for image in images]
         if any(key not in self._seen for key in keys):
-            maps, local = self._compute(model, images)
-            records = [None] * len(keys) if local is None else local
-            self._seen.update(zip(keys, zip(maps, records, strict=True), strict=True))
+            # With local features whether or not this model keeps them: the next one may.
+            maps, local = self._compute(model.fitted(local_features=LOCAL_FEATURES), images)
+            self._seen.update(zip(keys, zip(maps, local, strict=True), strict=True))  # type: ignore
         # In the network's own memory order, so that every sum rounds as if nothing were remembered.
         stacked = torch.stack([self._seen[key][0] for key in keys])
-        packed = [self._seen[key][1] for key in keys]
-        local = None if model.local is None else np.stack(packed)  # type: ignore
-        return stacked.contiguous(memory_format=torch.channels_last), local
+        packed = None if model.local is None else np.stack([self._seen[key][1] for key in keys])
+        return stacked.contiguous(memory_format=torch.channels_last), packed
 
 
 def truth_file(name: str, data: Path, folder: Path) -> Path | None:

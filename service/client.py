@@ -110,14 +110,16 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def query(self, photo: Source, k: int = 5, *, filters: Filters | None = None) -> Answer:
+    def query(
+        self, photo: Source, k: int = 5, *, filters: Filters | None = None, verify: bool = True
+    ) -> Answer:
         """Where was this photo taken: the k nearest places, and the position; as `Index.query`.
 
         Raises:
             ClientError: the service refused, is busy for longer than is waited, or cannot be reached.
             OSError: the photo's file cannot be read.
         """
-        return self._ask("v1/query", [photo], k, filters)
+        return self._ask("v1/query", [photo], k, filters, {} if verify else {"verify": "false"})
 
     def query_clip(self, frames: Sequence[Source], k: int = 5, *, filters: Filters | None = None) -> Answer:
         """Where were these photos of one place taken; they are pooled as one, in whatever order."""
@@ -188,8 +190,15 @@ class Client:
         except httpx.HTTPError:
             return False
 
-    def _ask(self, path: str, photos: Sequence[Source], k: int, filters: Filters | None) -> Answer:
-        params = {"k": str(k)} | (_filter_params(filters) if filters is not None else {})
+    def _ask(
+        self,
+        path: str,
+        photos: Sequence[Source],
+        k: int,
+        filters: Filters | None,
+        more: Mapping[str, str] | None = None,
+    ) -> Answer:
+        params = {"k": str(k), **(more or {})} | (_filter_params(filters) if filters is not None else {})
         return _answer(self._json("POST", path, params=params, files=_parts(photos)))
 
     def _json(self, method: str, path: str, **content: Any) -> dict[str, Any]:

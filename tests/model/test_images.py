@@ -226,6 +226,25 @@ def test_target_size(size: tuple[int, int], image_size: int, want: tuple[int, in
     assert target_size(*size, image_size) == want
 
 
+@pytest.mark.parametrize(
+    ("size", "image_size", "min_size", "want"),
+    [
+        ((100, 50), 640, 256, (256, 128)),
+        ((50, 100), 640, 256, (128, 256)),
+        ((300, 50), 640, 256, (300, 50)),
+        ((100, 50), 64, 256, (64, 32)),
+        ((1000, 500), 640, 256, (640, 320)),
+        ((100, 50), 640, 0, (100, 50)),
+    ],
+)
+def test_small_photos_are_enlarged_where_asked(
+    size: tuple[int, int], image_size: int, min_size: int, want: tuple[int, int]
+) -> None:
+    assert target_size(*size, image_size, min_size) == want
+    data = encode(plain("RGB", RED, size), "PNG")
+    assert read_photo(data, image_size, min_size).shape == (want[1], want[0], 3)
+
+
 def test_never_enlarged_and_unresized_pixels_are_kept() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     np.testing.assert_array_equal(read_photo(encode(Image.fromarray(image), "PNG"), 640), image)

@@ -289,6 +289,13 @@ def test_filters_go_as_parameters(script: Script) -> None:
     ]
 
 
+def test_verification_is_left_out_where_asked(script: Script) -> None:
+    script.answers = [(400, {}, PROBLEM)]
+    with Client(script.url) as client, pytest.raises(ClientError):
+        client.query(b"photo", verify=False)
+    assert dict(httpx.URL(script.asked[0][1]).params) == {"k": "5", "verify": "false"}
+
+
 def test_the_client_loads_neither_torch_nor_the_service() -> None:
     program = """
 import sys

@@ -42,6 +42,17 @@ def test_multipart_query_finds_the_place(client: httpx.Client, make_photo: MakeP
 
 
 @pytest.mark.parametrize(
+    ("params", "wanted"), [({}, True), ({"verify": "true"}, True), ({"verify": "false"}, False)]
+)
+def test_a_query_is_verified_unless_told_not_to_be(
+    client: httpx.Client, index: FakeIndex, make_photo: MakePhoto, params: dict[str, str], wanted: bool
+) -> None:
+    response = client.post("/v1/query", params=params, files={"image": make_photo()})
+    assert response.status_code == 200
+    assert index.verified == [wanted]
+
+
+@pytest.mark.parametrize(
     "headers", [{"Content-Type": "image/jpeg"}, {"Content-Type": "application/octet-stream"}, {}]
 )
 def test_a_raw_body_is_an_image(client: httpx.Client, make_photo: MakePhoto, headers: dict[str, str]) -> None:
