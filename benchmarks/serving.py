@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.index import Index
-from model.images import read_photo
 
 Address = tuple[str, int]
 
@@ -82,9 +81,10 @@ class Client:
         return status
 
 
-def prepare(photo: bytes) -> bytes:
+def prepare(photo: bytes, *, verify: bool) -> bytes:
     """One POST /v1/query as it goes over the wire."""
-    head = "POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+    path = f"/v1/query?verify={'true' if verify else 'false'}"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
     return f"{head}Content-Length: {len(photo)}\r\n\r\n".encode() + photo
 
 
@@ -150,34 +150,33 @@ def offline(index: Index, paths: list[Path], count: int) -> float:
     """Photos a second from files to descriptors, as indexing goes."""
     asked = [paths[number % len(paths)] for number in range(count)]
     begun = time.perf_counter()
-    done = sum(
-        len(batch)
-        for batch in index.embedder.stream(asked, lambda path: [read_photo(path, index.image_size)])
-    )
+    done = sum(len(batch) for batch in index.embedder.stream(asked, lambda path: [index.read(path)]))
     return done / (time.perf_counter() - begun)
 
 
 def bare(index: Index, paths: list[Path], count: int) -> float:
     """Photos a second through the network alone."""
-    images = [read_photo(path, index.image_size) for path in paths]
+    images = [index.read(path) for path in paths]
     asked = [images[number % len(images)] for number in range(count)]
     begun = time.perf_counter()
     index.embedder.embed(asked)
     return count / (time.perf_counter() - begun)
 
 
-def latency(address: Address, index: Index, photos: list[bytes]) -> tuple[list[float], list[float]]:
+def latency(
+    address: Address, index: Index, photos: list[bytes], *, verify: bool
+) -> tuple[list[float], list[float]]:
     """Seconds of each photo over HTTP and in this process, a photo here and a photo there."""
     client = Client(address)
     served, asked = [], []
     for photo in photos:
-        request = prepare(photo)
+        request = prepare(photo, verify=verify)
         begun = time.perf_counter()
         client.send(request)
         while client.receive() is None:
             pass
         answered = time.perf_counter()
-        index.query(photo)
+        index.query(photo, verify=verify)
         asked.append(time.perf_counter() - answered)
         served.append(answered - begun)
     client.socket.close()
@@ -198,7 +197,9 @@ def measure(
     after = offline(index, paths, half)
     network = bare(index, paths, half)
     photos = [path.read_bytes() for path in paths[:half]]
-    return Round(served, 2 / (1 / before + 1 / after), network, *latency(address, index, photos))
+    return Round(
+        served, 2 / (1 / before + 1 / after), network, *latency(address, index, photos, verify=options.verify)
+    )
 
 
 class Others:
@@ -234,10 +235,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tries", type=int, default=20, help="rounds at most, those not counted included")
     parser.add_argument("--others", type=float, default=0.05, help="what others may take of the processors")
+    parser.add_argument("--verify", action="store_true", help="ask for verified answers")
     options = parser.parse_args()
     paths = sorted(path for path in options.folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
     photos = [path.read_bytes() for path in paths]
-    requests = [prepare(photo) for photo in photos]
+    requests = [prepare(photo, verify=options.verify) for photo in photos]
     index = Index.open(options.index)
     print(
         f"{len(paths)} photos of {sum(map(len, photos)) / len(photos) / 1000:.0f} kB on average, image size "
@@ -246,7 +248,7 @@ def main() -> None:
     with serving(options.index) as (service, address):
         offline(index, paths, 32)
         throughput(address, requests, options.clients, 2 * options.clients)
-        latency(address, index, photos[:8])
+        latency(address, index, photos[:8], verify=options.verify)
         counted: list[Round] = []
         for _ in range(options.tries):
             others = Others(service)
