@@ -66,9 +66,10 @@ class ServedIndex(Protocol):
         timings_ms: dict[str, float],
         filters: Filters | None = None,
         verify: bool = True,
+        matched: bool = False,
         /,
     ) -> Answer:
-        """Search among the photos that pass, verify, and localise; may be called from any thread."""
+        """Search among the photos that pass, verify, localise, and list matches if asked to; may be called from any thread."""
         ...
 
     def info(self) -> dict[str, Any]:
