@@ -69,7 +69,10 @@ class ServedIndex(Protocol):
         matched: bool = False,
         /,
     ) -> Answer:
-        """Search among the photos that pass, verify, localise, and list matches if asked to; may be called from any thread."""
+        """Search among the photos that pass, verify, localise, and list matches where asked to.
+
+        May be called from any thread.
+        """
         ...
 
     def info(self) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def test_of_a_panorama_no_matches_are_listed(world: World, monkeypatch: pytest.M
 
 def test_many_matches_are_thinned_evenly() -> None:
     def line(count: int) -> Matches:
-        at = (np.arange(count, dtype=np.float32) / count)[:, None].repeat(2, axis=1)
+        at = np.arange(count, dtype=np.float32).repeat(2).reshape(-1, 2) / np.float32(max(count, 1))
         return Matches(at, 1 - at)
 
     assert line(0).shown() == ()
