@@ -477,7 +477,7 @@ def test_a_service_that_is_gone_is_said_to_be(visit: Visit, red: FilePayload) ->
     page.route("**/v1/query**", lambda route: route.abort())
     page.set_input_files("#find-files", red)
     expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached.")
-    assert watched.wrong == [f"failed: {watched.base}/v1/query"] + [
+    assert watched.wrong == [f"failed: {watched.base}/v1/query?matches=true"] + [
         wrong for wrong in watched.wrong if "ERR_FAILED" in wrong
     ]
     watched.wrong.clear()
