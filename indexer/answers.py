@@ -6,6 +6,8 @@ from typing import Any
 
 KNOWN_SHARE = 0.8
 """Share of the queries that show a place of the index, where nothing else is said."""
+Match = tuple[float, float, float, float]
+"""x, y in the query and x, y in the photo, as shares of width and height."""
 STAGES = ("decode", "embed", "search", "verify")
 
 
@@ -25,6 +27,8 @@ class PhotoHit:
     """Viewing direction in degrees, clockwise from north."""
     taken_at: str | None = None
     """ISO 8601."""
+    matches: tuple[Match, ...] | None = None
+    """Where inliers lie, some of many; None where not asked for, not verified, or a panorama's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,10 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """Give the answer as JSON values in the documented order, every stage and every null present."""
         answer = asdict(self)
-        answer["places"] = [place | {"photos": list(place["photos"])} for place in answer["places"]]
+        answer["places"] = [
+            place | {"photos": [_photo_json(photo) for photo in place["photos"]]}
+            for place in answer["places"]
+        ]
         stages = dict.fromkeys(STAGES) | dict(self.timings_ms)
         answer["timings_ms"] = {stage: ms if ms is None else round(ms, 3) for stage, ms in stages.items()}
         return answer
@@ -112,3 +119,8 @@ class Place:
     """How many photos show it."""
     members: tuple[Photo, ...] = ()
     """The photos themselves, where one place was asked for; empty in a list of places."""
+
+
+def _photo_json(photo: dict[str, Any]) -> dict[str, Any]:
+    matches = photo["matches"]
+    return photo | {"matches": None if matches is None else [list(match) for match in matches]}

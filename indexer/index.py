@@ -157,7 +157,13 @@ class Index:
         return self.embedder.model.config.min_image_size
 
     def query(
-        self, photo: Source, k: int = 5, *, filters: Filters | None = None, verify: bool = True
+        self,
+        photo: Source,
+        k: int = 5,
+        *,
+        filters: Filters | None = None,
+        verify: bool = True,
+        matched: bool = False,
     ) -> Answer:
         """Where was this photo taken: the k nearest places, and the position.
 
@@ -165,11 +171,12 @@ class Index:
             photo: a path, the bytes of an image file, or an open binary file.
             filters: which photos may be in the answer.
             verify: look at the nearest photos once more, by their local features, where the index has them.
+            matched: list where the photos verified show the same as this one.
 
         Raises:
             ImageError: it cannot be read.
         """
-        return self.query_clip([photo], k, filters=filters, verify=verify)
+        return self.query_clip([photo], k, filters=filters, verify=verify, matched=matched)
 
     def query_clip(
         self,
@@ -178,12 +185,14 @@ class Index:
         *,
         filters: Filters | None = None,
         verify: bool = True,
+        matched: bool = False,
         on_unreadable: Callable[[Source, ImageError], None] | None = None,
     ) -> Answer:
         """Where were these photos of one place taken; they are pooled as one, in whatever order.
 
         Args:
             verify: as in `query`; a clip of several frames is never verified.
+            matched: as in `query`.
             on_unreadable: told of each frame that cannot be read, which is then left out.
 
         Raises:
@@ -205,7 +214,7 @@ class Index:
         seen = self.embedder.see([images])[0]
         embedded = time.perf_counter()
         timings = {"decode": 1000 * (decoded - start), "embed": 1000 * (embedded - decoded)}
-        return self.answer(seen, k, timings, filters, verify)
+        return self.answer(seen, k, timings, filters, verify, matched)
 
     def follow(
         self,
@@ -293,11 +302,13 @@ class Index:
         timings_ms: Mapping[str, float] | None = None,
         filters: Filters | None = None,
         verify: bool = True,
+        matched: bool = False,
     ) -> Answer:
         """The answer for what a photo was seen as: search → verify → places → position, and how sure it is.
 
         Args:
             seen: by this index's model; a descriptor (d) alone is answered without verification.
+            matched: list where the photos verified show the same.
 
         Raises:
             UsageError: `k` is below 1.
@@ -312,6 +323,9 @@ class Index:
             [found.shown() for found in hits[:LOCATE_BY]], radius_factor=self._judge.radius_factor
         )
         judgement = self._judgement(question, places, filters)
+        shown = _shown_places(places[:k], judgement, filters)
+        if matched:
+            shown = self._search.matched(question, hits, shown)
         timings = dict(timings_ms or {})
         timings["search"] = 1000 * (time.perf_counter() - start) - question.verify_ms
         if question.features is not None:
@@ -320,7 +334,7 @@ class Index:
             known=None if judgement.confidence is None else judgement.confidence >= KNOWN_FROM,
             confidence=judgement.confidence,
             position=None if position is None else _rounded(position),
-            places=_shown_places(places[:k], judgement, filters),
+            places=shown,
             model=self.manifest.model,
             snapshot=self.manifest.snapshot,
             timings_ms=timings,

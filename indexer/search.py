@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from indexer.local_shards import read_local
 from indexer.localise import group_hits
 from indexer.snapshot import Manifest
 from indexer.stores.faiss import FaissStore
-from indexer.verification import CANDIDATES, Features, inliers, raised
+from indexer.verification import CANDIDATES, Features, Matches, matches, raised
 from model.embedder import Seen
 
 PHOTOS_A_PLACE = 5
@@ -37,8 +37,8 @@ class Question:
     descriptor: Floats
     features: Features | None = None
     """None: hits are not verified."""
-    agreeing: dict[int, int] = field(default_factory=dict)
-    """Inliers by descriptor of the index."""
+    agreeing: dict[int, Matches] = field(default_factory=dict)
+    """What of it is in the photos of the index too, by their descriptors."""
     verify_ms: float = 0.0
 
     @classmethod
@@ -166,7 +166,7 @@ class Searcher:
         seen = {found.number: question.agreeing.get(found.number) for found in hits[:CANDIDATES]}
         again = [
             found if (agreeing := seen.get(found.number)) is None
-            else Found(raised(found.score, agreeing), found.number, found.hit, agreeing)
+            else Found(raised(found.score, len(agreeing)), found.number, found.hit, len(agreeing))
             for found in hits
         ]  # fmt: skip
         again.sort(key=lambda found: (-found.score, found.number))
@@ -182,7 +182,21 @@ class Searcher:
             return
         for (number, _), local in zip(slots, packed, strict=True):
             if local is not None:
-                question.agreeing[number] = inliers(features, Features.of(local))
+                question.agreeing[number] = matches(features, Features.of(local))
+
+    def matched(
+        self, question: Question, hits: Sequence[Found], places: Sequence[PlaceHit]
+    ) -> tuple[PlaceHit, ...]:
+        """The same places, with where each of their photos shows what the query shows."""
+        verified = {found.hit.photo.id: found.number for found in hits if found.inliers is not None}
+
+        def lines(photo: PhotoHit) -> PhotoHit:
+            number = verified.get(photo.id)
+            if number is None or len(self._catalogue.slots_of(self._generation, photo.id)) > 1:
+                return photo  # a panorama: positions in one of its views are not positions in the photo
+            return replace(photo, matches=question.agreeing[number].shown())
+
+        return tuple(replace(place, photos=tuple(map(lines, place.photos))) for place in places)
 
     def features(self, photo: str) -> list[Features]:
         """Local features of each view of a photo; none where the index keeps none."""

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.answers import PhotoHit
+from indexer.answers import Match, PhotoHit
 from indexer.local_shards import read_local
 from indexer.stored import Slot
 from model.local_features import STRIDE, Packed, extent, unpack
@@ -25,6 +25,8 @@ CANDIDATES = 20
 """Photos that are verified, the nearest first."""
 WEIGHT = 0.25
 """w of `raised`."""
+SHOWN = 60
+"""Matches of a photo that an answer lists at most."""
 _TOLERANCE = 1.5 * STRIDE  # pixels that a match may be off, a cell and a half
 _LEAST = 4  # matches that a homography takes
 _ROUNDS = 2000  # of MAGSAC, at most
@@ -38,6 +40,15 @@ class Matches:
 
     query: Floats
     photo: Floats
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def shown(self) -> tuple[Match, ...]:
+        """At most SHOWN of them, evenly chosen, as an answer lists them."""
+        chosen = np.linspace(0, len(self) - 1, min(len(self), SHOWN)).round().astype(int)
+        both = np.concatenate([self.query, self.photo], 1)[chosen].astype(float).round(4)
+        return tuple((qx, qy, px, py) for qx, qy, px, py in both.tolist())
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,10 @@ Verify = Annotated[
         description="Look at the nearest photos once more by their local features, where the index has them."
     ),
 ]
+Matched = Annotated[
+    bool,
+    Query(description="List where each photo that was verified shows the same as the one asked about."),
+]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many to list.")]
 Offset = Annotated[int, Query(ge=0, description="How many to pass over.")]
 Id = Annotated[

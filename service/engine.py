@@ -124,6 +124,7 @@ class Engine:
         k: int,
         filters: Filters | None = None,
         verify: bool = True,
+        matched: bool = False,
     ) -> Answer:
         """Take a clip the straight way: decode → embed → answer, all by the one snapshot `index`.
 
@@ -133,7 +134,7 @@ class Engine:
         images, decode_ms = await self._timed("decode", _all(decoding))
         seen, embed_ms = await self._timed("embed", self.dispatcher.see(images, index.embedder))
         timings = {"decode": decode_ms, "embed": embed_ms}
-        search = asyncio.to_thread(index.answer, seen, k, timings, filters, verify)
+        search = asyncio.to_thread(index.answer, seen, k, timings, filters, verify, matched)
         answer, _ = await self._timed("search", search)
         self.metrics.answer(answer.known)
         return answer

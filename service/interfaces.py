@@ -66,9 +66,13 @@ class ServedIndex(Protocol):
         timings_ms: dict[str, float],
         filters: Filters | None = None,
         verify: bool = True,
+        matched: bool = False,
         /,
     ) -> Answer:
-        """Search among the photos that pass, verify, and localise; may be called from any thread."""
+        """Search among the photos that pass, verify, localise, and list matches where asked to.
+
+        May be called from any thread.
+        """
         ...
 
     def info(self) -> dict[str, Any]:

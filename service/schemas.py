@@ -19,6 +19,7 @@ _WHERE = {"lat": 30.171495, "lon": -98.089367}
 _SHOT = {**_WHERE, "heading": 270.0, "taken_at": "2014-10-19T13:21:39"}
 _PHOTO = {"id": "51c0cda4f25811e1", "path": "photos/IMG_9375.jpg", **_SHOT}
 _PLACE = {"id": "p0f039d73f70c", "name": None, **_WHERE}
+_HIT = {**_PHOTO, "score": 0.71, "inliers": None, "matches": None}
 _MATCH = {**_PLACE, "score": 0.71, "confidence": None, "distance_m": None}
 _TOLD = {**_PHOTO, "place": None, "width": 640, "height": 480, "status": "ok"}
 
@@ -42,6 +43,9 @@ class PhotoMatch(Schema):
     """Viewing direction in degrees, clockwise from north."""
     taken_at: str | None
     """ISO 8601."""
+    matches: list[tuple[float, float, float, float]] | None
+    """Where inliers lie, at most 60 of them: x, y in the query and x, y in this photo, as shares of width and
+    height; null unless asked for, where not verified, and for panoramas."""
 
 
 class PlaceMatch(Schema):
@@ -98,7 +102,7 @@ class QueryAnswer(Schema):
         known=True,
         confidence=0.93,
         position={**_WHERE, "radius_m": 12.0, "heading": 265.0},
-        places=[{**_MATCH, "confidence": 0.93, "photos": [{**_PHOTO, "score": 0.71, "inliers": None}]}],
+        places=[{**_MATCH, "confidence": 0.93, "photos": [_HIT]}],
         model="a8fe437695841e30",
         snapshot="01/000001",
         timings_ms={"decode": 6.1, "embed": 280.4, "search": 2.6, "verify": None},

@@ -1,7 +1,7 @@
 // An answer of the service, as people read it.
 
 import { byId, el, sentence } from "./dom.js";
-import { duration, heading, metres, placeName, position } from "./format.js";
+import { duration, heading, matched, metres, placeName, position } from "./format.js";
 import { fit, makeMap, numberMarker, uncertainty } from "./map.js";
 import { thumb } from "./thumbs.js";
 import { enlarge } from "./viewer.js";
@@ -125,6 +125,8 @@ function match(place, index, files) {
   bar.style.setProperty("--share", score);
   const about = [];
   if (place.confidence !== null) about.push(`${Math.round(100 * place.confidence)} % sure`);
+  const [best] = place.photos;
+  if (best && best.inliers !== null) about.push(matched(best));
   if (place.distance_m !== null) about.push(`${metres(place.distance_m)} from the point given`);
   if (place.lat !== null) about.push(position(place.lat, place.lon));
   const file = files.length === 1 ? files[0] : null;

@@ -50,9 +50,10 @@ export class Find {
     if (detail) throw new Problem({ title: "Too much at once", detail });
     const body = new FormData();
     for (const file of files) body.append("image", file, file.name);
+    const params = this.filters.params();
+    if (files.length === 1) params.set("matches", "true"); // a clip is not verified
     const path = files.length > 1 ? "v1/query/clip" : "v1/query";
-    const params = String(this.filters.params());
-    return getJSON(params ? `${path}?${params}` : path, { method: "POST", body, signal });
+    return getJSON(params.size ? `${path}?${params}` : path, { method: "POST", body, signal });
   }
 
   #refuse(problem) {

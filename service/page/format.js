@@ -30,11 +30,14 @@ const WINDS = ["N", "NE", "E", "SE", "S", "SW", "W", "NW"];
 
 export const heading = (degrees) => `${Math.round(degrees)}° ${WINDS[Math.round(degrees / 45) % 8]}`;
 
+/** How much of the photo asked about was found in this one. */
+export const matched = (photo) => plural(photo.inliers, "matched feature");
+
 /** What is known about a photo, in one line. */
 export function aboutPhoto(photo) {
   const parts = [];
   if (photo.score !== undefined) parts.push(`score ${photo.score.toFixed(3)}`);
-  if (photo.inliers !== undefined && photo.inliers !== null) parts.push(plural(photo.inliers, "inlier"));
+  if (photo.inliers !== undefined && photo.inliers !== null) parts.push(matched(photo));
   if (photo.taken_at) parts.push(when(photo.taken_at));
   if (photo.heading !== null && photo.heading !== undefined) parts.push(`looking ${heading(photo.heading)}`);
   if (photo.lat !== null && photo.lon !== null) parts.push(position(photo.lat, photo.lon));

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.deps import EngineDep, FiltersDep, ImageDep, ImagesDep, IndexDep, K, Verify
+from service.deps import EngineDep, FiltersDep, ImageDep, ImagesDep, IndexDep, K, Matched, Verify
 from service.openapi import image_body, problems
 from service.schemas import Embeddings, QueryAnswer
 
@@ -16,7 +16,13 @@ router = APIRouter(tags=["query"], responses=problems(400, 413, 415, 422, 500, 5
     responses=problems(409),
 )
 async def query(
-    engine: EngineDep, index: IndexDep, filters: FiltersDep, image: ImageDep, k: K = 5, verify: Verify = True
+    engine: EngineDep,
+    index: IndexDep,
+    filters: FiltersDep,
+    image: ImageDep,
+    k: K = 5,
+    verify: Verify = True,
+    matches: Matched = False,
 ) -> QueryAnswer:
     """Give the nearest places, the position and the confidence for one photo.
 
@@ -24,7 +30,7 @@ async def query(
     narrow which photos may answer: a photo that lacks what one asks for does not. `lat` and `lon` without
     `radius_m` only make the answer say how far each place is from there.
     """
-    answer = await engine.answer(index, [image], k, filters, verify)
+    answer = await engine.answer(index, [image], k, filters, verify, matches)
     return QueryAnswer.model_validate(answer.to_json())
 
 

@@ -14,7 +14,18 @@ from indexer.index import Index
 from indexer.layout import Layout
 from indexer.local_shards import write_local
 from indexer.stored import Slot
-from indexer.verification import CANDIDATES, WEIGHT, Features, Floats, OwnPhotos, inliers, matches, raised
+from indexer.verification import (
+    CANDIDATES,
+    SHOWN,
+    WEIGHT,
+    Features,
+    Floats,
+    Matches,
+    OwnPhotos,
+    inliers,
+    matches,
+    raised,
+)
 from model.local_features import STRIDE, packed_type
 
 if TYPE_CHECKING:
@@ -152,6 +163,58 @@ def test_matches_are_where_both_show_the_same(world: World) -> None:
     assert found is not None
     np.testing.assert_allclose(found.query, found.photo, atol=1e-6)
     assert len(found.query) == 6
+
+
+def test_an_answer_lists_matches_of_the_photos_verified_when_asked(world: World) -> None:
+    world.build()
+    index = world.open()
+    seen = index.see(world.photo(1))
+    plain, answer = index.answer(seen), index.answer(seen, matched=True)
+    assert index.query(world.photo(1), matched=True).places == answer.places
+    assert {photo.matches for place in plain.places for photo in place.photos} == {None}
+    photos = [photo for place in answer.places for photo in place.photos]
+    assert len(photos) > 1
+    for photo in photos:
+        found = index.matches(seen, photo.id)
+        assert found is not None
+        assert photo.matches == found.shown()
+        assert len(photo.matches) == photo.inliers
+    assert photos[0].matches is not None
+    assert all((qx, qy) == (px, py) for qx, qy, px, py in photos[0].matches)  # it is the photo itself
+    assert [replace(photo, matches=None) for photo in photos] == [
+        photo for place in plain.places for photo in place.photos
+    ]
+    unverified = index.answer(seen, verify=False, matched=True)
+    assert {photo.matches for place in unverified.places for photo in place.photos} == {None}
+
+
+def test_of_a_panorama_no_matches_are_listed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be positions in one of its views, not in the photo."""
+    world.build()
+    index = world.open()
+    slots = index.catalogue.slots_of
+    monkeypatch.setattr(index.catalogue, "slots_of", lambda generation, photo: 2 * slots(generation, photo))
+    answer = index.query(world.photo(1), matched=True)
+    photos = [photo for place in answer.places for photo in place.photos]
+    assert {photo.matches for photo in photos} == {None}
+    assert photos[0].inliers == 6
+
+
+def test_many_matches_are_thinned_evenly() -> None:
+    def line(count: int) -> Matches:
+        at = np.arange(count, dtype=np.float32).repeat(2).reshape(-1, 2) / np.float32(max(count, 1))
+        return Matches(at, 1 - at)
+
+    assert line(0).shown() == ()
+    assert line(3).shown() == (
+        (0.0, 0.0, 1.0, 1.0),
+        (0.3333, 0.3333, 0.6667, 0.6667),
+        (0.6667, 0.6667, 0.3333, 0.3333),
+    )
+    assert len(set(line(SHOWN).shown())) == SHOWN
+    thinned = [match[0] for match in line(200).shown()]
+    assert (len(thinned), thinned[0], thinned[-1]) == (SHOWN, 0.0, 0.995)
+    assert max(np.diff(thinned)) <= 0.02 + 1e-9
 
 
 def test_an_index_may_keep_no_local_features(world: World) -> None:

@@ -80,7 +80,7 @@ def test_query_json_is_a_list_with_the_documented_names(loci: Loci, index: Path,
     assert len(answer["places"]) == 3
     names = "id name lat lon score confidence distance_m photos"
     assert list(answer["places"][0]) == names.split()
-    names = "id path score inliers lat lon heading taken_at"
+    names = "id path score inliers lat lon heading taken_at matches"
     assert list(answer["places"][0]["photos"][0]) == names.split()
     assert list(answer["timings_ms"]) == ["decode", "embed", "search", "verify"]
     assert answer["snapshot"] == "01/000001"

@@ -73,6 +73,8 @@ class FakeIndex:
     confidence: float | None = None
     filters: list[Filters | None] = dataclasses.field(default_factory=list)
     verified: list[bool] = dataclasses.field(default_factory=list)
+    agreeing: int = 0
+    """Inliers of each photo, which lie in a row across it; 0: none is verified."""
 
     @property
     def embedder(self) -> Network:
@@ -88,6 +90,7 @@ class FakeIndex:
         timings_ms: dict[str, float],
         filters: Filters | None = None,
         verify: bool = True,
+        matched: bool = False,
     ) -> Answer:
         self.verified.append(verify)
         self.filters.append(filters)
@@ -99,7 +102,7 @@ class FakeIndex:
             known=self.known,
             confidence=self.confidence,
             position=Position(52.0, 0.25, 12.5, 270.0),
-            places=tuple(self._hit(name, scores[name]) for name in best),
+            places=tuple(self._hit(name, scores[name], matched) for name in best),
             model=self.model_fingerprint,
             snapshot=self.snapshot,
             timings_ms={**timings_ms, "search": 0.25},
@@ -137,9 +140,13 @@ class FakeIndex:
         self.photo(id)
         return self.folder / f"{id}.jpg"
 
-    def _hit(self, name: str, score: float) -> PlaceHit:
+    def _hit(self, name: str, score: float, matched: bool) -> PlaceHit:
         photo = self.photo(name)
-        hit = PhotoHit(name, photo.path, score, None, photo.lat, photo.lon, photo.heading, photo.taken_at)
+        where = (photo.lat, photo.lon, photo.heading, photo.taken_at)
+        hit = PhotoHit(name, photo.path, score, self.agreeing or None, *where)
+        if matched and self.agreeing:
+            row = [round((n + 0.5) / self.agreeing, 4) for n in range(self.agreeing)]
+            hit = dataclasses.replace(hit, matches=tuple((x, 0.25, x, 0.75) for x in row))
         return PlaceHit(name, None, photo.lat, photo.lon, score, photos=(hit,))
 
 

@@ -250,6 +250,119 @@ def test_a_photo_of_the_answer_is_enlarged_beside_the_one_asked_about(visit: Vis
     expect(page.locator(".matches .thumb").first).to_be_focused()
 
 
+ENDS = """() => [...document.querySelectorAll("#viewer-lines line")].map((line) => {
+    const within = (image, x, y) => {
+        const box = image.getBoundingClientRect();
+        return [(x - box.left) / box.width, (y - box.top) / box.height];
+    };
+    const at = (name) => line[name].baseVal.value;
+    const { left, top } = document.querySelector("#viewer-lines").getBoundingClientRect();
+    return [
+        ...within(document.querySelector("#viewer-query img"), left + at("x1"), top + at("y1")),
+        ...within(document.querySelector("#viewer-image"), left + at("x2"), top + at("y2")),
+    ];
+})"""
+"""Where lines end, as shares of the boxes that hold the pictures, which are larger than those."""
+
+
+def letterboxed(page: Page, selector: str, x: float, y: float) -> list[float]:
+    """Where a share of a picture is, as a share of the box that holds it."""
+    width, height, natural_width, natural_height = page.evaluate(
+        "(s) => { const i = document.querySelector(s); "
+        "return [i.clientWidth, i.clientHeight, i.naturalWidth, i.naturalHeight]; }",
+        selector,
+    )
+    scale = min(width / natural_width, height / natural_height)
+    across, down = scale * natural_width / width, scale * natural_height / height
+    return [0.5 + (x - 0.5) * across, 0.5 + (y - 0.5) * down]
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
+def test_lines_join_what_two_photos_share(
+    visit: Visit, index: FakeIndex, red: FilePayload, viewport: dict[str, int]
+) -> None:
+    index.agreeing = 10
+    page = visit(viewport=viewport).open()
+    page.set_input_files("#find-files", red)
+    expect(page.locator(".match-name").first).to_contain_text("10 matched features")
+    for _ in range(2):  # opened again, it is the same
+        page.locator(".matches .thumb").first.click()
+        expect(page.locator("#viewer-caption")).to_contain_text("score 1.000 · 10 matched features · ")
+        expect(page.locator("#viewer-lines line")).to_have_count(10)
+        page.keyboard.press("Escape")
+    page.locator(".matches .thumb").first.click()
+    expect(page.locator("#viewer-lines line")).to_have_count(10)
+
+    def joined() -> None:
+        ends = page.evaluate(ENDS)
+        for number, end in enumerate(ends):
+            x = (number + 0.5) / 10
+            query = letterboxed(page, "#viewer-query img", x, 0.25)
+            photo = letterboxed(page, "#viewer-image", x, 0.75)
+            assert end == pytest.approx([*query, *photo], abs=0.002)
+
+    joined()
+    page.set_viewport_size({"width": viewport["width"] - 60, "height": 700})
+    page.wait_for_timeout(100)
+    joined()
+    assert page.locator("#viewer-lines circle").count() == 20
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_lines_are_switched_by_keyboard_and_stay_so(visit: Visit, index: FakeIndex, red: FilePayload) -> None:
+    index.agreeing = 8
+    page = visit(color_scheme="dark").open()
+    page.set_input_files("#find-files", red)
+    page.locator(".matches .thumb").first.press("Enter")
+    toggle = page.get_by_role("button", name="Lines")
+    expect(toggle).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="Close")).to_be_focused()
+    page.keyboard.press("Shift+Tab")
+    expect(toggle).to_be_focused()
+    page.keyboard.press("Space")
+    expect(toggle).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#viewer-lines line")).to_have_count(0)
+    page.keyboard.press("Escape")
+    page.locator(".matches .thumb").nth(1).press("Enter")
+    expect(page.locator("#viewer-title")).to_have_text("blue.jpg")
+    expect(toggle).to_have_attribute("aria-pressed", "false")
+    eventually(page, "document.querySelector('#viewer-image').complete")
+    expect(page.locator("#viewer-lines line")).to_have_count(0)
+    toggle.press("Enter")
+    expect(page.locator("#viewer-lines line")).to_have_count(8)
+
+
+def test_few_matches_are_drawn_only_when_asked_for(visit: Visit, index: FakeIndex, red: FilePayload) -> None:
+    index.agreeing = 7
+    page = visit().open()
+    page.set_input_files("#find-files", red)
+    page.locator(".matches .thumb").first.click()
+    toggle = page.get_by_role("button", name="Lines")
+    expect(toggle).to_have_attribute("aria-pressed", "false")
+    eventually(page, "document.querySelector('#viewer-image').naturalWidth === 800")
+    expect(page.locator("#viewer-lines line")).to_have_count(0)
+    toggle.click()
+    expect(page.locator("#viewer-lines line")).to_have_count(7)
+
+
+def test_without_matches_there_is_nothing_to_switch(
+    visit: Visit, index: FakeIndex, red: FilePayload, blue: FilePayload
+) -> None:
+    page = visit().open()
+    page.set_input_files("#find-files", red)
+    page.locator(".matches .thumb").first.click()
+    expect(page.locator("#viewer")).to_be_visible()
+    expect(page.locator("#viewer-toggle")).to_be_hidden()  # not verified
+    page.keyboard.press("Escape")
+    index.agreeing = 10
+    page.set_input_files("#find-more", blue)
+    expect(page.locator("#facts > div").nth(3)).to_contain_text("2 photos")
+    page.locator(".matches .thumb").first.click()
+    expect(page.locator("#viewer")).to_be_visible()
+    expect(page.locator("#viewer-toggle")).to_be_hidden()  # a clip, of which no frame is shown
+    expect(page.locator("#viewer-lines line")).to_have_count(0)
+
+
 def test_several_photos_are_asked_about_as_a_clip(
     visit: Visit, network: Network, red: FilePayload, blue: FilePayload
 ) -> None:
@@ -261,7 +374,9 @@ def test_several_photos_are_asked_about_as_a_clip(
     assert network.batches == [2]
     page.get_by_role("button", name="Remove blue.png").click()
     expect(page.locator("#facts > div")).to_have_count(3)
-    assert [request.url for request in watched.posted("/v1/query")][1:] == [f"{watched.base}/v1/query"]
+    assert [request.url for request in watched.posted("/v1/query")][1:] == [
+        f"{watched.base}/v1/query?matches=true"
+    ]
     assert network.batches == [2, 1]
     page.set_input_files("#find-more", blue)  # one at a time, as a phone's camera gives them
     expect(page.locator("#facts > div")).to_have_count(4)
@@ -293,8 +408,8 @@ def test_filters_are_sent_by_the_interfaces_names(visit: Visit, red: FilePayload
     expect(page.locator("#filter-count")).to_have_text("8 set")
     page.get_by_role("button", name="Ask again").click()
     expect(page.locator(".match")).to_have_count(2)
-    sent = dict(httpx.URL(watched.posted("/v1/query?")[0].url).params)
-    assert sent == values
+    sent = dict(httpx.URL(watched.posted("/v1/query?")[1].url).params)
+    assert sent == values | {"matches": "true"}
     page.get_by_role("button", name="Reset").click()
     expect(page.locator("#filter-count")).to_be_hidden()
 
@@ -348,7 +463,7 @@ def test_an_overloaded_service_can_be_asked_again(visit: Visit, red: FilePayload
     watched = visit()
     watched.allow(503)
     page = watched.open()
-    page.route("**/v1/query", lambda route: problem(route, 503, "64 images are waiting already"), times=1)
+    page.route("**/v1/query**", lambda route: problem(route, 503, "64 images are waiting already"), times=1)
     page.set_input_files("#find-files", red)
     expect(page.get_by_role("alert")).to_contain_text("64 images are waiting already.")
     page.get_by_role("button", name="Try again").click()
@@ -359,10 +474,10 @@ def test_an_overloaded_service_can_be_asked_again(visit: Visit, red: FilePayload
 def test_a_service_that_is_gone_is_said_to_be(visit: Visit, red: FilePayload) -> None:
     watched = visit()
     page = watched.open()
-    page.route("**/v1/query", lambda route: route.abort())
+    page.route("**/v1/query**", lambda route: route.abort())
     page.set_input_files("#find-files", red)
     expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached.")
-    assert watched.wrong == [f"failed: {watched.base}/v1/query"] + [
+    assert watched.wrong == [f"failed: {watched.base}/v1/query?matches=true"] + [
         wrong for wrong in watched.wrong if "ERR_FAILED" in wrong
     ]
     watched.wrong.clear()

@@ -75,6 +75,30 @@ def test_the_json_is_the_answers_own(
     assert timings["embed"] > 0
 
 
+def test_matches_are_listed_when_asked_for(
+    client: httpx.Client, index: FakeIndex, make_photo: MakePhoto, problem: Problem
+) -> None:
+    def matches(**params: str) -> list[object]:
+        response = client.post("/v1/query", params={"k": 1, **params}, files={"image": make_photo()})
+        return [photo["matches"] for photo in response.json()["places"][0]["photos"]]
+
+    assert matches(matches="true") == [None]  # not verified
+    index.agreeing = 2
+    assert matches(matches="true") == [[[0.25, 0.25, 0.25, 0.75], [0.75, 0.25, 0.75, 0.75]]]
+    assert matches() == matches(matches="false") == [None]
+    refused = client.post("/v1/query", params={"matches": "some"}, files={"image": make_photo()})
+    assert problem(refused, 422, "matches")["detail"].startswith("matches: Input should be a valid boolean")
+
+
+def test_matched_answers_are_the_answers_own_json(
+    client: httpx.Client, index: FakeIndex, make_photo: MakePhoto, answers: list[Answer]
+) -> None:
+    index.agreeing = 3
+    response = client.post("/v1/query", params={"matches": True}, files={"image": make_photo()})
+    assert json.dumps(response.json()) == json.dumps(answers[0].to_json())
+    assert response.json() == answers[0].to_json()
+
+
 def test_other_parts_are_passed_over(client: httpx.Client, make_photo: MakePhoto) -> None:
     response = client.post("/v1/query", data={"comment": "hello"}, files={"image": make_photo()})
     assert response.status_code == 200
