@@ -10,6 +10,8 @@ from indexer.catalogue import Catalogue
 from indexer.errors import IndexerError
 from indexer.files import sha256_of
 from indexer.layout import Layout, generation_of
+from indexer.local_shards import read_local
+from indexer.options import load_options
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, read_manifest
 from model.errors import ModelError
@@ -38,6 +40,7 @@ def check_index(path: Path) -> list[str]:
             *_model_problems(layout, manifest),
             *_store_problems(layout, manifest),
             *_descriptor_problems(layout, catalogue, manifest),
+            *_local_problems(layout, catalogue, manifest),
             *(_stored_problems(catalogue) if integrity == "ok" else []),
         ]
     finally:
@@ -80,6 +83,26 @@ def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifes
             f"{bad} descriptors are not of unit length: 'loci index' with --refit makes them again"
         )
     return problems
+
+
+def _local_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> list[str]:
+    generation = generation_of(manifest.snapshot)
+    if not load_options(layout.options(generation))[0].local_features:
+        return []
+    try:
+        slots = [slot for *_, slot in catalogue.live_descriptors(generation)]
+    except IndexerError:  # as the descriptors' problems say
+        return []
+    try:
+        missing = sum(local is None for local in read_local(layout.local(generation), slots))
+    except IndexerError as error:
+        return [str(error)]
+    if not missing:
+        return []
+    return [
+        f"{missing} descriptors have no local features, and their photos are not verified: 'loci index' with "
+        "--refit makes them again"
+    ]
 
 
 def _stored_problems(catalogue: Catalogue) -> list[str]:

@@ -172,7 +172,8 @@ class Handmade:
         """Photos of this metadata and descriptors, one a view, as if in files /made/0000.jpg …; their ids."""
         self.folder.mkdir()
         catalogue = Catalogue(self.folder, create=True)
-        save_options(self.layout.options(1), FitOptions(dim=self.dim), PlaceOptions(**places))
+        fitted = FitOptions(dim=self.dim, local_features=0)
+        save_options(self.layout.options(1), fitted, PlaceOptions(**places))
         ids = []
         for number, (metadata, views) in enumerate(photos):
             facts = PhotoFacts(hashlib.sha256(f"made {number}".encode()).hexdigest(), 64, 48, metadata)

@@ -81,7 +81,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_an_index_comes_back_as_it_was(world: World, paint: Paint, tmp_path: Path) -> None:
     index = world.open()
     new = read_new(paint(tmp_path / "new.jpg", 9).read_bytes(), PhotoMetadata(place="Gate"))
-    index.posting().add(new, index.embedder.embed(index.posting().reader((new.id, new.data))))
+    (seen,) = index.embedder.see([index.posting().reader((new.id, new.data))])
+    index.posting().add(new, seen.descriptor[None], [seen.local])
     gone = index.photos()[0].id
     index.posting().remove(gone)
     (world.index / "keys.json").write_text("{}")

@@ -74,3 +74,15 @@ def test_a_damaged_catalogue_is_a_problem_among_others(world: World) -> None:
         "no model file ",
         "the descriptors cannot be read",
     ]
+
+
+def test_lost_and_damaged_local_features(world: World) -> None:
+    path = world.index / "generations/01/local/000001-000.npy"
+    records = np.load(path, mmap_mode="r+")
+    records[2:4] = np.zeros(2, records.dtype)
+    records.flush()
+    (problem,) = check_index(world.index)
+    assert problem.startswith("2 descriptors have no local features, and their photos are not verified")
+    path.write_bytes(b"")
+    (problem,) = check_index(world.index)
+    assert problem.startswith(f"local features {path} cannot be read")
