@@ -28,7 +28,7 @@ from indexer.options import load_options
 from indexer.posting import Posting
 from indexer.reading import Reader
 from indexer.rebuild import rebuild
-from indexer.search import PHOTOS_A_PLACE, Found, Question, Searcher, grouped
+from indexer.search import PHOTOS_A_PLACE, Question, Scored, Searcher, grouped
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, open_store, other_model, place_photos, read_manifest
 from indexer.stores.faiss import FaissStore
@@ -359,7 +359,7 @@ class Index:
     def photo_hits(self, scored: Sequence[tuple[float, int]]) -> list[tuple[PhotoHit, Place | None] | None]:
         """The photos and places of descriptors, given by score and id; None where one was removed since."""
         hits = self._catalogue.hits([number for _, number in scored])
-        found = [Found(score, number, hits[number]) if number in hits else None for score, number in scored]
+        found = [Scored(score, number, hits[number]) if number in hits else None for score, number in scored]
         return [None if one is None else (one.shown(), one.hit.place) for one in found]
 
     def with_distances(self, places: Sequence[PlaceHit], filters: Filters | None) -> tuple[PlaceHit, ...]:

@@ -51,7 +51,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Found:
+class Scored:
     """A photo that a search found."""
 
     score: float
@@ -59,6 +59,13 @@ class Found:
     """Of its descriptor that is most like the query."""
     hit: Hit
     inliers: int | None = None
+
+    def verified(self, agreeing: Matches | None) -> Scored:
+        """It with its score raised; as it is where it was not verified."""
+        if agreeing is None:
+            return self
+        inliers = len(agreeing)
+        return Scored(raised(self.score, inliers), self.number, self.hit, inliers)
 
     def shown(self) -> PhotoHit:
         """It, as an answer shows it."""
@@ -97,14 +104,14 @@ class Searcher:
         selection = self._table.select(filters) if filters is not None and filters.narrow else None
         return self._additions.current(), selection
 
-    def nearest(self, question: Question, n: int, filters: Filters | None = None) -> list[Found]:
+    def nearest(self, question: Question, n: int, filters: Filters | None = None) -> list[Scored]:
         """The n photos most like the query, best first, the first CANDIDATES of them verified."""
         searched, selection = self.selected(filters)
         return self._verified(question, self._hits(question.descriptor, n, searched, selection, filters))
 
     def with_places(
         self, question: Question, k: int, filters: Filters | None
-    ) -> tuple[list[Found], tuple[PlaceHit, ...]]:
+    ) -> tuple[list[Scored], tuple[PlaceHit, ...]]:
         """The nearest photos, as many as it takes to name k places (or all), and all places they show."""
         searched, selection = self.selected(filters)
         most = self._manifest.places + searched.count - self._manifest.count
@@ -126,7 +133,7 @@ class Searcher:
         searched: Searched,
         selection: Selection | None,
         filters: Filters | None,
-    ) -> list[Found]:
+    ) -> list[Scored]:
         """The n nearest photos by their descriptors; a panorama counts once, by its best view."""
         if descriptor.shape != (self._manifest.dim,):
             raise ModelMismatch(
@@ -138,11 +145,11 @@ class Searcher:
         while count:
             found = searched.search(descriptor, min(ask, count), among)
             shown = self._shown([number for _, number in found], filters if among is not None else None)
-            best: dict[str, Found] = {}
+            best: dict[str, Scored] = {}
             for score, number in found:
                 hit = shown.get(number)
                 if hit is not None and hit.photo.id not in best:
-                    best[hit.photo.id] = Found(score, number, hit)
+                    best[hit.photo.id] = Scored(score, number, hit)
             if len(best) >= n or ask >= count:
                 return list(best.values())[:n]
             ask *= 4
@@ -156,22 +163,16 @@ class Searcher:
         passing = self._table.passing(filters, [hit.row(number) for number, hit in hits.items()])
         return {number: hit for number, hit in hits.items() if number in passing}
 
-    def _verified(self, question: Question, hits: list[Found]) -> list[Found]:
+    def _verified(self, question: Question, hits: list[Scored]) -> list[Scored]:
         """The same, best first again once the first of them are verified."""
         if question.features is None:
             return hits
         started = time.perf_counter()
-        self._verify(question, question.features, [found.number for found in hits[:CANDIDATES]])
-        # Not one beyond the first, that a search for more places or with a filter has brought in before.
-        seen = {found.number: question.agreeing.get(found.number) for found in hits[:CANDIDATES]}
-        again = [
-            found if (agreeing := seen.get(found.number)) is None
-            else Found(raised(found.score, len(agreeing)), found.number, found.hit, len(agreeing))
-            for found in hits
-        ]  # fmt: skip
-        again.sort(key=lambda found: (-found.score, found.number))
+        first, rest = hits[:CANDIDATES], hits[CANDIDATES:]
+        self._verify(question, question.features, [found.number for found in first])
+        first = [found.verified(question.agreeing.get(found.number)) for found in first]
         question.verify_ms += 1000 * (time.perf_counter() - started)
-        return again
+        return sorted([*first, *rest], key=lambda found: (-found.score, found.number))
 
     def _verify(self, question: Question, features: Features, numbers: Sequence[int]) -> None:
         new = [number for number in numbers if number not in question.agreeing]
@@ -185,7 +186,7 @@ class Searcher:
                 question.agreeing[number] = matches(features, Features.of(local))
 
     def matched(
-        self, question: Question, hits: Sequence[Found], places: Sequence[PlaceHit]
+        self, question: Question, hits: Sequence[Scored], places: Sequence[PlaceHit]
     ) -> tuple[PlaceHit, ...]:
         """The same places, with where each of their photos shows what the query shows."""
         verified = {found.hit.photo.id: found.number for found in hits if found.inliers is not None}
@@ -205,7 +206,7 @@ class Searcher:
         return [Features.of(local) for local in packed if local is not None]
 
 
-def grouped(hits: Sequence[Found]) -> tuple[PlaceHit, ...]:
+def grouped(hits: Sequence[Scored]) -> tuple[PlaceHit, ...]:
     """The places that the hits show, best first, with all of those."""
     places = {found.hit.photo.id: found.hit.place for found in hits}
     return group_hits((found.shown() for found in hits), places.get)
