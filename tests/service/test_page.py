@@ -281,22 +281,22 @@ def letterboxed(page: Page, selector: str, x: float, y: float) -> list[float]:
 def test_lines_join_what_two_photos_share(
     visit: Visit, index: FakeIndex, red: FilePayload, viewport: dict[str, int]
 ) -> None:
-    index.agreeing = 10
+    index.agreeing = 20
     page = visit(viewport=viewport).open()
     page.set_input_files("#find-files", red)
-    expect(page.locator(".match-name").first).to_contain_text("10 matched features")
+    expect(page.locator(".match-name").first).to_contain_text("20 matched features")
     for _ in range(2):  # opened again, it is the same
         page.locator(".matches .thumb").first.click()
-        expect(page.locator("#viewer-caption")).to_contain_text("score 1.000 · 10 matched features · ")
-        expect(page.locator("#viewer-lines line")).to_have_count(10)
+        expect(page.locator("#viewer-caption")).to_contain_text("score 1.000 · 20 matched features · ")
+        expect(page.locator("#viewer-lines line")).to_have_count(20)
         page.keyboard.press("Escape")
     page.locator(".matches .thumb").first.click()
-    expect(page.locator("#viewer-lines line")).to_have_count(10)
+    expect(page.locator("#viewer-lines line")).to_have_count(20)
 
     def joined() -> None:
         ends = page.evaluate(ENDS)
         for number, end in enumerate(ends):
-            x = (number + 0.5) / 10
+            x = (number + 0.5) / 20
             query = letterboxed(page, "#viewer-query img", x, 0.25)
             photo = letterboxed(page, "#viewer-image", x, 0.75)
             assert end == pytest.approx([*query, *photo], abs=0.002)
@@ -305,12 +305,12 @@ def test_lines_join_what_two_photos_share(
     page.set_viewport_size({"width": viewport["width"] - 60, "height": 700})
     page.wait_for_timeout(100)
     joined()
-    assert page.locator("#viewer-lines circle").count() == 20
+    assert page.locator("#viewer-lines circle").count() == 40
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_lines_are_switched_by_keyboard_and_stay_so(visit: Visit, index: FakeIndex, red: FilePayload) -> None:
-    index.agreeing = 8
+    index.agreeing = 20
     page = visit(color_scheme="dark").open()
     page.set_input_files("#find-files", red)
     page.locator(".matches .thumb").first.press("Enter")
@@ -329,11 +329,11 @@ def test_lines_are_switched_by_keyboard_and_stay_so(visit: Visit, index: FakeInd
     eventually(page, "document.querySelector('#viewer-image').complete")
     expect(page.locator("#viewer-lines line")).to_have_count(0)
     toggle.press("Enter")
-    expect(page.locator("#viewer-lines line")).to_have_count(8)
+    expect(page.locator("#viewer-lines line")).to_have_count(20)
 
 
 def test_few_matches_are_drawn_only_when_asked_for(visit: Visit, index: FakeIndex, red: FilePayload) -> None:
-    index.agreeing = 7
+    index.agreeing = 19
     page = visit().open()
     page.set_input_files("#find-files", red)
     page.locator(".matches .thumb").first.click()
@@ -342,7 +342,7 @@ def test_few_matches_are_drawn_only_when_asked_for(visit: Visit, index: FakeInde
     eventually(page, "document.querySelector('#viewer-image').naturalWidth === 800")
     expect(page.locator("#viewer-lines line")).to_have_count(0)
     toggle.click()
-    expect(page.locator("#viewer-lines line")).to_have_count(7)
+    expect(page.locator("#viewer-lines line")).to_have_count(19)
 
 
 def test_without_matches_there_is_nothing_to_switch(
