@@ -169,7 +169,8 @@ def _calibration(
         and generation_of(last.snapshot) == generation
     ):
         before = Calibration.from_json(last.calibration)
-        if before is not None and abs(photos - before.of) <= NEARLY_THE_SAME * before.of:
+        # What could not be calibrated is tried again: the next photo may be the one that was missing.
+        if before and before.model and abs(photos - before.of) <= NEARLY_THE_SAME * before.of:
             return before
     rule = PlaceRule.of(options.places, options.place_radius_m)
     ranks = frame_ranks(place_photos(catalogue), rule.frames) if rule.frames else None

@@ -19,6 +19,7 @@ from indexer.geo import from_local
 from indexer.index import Index
 from indexer.metadata import PhotoMetadata
 from indexer.options import PlaceOptions
+from indexer.rebuild import rebuild
 from indexer.search import Question, grouped
 from indexer.snapshot import open_store, publish, read_manifest
 from indexer.sureness import NOT_YET, UNVERIFIED
@@ -214,6 +215,33 @@ def test_nothing_is_calibrated_where_nothing_changed(
     catalogue = Catalogue(street.folder, create=True)
     publish(street.layout, catalogue, 1, "made by hand", DIM, PlaceOptions())
     catalogue.close()
+
+
+def test_a_collection_that_is_nearly_the_same_is_not_calibrated_again(
+    street: Handmade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = street.open()
+    index.posting().add(street.new(9000, at(0, 1)), shown(0, 9)[None])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr("indexer.snapshot.calibrate", refuse)
+    manifest = rebuild(street.folder)
+    assert manifest.snapshot != index.snapshot
+    assert json.loads(json.dumps(manifest.calibration)) == index.manifest.calibration
+
+
+def test_what_could_not_be_calibrated_is_tried_again(tmp_path: Path, make_handmade: type[Handmade]) -> None:
+    made = make_handmade(tmp_path / "index", DIM)
+    made.make([(at(p, v), [shown(p, v)]) for p in range(13) for v in range(3)])
+    index = made.open()
+    assert index.manifest.calibration is not None
+    assert index.manifest.calibration["reason"].startswith("39 of its 39 photos have another of their place")
+    index.posting().add(made.new(9000, at(0, 1)), shown(0, 9)[None])
+    calibration = rebuild(made.folder).calibration
+    assert calibration is not None
+    assert (calibration["reason"], calibration["photos"]) == (None, 40)
 
 
 def test_frames_beside_each_other_do_not_speak_against_each_other(
