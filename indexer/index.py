@@ -297,7 +297,7 @@ class Index:
 
     def answer(
         self,
-        seen: Seen | Floats,
+        seen: Seen | Floats | Question,
         k: int = 5,
         timings_ms: Mapping[str, float] | None = None,
         filters: Filters | None = None,
@@ -307,7 +307,8 @@ class Index:
         """The answer for what a photo was seen as: search → verify → places → position, and how sure it is.
 
         Args:
-            seen: by this index's model; a descriptor (d) alone is answered without verification.
+            seen: by this index's model; a descriptor (d) alone is answered without verification. A question
+                that is asked more than once is verified once.
             matched: list where the photos verified show the same.
 
         Raises:
@@ -350,7 +351,7 @@ class Index:
         return self._judge.judge(question.descriptor, places, rivals)
 
     def nearest(
-        self, seen: Seen | Floats, n: int, filters: Filters | None = None, *, verify: bool = True
+        self, seen: Seen | Floats | Question, n: int, filters: Filters | None = None, *, verify: bool = True
     ) -> list[PhotoHit]:
         """The n photos most like what a photo was seen as, best first; see `answer`."""
         question = Question.of(seen, verify=verify)

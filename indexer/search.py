@@ -42,8 +42,10 @@ class Question:
     verify_ms: float = 0.0
 
     @classmethod
-    def of(cls, seen: Seen | Floats, *, verify: bool) -> Question:
-        """Of a photo, or of a descriptor alone, which is not verified."""
+    def of(cls, seen: Seen | Floats | Question, *, verify: bool) -> Question:
+        """Of a photo, or of a descriptor alone, which is not verified; a question is itself."""
+        if isinstance(seen, Question):
+            return seen
         if not isinstance(seen, Seen):
             return cls(seen)
         features = Features.of(seen.local) if verify and seen.local is not None else None

@@ -15,7 +15,7 @@ from indexer.evaluation.truth import AlignedBy, Expected, by_distance, by_file, 
 from indexer.index import Index
 from indexer.metadata import read_table
 from indexer.progress import Progress, Silent
-from model.embedder import Seen
+from indexer.search import Question
 
 RADIUS_M = 25.0
 AT = (1, 5, 10, 20)
@@ -151,13 +151,13 @@ def _ask(
             if embedded.error is not None:
                 failed[str(embedded.item[1])] = embedded.error
                 continue
-            seen = embedded.seen[0]
-            answer = index.answer(seen, 1, verify=verify)
+            question = Question.of(embedded.seen[0], verify=verify)
+            answer = index.answer(question, 1)
             results[number] = QueryResult(
                 file=queries[number].file,
                 metadata=queries[number].known,
                 expected=expected[number],
-                hits=tuple(_nearest(index, seen, deepest, panoramas, verify)),
+                hits=tuple(_nearest(index, question, deepest, panoramas)),
                 position=answer.position,
                 confidence=answer.confidence,
                 known=answer.known,
@@ -166,11 +166,11 @@ def _ask(
     return dict(sorted(results.items()))
 
 
-def _nearest(index: Index, seen: Seen, n: int, panoramas: dict[str, str], verify: bool) -> list[PhotoHit]:
+def _nearest(index: Index, question: Question, n: int, panoramas: dict[str, str]) -> list[PhotoHit]:
     """The n nearest photos, of each panorama only the best."""
     ask = n
     while True:
-        hits = index.nearest(seen, ask, verify=verify)
+        hits = index.nearest(question, ask)
         best: dict[str, PhotoHit] = {}
         for hit in hits:
             best.setdefault(panoramas.get(hit.id, hit.id), hit)

@@ -17,6 +17,7 @@ from indexer.evaluation.truth import UNKNOWN, _own_by_name, by_distance, by_fram
 from indexer.index import Index
 from indexer.metadata import PhotoMetadata
 from indexer.scan import ScannedFile
+from indexer.search import Question
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Floats, Handmade, Paint, World
@@ -222,9 +223,9 @@ def test_of_a_panorama_cut_into_photos_the_best_counts(empty: World, paint: Pain
     index = empty.open()
     assert sorted(_panoramas(index).values()) == ["cut/@pano0"] * 2 + ["cut/@pano1"] * 2
     asked = paint(empty.photos.parent / "q.jpg", 10, 5)
-    seen = index.see(asked)
-    alone = _nearest(index, seen, 3, {}, True)
-    best = _nearest(index, seen, 3, _panoramas(index), True)
+    question = Question.of(index.see(asked), verify=True)
+    alone = _nearest(index, question, 3, {})
+    best = _nearest(index, question, 3, _panoramas(index))
     assert ["pano0" in hit.path for hit in alone] == [True, True, False]
     assert [hit.id for hit in best] == [alone[0].id, alone[2].id]
 

@@ -13,6 +13,7 @@ from indexer.answers import PhotoHit
 from indexer.index import Index
 from indexer.layout import Layout
 from indexer.local_shards import write_local
+from indexer.search import Question
 from indexer.stored import Slot
 from indexer.verification import (
     CANDIDATES,
@@ -255,3 +256,13 @@ def features_of(index: Index) -> set[int]:
 
 def ids(index: Index) -> list[str]:
     return [photo.id for photo in index.photos()]
+
+
+def test_a_question_asked_twice_is_verified_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.build()
+    index = world.open()
+    question = Question.of(index.see(world.photo(1)), verify=True)
+    answer = index.answer(question)
+    monkeypatch.setattr("indexer.search.matches", None)  # which it would call
+    assert index.answer(question).places == answer.places
+    assert index.nearest(question, 1)[0] == answer.places[0].photos[0]
