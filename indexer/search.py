@@ -21,7 +21,7 @@ from indexer.local_shards import read_local
 from indexer.localise import group_hits
 from indexer.snapshot import Manifest
 from indexer.stores.faiss import FaissStore
-from indexer.verification import CANDIDATES, Features, Matches, matches, raised
+from indexer.verification import CANDIDATES, Features, Matches, matches, raised, stored_features
 from model.embedder import Seen
 
 PHOTOS_A_PLACE = 5
@@ -204,8 +204,7 @@ class Searcher:
     def features(self, photo: str) -> list[Features]:
         """Local features of each view of a photo; none where the index keeps none."""
         slots = self._catalogue.slots_of(self._generation, photo)
-        packed = read_local(self._layout.local(self._generation), slots)
-        return [Features.of(local) for local in packed if local is not None]
+        return stored_features(self._layout.local(self._generation), slots)
 
 
 def grouped(hits: Sequence[Scored]) -> tuple[PlaceHit, ...]:

@@ -66,6 +66,11 @@ class Features:
         return cls(*unpack(packed), extent(packed))
 
 
+def stored_features(folder: Path, slots: Sequence[Slot]) -> list[Features]:
+    """Local features of the descriptors in these slots, without those that have none. Raises IndexerError."""
+    return [Features.of(local) for local in read_local(folder, slots) if local is not None]
+
+
 def inliers(query: Features, photo: Features) -> int:
     """How many features of two photos agree on one geometry; 0 where fewer than four do."""
     return len(_agreeing(query, photo)[0])
@@ -122,13 +127,10 @@ class OwnPhotos:
 
     def _agreeing(self, photo: str, other: str) -> int | None:
         if self._asked[0] != photo:
-            self._asked = (photo, self._features(photo)[:1])
-        counts = [inliers(asked, view) for asked in self._asked[1] for view in self._features(other)]
+            self._asked = (photo, stored_features(self._folder, self._slots[photo])[:1])
+        views = stored_features(self._folder, self._slots[other])
+        counts = [inliers(asked, view) for asked in self._asked[1] for view in views]
         return max(counts, default=None)
-
-    def _features(self, photo: str) -> list[Features]:
-        packed = read_local(self._folder, self._slots[photo])
-        return [Features.of(local) for local in packed if local is not None]
 
 
 def _agreeing(query: Features, photo: Features) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
