@@ -22,6 +22,7 @@ from indexer.motion import Floats, Ints, MetricMotion, Motion, OrderedMotion, St
 from indexer.place_groups import by_folder
 from indexer.places import PlacePhoto, place_id
 from indexer.sequences import LEAST_PHOTOS, Belief, Likeness, SequenceFilter, learn
+from indexer.showing import PHOTOS_A_PLACE, rounded, with_distances
 from model.errors import ImageError
 from model.images import Source
 
@@ -33,7 +34,6 @@ MotionKind = Literal["auto", "photos", "metres"]
 
 SHOWN_FROM = 100
 """Likeliest photos that an answer's places and position are found from, at least."""
-PHOTOS_A_PLACE = 5
 UNCALIBRATED = "how sure it is comes from the sequence and is not calibrated on this index"
 TOO_FEW = f"an index of fewer than {LEAST_PHOTOS} photos cannot tell how sure a sequence is"
 
@@ -295,7 +295,7 @@ class Follower:
             known=None if confidence is None else confidence > 0.5,
             confidence=confidence,
             position=_position([hit for _, hit, _ in hits], places),
-            places=self._index.with_distances(places, self._filters),
+            places=with_distances(places, self._filters),
             model=self._index.model_fingerprint,
             snapshot=self._index.snapshot,
             timings_ms=timings,
@@ -347,14 +347,7 @@ def _position(hits: Sequence[PhotoHit], places: Sequence[PlaceHit]) -> Position 
         and float(haversine_m(lat, lon, hit.lat, hit.lon)) <= GROUP_RADIUS_M
     ]
     position = locate(about)
-    if position is None:
-        return None
-    return replace(
-        position,
-        lat=round(position.lat, 7),
-        lon=round(position.lon, 7),
-        radius_m=round(position.radius_m, 1),
-    )
+    return None if position is None else rounded(position)
 
 
 def follow_all(

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit, Position
+from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit
 from indexer.calibration import KNOWN_FROM, Calibration, check_known_share
 from indexer.catalogue import Catalogue
 from indexer.errors import NotFound, UsageError
 from indexer.evidence import WEIGHED, sample_of
 from indexer.filters import Filters
 from indexer.following import Follower, FrameAnswer, MotionKind, PhotoMap, follow_all
-from indexer.geo import haversine_m
-from indexer.layout import Layout, generation_of
+from indexer.layout import Layout, disk_use, generation_of
 from indexer.localise import LOCATE_BY, locate
 from indexer.motion import Step
 from indexer.options import load_options
 from indexer.posting import Posting
 from indexer.reading import Reader
 from indexer.rebuild import rebuild
-from indexer.search import PHOTOS_A_PLACE, Question, Scored, Searcher, grouped
+from indexer.search import Question, Scored, Searcher, grouped
 from indexer.shards import read_slots
+from indexer.showing import rounded, shown_places, why_untold
 from indexer.snapshot import Manifest, open_store, other_model, place_photos, read_manifest
 from indexer.stores.faiss import FaissStore
 from indexer.sureness import Judge, Judgement
@@ -324,7 +322,7 @@ class Index:
             [found.shown() for found in hits[:LOCATE_BY]], radius_factor=self._judge.radius_factor
         )
         judgement = self._judgement(question, places, filters)
-        shown = _shown_places(places[:k], judgement, filters)
+        shown = shown_places(places[:k], judgement, filters)
         if matched:
             shown = self._search.matched(question, hits, shown)
         timings = dict(timings_ms or {})
@@ -334,12 +332,12 @@ class Index:
         return Answer(
             known=None if judgement.confidence is None else judgement.confidence >= KNOWN_FROM,
             confidence=judgement.confidence,
-            position=None if position is None else _rounded(position),
+            position=None if position is None else rounded(position),
             places=shown,
             model=self.manifest.model,
             snapshot=self.manifest.snapshot,
             timings_ms=timings,
-            note=_note(judgement, places, position, filters),
+            note=why_untold(judgement, places, position, filters),
         )
 
     def _judgement(
@@ -362,10 +360,6 @@ class Index:
         hits = self._catalogue.hits([number for _, number in scored])
         found = [Scored(score, number, hits[number]) if number in hits else None for score, number in scored]
         return [None if one is None else (one.shown(), one.hit.place) for one in found]
-
-    def with_distances(self, places: Sequence[PlaceHit], filters: Filters | None) -> tuple[PlaceHit, ...]:
-        """Places with how far each is from the position that the query named."""
-        return _with_distances(places, filters)
 
     def see(self, photo: Source) -> Seen:
         """What a photo is seen as: its descriptor and local features. Raises ImageError."""
@@ -475,7 +469,7 @@ class Index:
             "image_size": config.image_size,
             "min_image_size": config.min_image_size,
             "local_features": config.local_features,
-            "local_bytes": _disk_use(self._layout.local(generation)),
+            "local_bytes": disk_use(self._layout.local(generation)),
             "panoramas": fit.panoramas,
             "pooling": config.pooling,
             "pooling_settings": config.pooling_settings(),
@@ -490,66 +484,5 @@ class Index:
             "calibration": self._calibration.summary() if self._calibration else None,
             "created_at": self.manifest.created_at,
             **self.embedder.describe(),
-            "bytes": _disk_use(self.path),
+            "bytes": disk_use(self.path),
         }
-
-
-def _rounded(position: Position) -> Position:
-    """To a centimetre, a decimetre and a tenth of a degree."""
-    heading = None if position.heading is None else round(position.heading, 1) % 360
-    return Position(round(position.lat, 7), round(position.lon, 7), round(position.radius_m, 1), heading)
-
-
-def _note(
-    judgement: Judgement,
-    places: Sequence[PlaceHit],
-    position: Position | None,
-    filters: Filters | None,
-) -> str | None:
-    """Why known, confidence or position is None."""
-    notes = [judgement.note] if judgement.note else []
-    if not places:
-        notes.append("no photo passes the filters" if filters and filters.narrow else "the index is empty")
-    elif position is None:
-        notes.append("none of the nearest photos has a position")
-    return "; ".join(notes) or None
-
-
-def _shown_places(
-    places: Sequence[PlaceHit], judgement: Judgement, filters: Filters | None
-) -> tuple[PlaceHit, ...]:
-    """Places with the best of their photos, how sure each is and how far from where the query said it was."""
-    sure = judgement.confidence is not None
-    shown = [
-        replace(
-            place,
-            confidence=judgement.places.get(place.id, 0.0) if sure else None,
-            photos=place.photos[:PHOTOS_A_PLACE],
-        )
-        for place in places
-    ]
-    return _with_distances(shown, filters)
-
-
-def _with_distances(places: Sequence[PlaceHit], filters: Filters | None) -> tuple[PlaceHit, ...]:
-    """Places with how far each is from the position that the query named."""
-    if filters is None or filters.position is None:
-        return tuple(places)
-    lat, lon = filters.position
-    return tuple(
-        place
-        if place.lat is None or place.lon is None
-        else replace(place, distance_m=round(float(haversine_m(lat, lon, place.lat, place.lon)), 1))
-        for place in places
-    )
-
-
-def _disk_use(folder: Path) -> int:
-    """Bytes that files take on disk; shards are preallocated, so that their size says more than they take."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):  # a run beside this one drops what is old
-                stat = (Path(parent) / name).lstat()
-                total += int(getattr(stat, "st_blocks", stat.st_size / 512)) * 512
-    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -143,3 +144,14 @@ def _numbers(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
+
+
+def disk_use(folder: Path) -> int:
+    """Bytes that files take on disk; shards are preallocated, so that their size says more than they take."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # a run beside this one drops what is old
+                stat = (Path(parent) / name).lstat()
+                total += int(getattr(stat, "st_blocks", stat.st_size / 512)) * 512
+    return total

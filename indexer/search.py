@@ -19,13 +19,11 @@ from indexer.filters import Filters
 from indexer.layout import Layout, generation_of
 from indexer.local_shards import read_local
 from indexer.localise import group_hits
+from indexer.showing import PHOTOS_A_PLACE
 from indexer.snapshot import Manifest
 from indexer.stores.faiss import FaissStore
 from indexer.verification import CANDIDATES, Features, Matches, matches, raised, stored_features
 from model.embedder import Seen
-
-PHOTOS_A_PLACE = 5
-"""Shown in an answer."""
 
 Floats = NDArray[np.float32]
 
