@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from indexer.additions import Searched
 from indexer.answers import KNOWN_SHARE, Answer, PhotoHit, Place, PlaceHit, Position
+from indexer.calibration import KNOWN_FROM
 from indexer.catalogue import Catalogue
 from indexer.columns import Selection
 from indexer.errors import IndexerError, ModelMismatch, UsageError
@@ -20,9 +21,10 @@ from indexer.geo import haversine_m
 from indexer.localise import GROUP_RADIUS_M, locate
 from indexer.motion import Floats, Ints, MetricMotion, Motion, OrderedMotion, Step
 from indexer.place_groups import by_folder
-from indexer.places import PlacePhoto, place_id
+from indexer.places import place_id
 from indexer.sequences import LEAST_PHOTOS, Belief, Likeness, SequenceFilter, learn
 from indexer.showing import PHOTOS_A_PLACE, rounded, with_distances
+from indexer.snapshot import place_photos
 from model.errors import ImageError
 from model.images import Source
 
@@ -91,7 +93,7 @@ class PhotoMap:
         for (number, photo, _), kept in zip(live, held.tolist(), strict=True):
             if kept:
                 views.setdefault(photo, []).append(number)
-        folders = by_folder(photo for photo in _photos(catalogue) if photo.id in views)
+        folders = by_folder(photo for photo in place_photos(catalogue) if photo.id in views)
         photos = [photo for folder in folders for photo in folder.photos]
         if not photos:
             raise IndexerError("there is no photo to follow a camera by: the filters leave none")
@@ -141,17 +143,6 @@ class PhotoMap:
         end = self.starts[photo + 1] if photo + 1 < self.photos else len(self.numbers)
         start = int(self.starts[photo])
         return start + int(scores[start:end].argmax())
-
-
-def _photos(catalogue: Catalogue) -> list[PlacePhoto]:
-    """In full paths, so that two folders of one name stay two traverses."""
-    paths: dict[str, str] = {}
-    for root, relative, photo in catalogue.paths():
-        paths.setdefault(photo, f"{root}/{relative}")
-    return [
-        PlacePhoto(photo.id, paths.get(photo.id, photo.path), photo.lat, photo.lon, None)
-        for photo in catalogue.photos()
-    ]
 
 
 class Follower:
@@ -292,7 +283,7 @@ class Follower:
         if start is not None:
             timings = {**timings, "search": 1000 * (time.perf_counter() - start)}
         answer = Answer(
-            known=None if confidence is None else confidence > 0.5,
+            known=None if confidence is None else confidence >= KNOWN_FROM,
             confidence=confidence,
             position=_position([hit for _, hit, _ in hits], places),
             places=with_distances(places, self._filters),
