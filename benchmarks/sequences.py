@@ -37,6 +37,8 @@ from indexer.metadata import from_exif
 from indexer.motion import MetricMotion, Motion, OrderedMotion, Step
 from indexer.options import BuildOptions
 from indexer.sequences import Likeness, SequenceFilter, learn
+from indexer.verification import CANDIDATES, raised
+from model.embedder import Seen
 from model.images import open_photo
 
 TRAVERSES = ("corridor", "gardens", "nordland")
@@ -114,16 +116,27 @@ class Task:
     """Descriptors, T d."""
     scores: Floats
     """T N."""
+    inliers: Sequence[dict[int, int]]
+    """Of each frame's CANDIDATES best photos."""
     right: Sequence[set[int]]
     nearly: Sequence[set[int]]
 
-    def single(self, order: Sequence[int]) -> Found:
-        best = self.scores[order].argmax(axis=1)
-        sure = self.scores[order].max(axis=1)
-        return self._found(order, best, sure, sure > -np.inf)
+    def single(self, order: Sequence[int], *, verify: bool = True) -> Found:
+        scores = self.scores[order]
+        for row, frame in zip(scores, order, strict=True):
+            for photo, agreeing in self.inliers[frame].items() if verify else ():
+                row[photo] = raised(row[photo], agreeing)
+        sure = scores.max(axis=1)
+        return self._found(order, scores.argmax(axis=1), sure, sure > -np.inf)
 
     def filtered(
-        self, order: Sequence[int], steps: Sequence[Step | None] | None, smooth: bool, *, blind: bool = False
+        self,
+        order: Sequence[int],
+        steps: Sequence[Step | None] | None,
+        smooth: bool = False,
+        *,
+        blind: bool = False,
+        verify: bool = True,
     ) -> Found:
         """Steps are those to each frame of `order`; `blind`: frames do not tell their own way."""
         followed = SequenceFilter(self.motion, self.likeness.contrast, remember=True)
@@ -133,7 +146,7 @@ class Task:
             if at and not blind:
                 seen = self.likeness.step(float(self.frames[frame] @ self.frames[order[at - 1]]))
                 step = seen if step is None else Step(None, step.metres, step.offset_m, 0.0, seen.novelty)
-            beliefs.append(followed.update(self.scores[frame], step))
+            beliefs.append(followed.update(self.scores[frame], step, self.inliers[frame] if verify else None))
         if smooth:
             beliefs = followed.smoothed()
         best = np.array([belief.photos.argmax() for belief in beliefs])
@@ -185,8 +198,18 @@ def opened(name: str, photos: Path, options: argparse.Namespace, folder: Path) -
     return Index.open(folder / name)
 
 
-def embed(index: Index, photos: Sequence[Path]) -> Floats:
-    return np.concatenate([index.embed(photos[at : at + 4]) for at in range(0, len(photos), 4)]).astype(float)
+def inliers(
+    index: Index, files: Sequence[Path], seen: Sequence[Seen], scores: Floats
+) -> list[dict[int, int]]:
+    """Of each frame seen, by the numbers of its CANDIDATES best among these files."""
+    names = {Path(photo.path).name: photo.id for photo in index.photos()}
+    ids = [names[file.name] for file in files]
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :CANDIDATES].tolist()
+    found = [
+        {number: index.matches(frame, ids[number]) for number in numbers}
+        for frame, numbers in zip(seen, best, strict=True)
+    ]
+    return [{n: len(agree) for n, agree in of.items() if agree is not None} for of in found]
 
 
 def by_file(index: Index, files: Sequence[Path]) -> NDArray[np.float32]:
@@ -199,21 +222,26 @@ def by_file(index: Index, files: Sequence[Path]) -> NDArray[np.float32]:
 def traverse(name: str, options: argparse.Namespace, folder: Path) -> None:
     database, queries = (sorted((options.data / part).iterdir()) for part in SETS[name][:2])
     index = opened(name, options.data / SETS[name][0], options, folder)
-    rows, frames = by_file(index, database), embed(index, queries)
+    rows, seen = by_file(index, database), [index.see(query) for query in queries]
+    frames = np.stack([frame.descriptor for frame in seen]).astype(float)
+    scores = np.asarray(frames @ rows.T, np.float64)
     right = truth(name, options.data, folder, [q.name for q in queries], [d.name for d in database])
     motion = OrderedMotion([len(database)])
     likeness = learn(lambda photos: rows[photos], motion)
     nearly = [{photo + by for photo in of for by in range(-3, 4)} for of in right]
-    task = Task(motion, likeness, frames, frames @ rows.T, right, nearly)
+    task = Task(motion, likeness, frames, scores, inliers(index, database, seen, scores), right, nearly)
     for order, numbers in orders(len(queries), name).items():
         single = task.single(numbers)
         row(name, order, "single", single, single, probability=False)
-        for what, blind, smooth in (
-            ("filter", False, False),
-            ("smoothed", False, True),
-            ("filter, -2 to 9", True, False),
+        plain = task.single(numbers, verify=False)
+        row(name, order, "single, not verified", plain, single, probability=False)
+        for what, settings in (
+            ("filter", {}),
+            ("smoothed", {"smooth": True}),
+            ("filter, not verified", {"verify": False}),
+            ("filter, -2 to 9", {"blind": True}),
         ):
-            found = task.filtered(numbers, None, smooth, blind=blind)
+            found = task.filtered(numbers, None, **settings)
             row(name, order, what, found, single, probability=True)
 
 
@@ -228,7 +256,8 @@ def walk(options: argparse.Namespace, folder: Path) -> None:
     files = [file for _, file in known]
     lat, lon = (np.array([getattr(m, name) for m, _ in known], float) for name in ("lat", "lon"))
     clock = [np.datetime64((m.taken_at or "")[:19]).astype(float) for m, _ in known]
-    rows, frames = by_file(index, files), embed(index, files)
+    rows, seen = by_file(index, files), [index.see(file) for file in files]
+    frames = np.stack([frame.descriptor for frame in seen]).astype(float)
     for half in (0, 1):
         base, asked = np.arange(half, len(files), 2), np.arange(1 - half, len(files), 2)
         away = haversine_m(lat[asked, None], lon[asked, None], lat[None, base], lon[None, base])
@@ -236,7 +265,9 @@ def walk(options: argparse.Namespace, folder: Path) -> None:
         likeness = learn(lambda photos, base=base: rows[base][photos], motion)  # type: ignore[misc]
         right = [set(np.flatnonzero(near <= 25).tolist()) for near in away]
         nearly = [set(np.flatnonzero(near <= 50).tolist()) for near in away]
-        task = Task(motion, likeness, frames[asked], frames[asked] @ rows[base].T, right, nearly)
+        scores = np.asarray(frames[asked] @ rows[base].T, np.float64)
+        agreeing = inliers(index, [files[n] for n in base], [seen[n] for n in asked], scores)
+        task = Task(motion, likeness, frames[asked], scores, agreeing, right, nearly)
         order = list(range(len(asked)))
         pairs = list(pairwise(asked))
         ways = [to_local(lat[b], lon[b], float(lat[a]), float(lon[a])) for a, b in pairs]
@@ -251,8 +282,8 @@ def walk(options: argparse.Namespace, folder: Path) -> None:
         row(name, "as walked", "single", single, single, probability=False)
         for what, known_steps in steps.items():
             given: Any = None if known_steps is None else [None, *known_steps]
-            row(name, "as walked", what, task.filtered(order, given, False), single, probability=True)
-        found = task.filtered(order, [None, *exact], True)
+            row(name, "as walked", what, task.filtered(order, given), single, probability=True)
+        found = task.filtered(order, [None, *exact], smooth=True)
         row(name, "as walked", "smoothed, dx and dy", found, single, probability=True)
 
 
@@ -280,7 +311,7 @@ def cost(photos: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--image-size", type=int, default=480)
+    parser.add_argument("--image-size", type=int, default=640)
     parser.add_argument("--indexes", type=Path, help="folder of ready indexes: corridor, gardens, …")
     parser.add_argument("--photos", type=int, default=1_000_000, help="of the map whose cost is measured")
     options = parser.parse_args()

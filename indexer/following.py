@@ -22,9 +22,12 @@ from indexer.localise import GROUP_RADIUS_M, locate
 from indexer.motion import Floats, Ints, MetricMotion, Motion, OrderedMotion, Step
 from indexer.place_groups import by_folder
 from indexer.places import place_id
+from indexer.search import Question
 from indexer.sequences import LEAST_PHOTOS, Belief, Likeness, SequenceFilter, learn
 from indexer.showing import PHOTOS_A_PLACE, rounded, with_distances
 from indexer.snapshot import place_photos
+from indexer.verification import CANDIDATES
+from model.embedder import Seen
 from model.errors import ImageError
 from model.images import Source
 
@@ -145,6 +148,17 @@ class PhotoMap:
         return start + int(scores[start:end].argmax())
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What is kept of a frame."""
+
+    number: int
+    descriptor: Descriptor
+    inliers: Mapping[int, int]
+    """By the ids of the descriptors that were verified."""
+    timings_ms: Mapping[str, float | None]
+
+
 class Follower:
     """Follows one camera through an index, a frame at a time; made by `Index.follow`.
 
@@ -161,6 +175,7 @@ class Follower:
         motion: MotionKind = "auto",
         known_share: float = KNOWN_SHARE,
         filters: Filters | None = None,
+        verify: bool = True,
         remember: bool = False,
     ) -> None:
         """See `Index.follow`."""
@@ -174,7 +189,8 @@ class Follower:
         )
         self._last: Descriptor | None = None
         self._skipped: Step | None = None
-        self._seen: list[tuple[int, Descriptor, Mapping[str, float | None]]] = []
+        self._seen: list[_Frame] = []
+        self._verify = verify
         self._remember = remember
         self._frames = 0
 
@@ -200,34 +216,42 @@ class Follower:
             self._skipped = _joined(self._skipped, step or Step())
             raise
         decoded = time.perf_counter()
-        descriptor = self._index.embedder.embed([image])[0]
+        seen = self._index.embedder.see([[image]])[0]
         timings = {"decode": 1000 * (decoded - start), "embed": 1000 * (time.perf_counter() - decoded)}
-        return self.update_descriptor(descriptor, step, timings)
+        return self.update_seen(seen, step, timings)
 
-    def update_descriptor(
+    def update_seen(
         self,
-        descriptor: Descriptor,
+        seen: Seen | Descriptor,
         step: Step | None = None,
         timings_ms: Mapping[str, float | None] | None = None,
     ) -> FrameAnswer:
-        """`update` by a frame's descriptor (d), as `Index.embed` gives it.
+        """`update` by what a frame was seen as (`Index.see`); a descriptor (d) alone is not verified.
 
         Raises:
             ModelMismatch: a descriptor of another dimension than this index's.
         """
         start = time.perf_counter()
         self._check(step)
+        question = Question.of(seen, verify=self._verify)
+        descriptor = question.descriptor
         dim = self._map.searched.snapshot.dim
         if descriptor.shape != (dim,):
             raise ModelMismatch(f"this index has {dim}-D descriptors, got one of shape {descriptor.shape}")
         scores = self._map.scores(descriptor)
-        belief = self._filter.update(self._map.by_photo(scores), self._step(descriptor, step))
+        by_photo = self._map.by_photo(scores)
+        inliers = self._inliers(question, by_photo, scores)
+        belief = self._filter.update(by_photo, self._step(descriptor, step), inliers)
         self._last, self._skipped = descriptor, None
-        found = self._answer(self._frames, descriptor, scores, belief, timings_ms or {}, start)
+        agreeing = {number: len(found) for number, found in question.agreeing.items()}
+        timings = {**(timings_ms or {}), "search": 1000 * (time.perf_counter() - start) - question.verify_ms}
+        if question.features is not None:
+            timings["verify"] = question.verify_ms
+        frame = _Frame(self._frames, descriptor, agreeing, timings)
         if self._remember:
-            self._seen.append((self._frames, descriptor, found.answer.timings_ms))
+            self._seen.append(frame)
         self._frames += 1
-        return found
+        return self._answer(frame, scores, belief)
 
     def smoothed(self) -> list[FrameAnswer]:
         """The answers of all frames so far, each by all of them, later ones too.
@@ -239,14 +263,25 @@ class Follower:
             raise UsageError("only what was remembered can be smoothed: follow with remember=True")
         beliefs = self._filter.smoothed()
         return [
-            self._answer(number, descriptor, self._map.scores(descriptor), belief, timings, None)
-            for (number, descriptor, timings), belief in zip(self._seen, beliefs, strict=True)
+            self._answer(frame, self._map.scores(frame.descriptor), belief)
+            for frame, belief in zip(self._seen, beliefs, strict=True)
         ]
 
     def _check(self, step: Step | None) -> None:
         metric = isinstance(self._motion, MetricMotion)
         if step is not None and not metric and (step.metres, step.offset_m) != (None, None):
             raise UsageError("a way in metres needs positions, and this map goes by the order of its photos")
+
+    def _inliers(self, question: Question, by_photo: Floats, scores: Floats) -> dict[int, int]:
+        """Of the CANDIDATES photos most like a frame: how many of its local features they show too."""
+        if question.features is None:
+            return {}
+        count = min(CANDIDATES, self._map.photos)
+        nearest = np.argpartition(-by_photo, count - 1)[:count].tolist()
+        views = {photo: int(self._map.numbers[self._map.best_view(photo, scores)]) for photo in nearest}
+        self._index.verify(question, list(views.values()))
+        found = {photo: question.inliers(view) for photo, view in views.items()}
+        return {photo: inliers for photo, inliers in found.items() if inliers is not None}
 
     def _step(self, descriptor: Descriptor, step: Step | None) -> Step:
         """What odometry and the two frames say together."""
@@ -261,27 +296,17 @@ class Follower:
             return replace(step, photos=seen.photos, cut=max(step.cut, seen.cut), novelty=seen.novelty)
         return replace(step, novelty=seen.novelty)
 
-    def _answer(
-        self,
-        frame: int,
-        descriptor: Descriptor,
-        scores: Floats,
-        belief: Belief,
-        timings: Mapping[str, float | None],
-        start: float | None,
-    ) -> FrameAnswer:
+    def _answer(self, frame: _Frame, scores: Floats, belief: Belief) -> FrameAnswer:
         count = min(max(SHOWN_FROM, 4 * PHOTOS_A_PLACE * self._k), self._map.photos)
         likely = np.argpartition(-belief.photos, count - 1)[:count]
         likely = likely[np.lexsort((likely, -belief.photos[likely]))]
         numbers = self._map.numbers[[self._map.best_view(int(photo), scores) for photo in likely]]
-        cosines = self._map.searched.cosines(descriptor, numbers)
-        shown = self._index.photo_hits(list(zip(cosines, numbers.tolist(), strict=True)))
+        cosines = self._map.searched.cosines(frame.descriptor, numbers)
+        shown = self._index.photo_hits(list(zip(cosines, numbers.tolist(), strict=True)), frame.inliers)
         hits = [(int(p), *hit) for p, hit in zip(likely, shown, strict=True) if hit is not None]
         places = self._places(hits, belief)
         sure = self._map.photos >= LEAST_PHOTOS
         confidence = places[0].confidence if places else None
-        if start is not None:
-            timings = {**timings, "search": 1000 * (time.perf_counter() - start)}
         answer = Answer(
             known=None if confidence is None else confidence >= KNOWN_FROM,
             confidence=confidence,
@@ -289,10 +314,10 @@ class Follower:
             places=with_distances(places, self._filters),
             model=self._index.model_fingerprint,
             snapshot=self._index.snapshot,
-            timings_ms=timings,
+            timings_ms=frame.timings_ms,
             note=UNCALIBRATED if sure else TOO_FEW,
         )
-        return FrameAnswer(frame, answer, round(belief.off, 4) if sure else None)
+        return FrameAnswer(frame.number, answer, round(belief.off, 4) if sure else None)
 
     def _places(
         self, hits: Sequence[tuple[int, PhotoHit, Place | None]], belief: Belief

@@ -221,6 +221,7 @@ class Index:
         motion: MotionKind = "auto",
         known_share: float | None = None,
         filters: Filters | None = None,
+        verify: bool = True,
         remember: bool = False,
     ) -> Follower:
         """Follow a camera that moves, a frame at a time: `follower.update(frame)` says where it is.
@@ -232,6 +233,7 @@ class Index:
                 `auto` by metres where half of the photos have a position, else by photos.
             known_share: share of frames that show the map; None: this index's share of queries.
             filters: which photos are the map.
+            verify: look at the photos most like a frame once more, as in `query`.
             remember: keep the frames, so that `follower.smoothed()` can go back over them.
 
         Raises:
@@ -247,6 +249,7 @@ class Index:
             motion=motion,
             known_share=self.known_share if known_share is None else known_share,
             filters=filters,
+            verify=verify,
             remember=remember,
         )
 
@@ -260,6 +263,7 @@ class Index:
         smooth: bool = False,
         known_share: float | None = None,
         filters: Filters | None = None,
+        verify: bool = True,
         on_unreadable: Callable[[Source, ImageError], None] | None = None,
     ) -> list[FrameAnswer]:
         """Where was a moving camera at each of its frames, given in order; see `follow`.
@@ -268,6 +272,7 @@ class Index:
             steps: what odometry says of the way to each frame, None where it says nothing; see
                 `indexer.odometry`.
             smooth: answer each frame by all of them; else by those up to it alone.
+            verify: look at the photos most like a frame once more, as in `query`.
             on_unreadable: told of each frame that cannot be read, which is then left out.
 
         Raises:
@@ -276,7 +281,9 @@ class Index:
         """
         if steps is not None and len(steps) != len(frames):
             raise UsageError(f"expected a step for each of {len(frames)} frames, got {len(steps)}")
-        follower = self.follow(k, motion=motion, known_share=known_share, filters=filters, remember=smooth)
+        follower = self.follow(
+            k, motion=motion, known_share=known_share, filters=filters, verify=verify, remember=smooth
+        )
         answers = list(follow_all(follower, frames, steps, on_unreadable))
         return follower.smoothed() if smooth else answers
 
@@ -355,11 +362,24 @@ class Index:
         question = Question.of(seen, verify=verify)
         return [found.shown() for found in self._search.nearest(question, n, filters)]
 
-    def photo_hits(self, scored: Sequence[tuple[float, int]]) -> list[tuple[PhotoHit, Place | None] | None]:
-        """The photos and places of descriptors, given by score and id; None where one was removed since."""
+    def photo_hits(
+        self, scored: Sequence[tuple[float, int]], inliers: Mapping[int, int]
+    ) -> list[tuple[PhotoHit, Place | None] | None]:
+        """The photos and places of descriptors, given by cosine and id; None where one was removed since.
+
+        Args:
+            inliers: by id, of those that were verified.
+        """
         hits = self._catalogue.hits([number for _, number in scored])
-        found = [Scored(score, number, hits[number]) if number in hits else None for score, number in scored]
+        found = [
+            Scored(score, number, hits[number]).verified(inliers.get(number)) if number in hits else None
+            for score, number in scored
+        ]
         return [None if one is None else (one.shown(), one.hit.place) for one in found]
+
+    def verify(self, question: Question, numbers: Sequence[int]) -> None:
+        """Find out what of a query the photos of these descriptors show too; the question then knows it."""
+        self._search.verify(question, numbers)
 
     def see(self, photo: Source) -> Seen:
         """What a photo is seen as: its descriptor and local features. Raises ImageError."""

@@ -39,6 +39,10 @@ class Question:
     """What of it is in the photos of the index too, by their descriptors."""
     verify_ms: float = 0.0
 
+    def inliers(self, number: int) -> int | None:
+        """How many features of it a descriptor's photo shows too; None where that was not verified."""
+        return len(self.agreeing[number]) if number in self.agreeing else None
+
     @classmethod
     def of(cls, seen: Seen | Floats | Question, *, verify: bool) -> Question:
         """Of a photo, or of a descriptor alone, which is not verified; a question is itself."""
@@ -60,11 +64,10 @@ class Scored:
     hit: Hit
     inliers: int | None = None
 
-    def verified(self, agreeing: Matches | None) -> Scored:
+    def verified(self, inliers: int | None) -> Scored:
         """It with its score raised; as it is where it was not verified."""
-        if agreeing is None:
+        if inliers is None:
             return self
-        inliers = len(agreeing)
         return Scored(raised(self.score, inliers), self.number, self.hit, inliers)
 
     def shown(self) -> PhotoHit:
@@ -167,14 +170,20 @@ class Searcher:
         """The same, best first again once the first of them are verified."""
         if question.features is None:
             return hits
-        started = time.perf_counter()
         first, rest = hits[:CANDIDATES], hits[CANDIDATES:]
-        self._verify(question, question.features, [found.number for found in first])
-        first = [found.verified(question.agreeing.get(found.number)) for found in first]
-        question.verify_ms += 1000 * (time.perf_counter() - started)
+        self.verify(question, [found.number for found in first])
+        first = [found.verified(question.inliers(found.number)) for found in first]
         return sorted([*first, *rest], key=lambda found: (-found.score, found.number))
 
-    def _verify(self, question: Question, features: Features, numbers: Sequence[int]) -> None:
+    def verify(self, question: Question, numbers: Sequence[int]) -> None:
+        """Find out what of a query the photos of these descriptors show too; the question then knows it."""
+        if question.features is None:
+            return
+        started = time.perf_counter()
+        self._compare(question, question.features, numbers)
+        question.verify_ms += 1000 * (time.perf_counter() - started)
+
+    def _compare(self, question: Question, features: Features, numbers: Sequence[int]) -> None:
         new = [number for number in numbers if number not in question.agreeing]
         slots = self._catalogue.slots(self._generation, new)
         try:

@@ -17,6 +17,12 @@ but the first frame, and for those after a cut by as much as that is unlikely:
 
     likelihood = exp(w · m · (z − (m + a)/2)) at a photo, 1 off the map.
 
+A photo whose local features were compared with the frame's is n of them alike, and is likelier by
+
+    ((1 + n) / (1 + n₀))^(g·w), g = 2,
+
+where n₀, the 0.9 quantile of the photos compared, is what one of the nearest photos agrees on by chance.
+
 w, 0 to 1, is the share of the frame that the one before did not show: a camera that stands still sees
 nothing new, and does not grow surer by looking twice.
 
@@ -27,8 +33,9 @@ before, begins again: so it enters and leaves the map, and is found again when i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +48,10 @@ RESTART = 0.05
 """ε: chance a frame that the camera is anywhere; it stays on or off the map for 20 frames or more."""
 CHANCE = 1.163
 """a: the mean largest of five draws from N(0, 1)."""
+AGREEMENT = 2.0
+"""g: how much it says that more local features agree than by chance."""
+BY_CHANCE = 0.9
+"""Quantile of the inliers of verified photos that counts as chance."""
 LEAST_PHOTOS = 20
 """With fewer photos scores have no spread to speak of, and the filter does not say how sure it is."""
 LEAST_CONTRAST, MOST_CONTRAST = 1.0, 4.0
@@ -235,12 +246,15 @@ class SequenceFilter:
         self._began = False
         self._remember = remember
 
-    def update(self, scores: Floats, step: Step | None = None) -> Belief:
+    def update(
+        self, scores: Floats, step: Step | None = None, inliers: Mapping[int, int] | None = None
+    ) -> Belief:
         """Take up a frame.
 
         Args:
             scores: likeness of the frame to each photo of the map (N), on any scale.
             step: what is known of the way since the last frame.
+            inliers: how many local features agree, of the photos whose were compared.
 
         Raises:
             UsageError: another number of scores than of photos, or no room to remember the frame.
@@ -256,7 +270,7 @@ class SequenceFilter:
             self._predict(move, restart)
         self._began = True
         novelty, fresh = (1.0, 1.0) if move is None else (step.novelty, step.cut)
-        likelihood, off_likelihood = likelihoods(scores, self._contrast, novelty, fresh)
+        likelihood, off_likelihood = likelihoods(scores, self._contrast, novelty, fresh, inliers or {})
         self._state = self._state * likelihood
         self._off *= off_likelihood
         total = self._state.sum() + self._off
@@ -315,7 +329,11 @@ class SequenceFilter:
 
 
 def likelihoods(
-    scores: Floats, contrast: float, novelty: float = 1.0, fresh: float = 0.0
+    scores: Floats,
+    contrast: float,
+    novelty: float = 1.0,
+    fresh: float = 0.0,
+    inliers: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[Floats, float]:
     """Of each photo (N) and of being off the map, scaled so that the largest is at most 1.
 
@@ -325,6 +343,10 @@ def likelihoods(
     deviation = scores.std()
     z = (scores - scores.mean()) / deviation if deviation > 0 else np.zeros_like(scores)
     chance = (1 - fresh) * CHANCE
-    exponents = novelty * contrast * (z - (contrast + chance) / 2)
+    exponents = contrast * (z - (contrast + chance) / 2)
+    if inliers:
+        agreeing = np.log1p(np.array(list(inliers.values()), np.float64))
+        exponents[list(inliers)] += AGREEMENT * (agreeing - np.quantile(agreeing, BY_CHANCE))
+    exponents *= novelty
     largest = max(float(exponents.max(initial=0.0)), 0.0)
     return np.exp(exponents - largest), float(np.exp(-largest))

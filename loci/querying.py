@@ -152,6 +152,7 @@ def query(
             motion=motion,
             smooth=smooth,
             filters=filters,
+            verify=verify,
             as_json=as_json,
         )
         return

@@ -64,12 +64,13 @@ def query_sequence(
     motion: MotionName,
     smooth: bool,
     filters: Filters,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Print the answer of each frame: as it comes, or with `smooth` when the last was seen."""
     from indexer.following import follow_all
 
-    follower = index.follow(k, motion=motion, filters=filters, remember=smooth)
+    follower = index.follow(k, motion=motion, filters=filters, verify=verify, remember=smooth)
     failed: list[Source] = []
 
     def skip(frame: "Source", error: "ImageError") -> None:

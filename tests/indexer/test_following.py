@@ -65,7 +65,7 @@ def drive(handmade: Handmade) -> tuple[Index, Rows]:
 def follow(index: Index, frames: Rows, steps: Sequence[Step | None] | None = None) -> list[FrameAnswer]:
     follower = index.follow()
     given = steps or [None] * len(frames)
-    return [follower.update_descriptor(row, step) for row, step in zip(frames, given, strict=True)]
+    return [follower.update_seen(row, step) for row, step in zip(frames, given, strict=True)]
 
 
 def photo(answer: FrameAnswer) -> str:
@@ -130,7 +130,7 @@ def test_smoothing_mends_the_beginning(drive: tuple[Index, Rows]) -> None:
     frames = seen_again(rows, range(20, 34))
     frames[0] = foreign(1)[0]
     follower = index.follow(remember=True)
-    filtered = [follower.update_descriptor(frame) for frame in frames]
+    filtered = [follower.update_seen(frame) for frame in frames]
     smoothed = follower.smoothed()
     assert [answer.frame for answer in smoothed] == list(range(14))
     assert photo(smoothed[1]) == "made/0021.jpg"
@@ -212,7 +212,7 @@ def test_filters_narrow_the_map(town: tuple[Index, Rows]) -> None:
     index, rows = town
     lat, lon = from_local(0.0, 0.0, 52.0, 0.25)
     follower = index.follow(filters=Filters(lat=lat, lon=lon, radius_m=100))
-    answer = follower.update_descriptor(seen_again(rows, [63])[0]).answer
+    answer = follower.update_seen(seen_again(rows, [63])[0]).answer
     assert {place.id for place in answer.places} <= {place.id for place in index.places()}
     assert all((place.distance_m or 0) <= 110 for place in answer.places)
     with pytest.raises(IndexerError, match="no photo to follow a camera by: the filters leave none"):
@@ -235,7 +235,7 @@ def test_a_descriptor_of_another_model_is_refused(drive: tuple[Index, Rows]) -> 
     follower = drive[0].follow()
     for shape in ((DIM - 1,), (1, DIM)):
         with pytest.raises(ModelMismatch, match="this index has 64-D descriptors, got one of shape"):
-            follower.update_descriptor(np.ones(shape, np.float32))
+            follower.update_seen(np.ones(shape, np.float32))
 
 
 def test_many_photos_of_one_spot(handmade: Handmade) -> None:
@@ -256,8 +256,8 @@ def test_metres_need_positions(drive: tuple[Index, Rows]) -> None:
     follower = index.follow()
     for step in (Step(metres=1.0), Step(offset_m=(1.0, 0.0))):
         with pytest.raises(UsageError, match="a way in metres needs positions"):
-            follower.update_descriptor(rows[0], step)
-    assert photo(follower.update_descriptor(rows[0], Step(photos=1.0))) == "made/0000.jpg"
+            follower.update_seen(rows[0], step)
+    assert photo(follower.update_seen(rows[0], Step(photos=1.0))) == "made/0000.jpg"
 
 
 def test_views_of_panoramas_are_one_photo(handmade: Handmade) -> None:
@@ -341,7 +341,7 @@ def test_query_sequence_is_what_following_gives(many: World) -> None:
     for answer, frame in zip(found, frames, strict=True):
         assert answer.answer.places == follower.update(frame).answer.places
         assert len(answer.answer.places) == 2
-        assert set(answer.answer.timings_ms) == {"decode", "embed", "search"}
+        assert set(answer.answer.timings_ms) == {"decode", "embed", "search", "verify"}
     smooth = index.query_sequence(frames, k=2, smooth=True)
     assert smooth[-1].answer.places == found[-1].answer.places
     assert index.query_sequence([]) == []
@@ -349,6 +349,30 @@ def test_query_sequence_is_what_following_gives(many: World) -> None:
         index.query_sequence(frames, steps=[None])
     with pytest.raises(UsageError, match="k counts places and must be at least 1, got 0"):
         index.follow(k=0)
+
+
+def test_frames_are_verified_unless_not_asked_for(many: World) -> None:
+    index = many.open()
+    frame = many.photo(2, 3)
+    seen = index.see(frame)
+    follower = index.follow(k=2, remember=True)
+    verified = follower.update(frame)
+    plain = index.follow(k=2, verify=False).update(frame)
+    (best, *_), (unverified, *_) = (found.answer.places[0].photos for found in (verified, plain))
+    alone = next(hit for hit in index.nearest(seen, 20) if hit.id == best.id)
+    assert (best.inliers, best.score) == (alone.inliers, alone.score)
+    assert best.inliers is not None
+    assert best.inliers >= 4
+    assert unverified.inliers is None
+    assert "verify" not in plain.answer.timings_ms
+    assert follower.smoothed()[0].answer.places == verified.answer.places
+    by_descriptor = index.follow(k=2).update_seen(seen.descriptor)
+    assert by_descriptor.answer.places == plain.answer.places
+    assert (by_descriptor.off_map, by_descriptor.answer.confidence) == (
+        plain.off_map,
+        plain.answer.confidence,
+    )
+    assert (verified.off_map, verified.answer.confidence) != (plain.off_map, plain.answer.confidence)
 
 
 def test_the_json_of_a_frame(many: World) -> None:

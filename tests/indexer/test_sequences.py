@@ -208,6 +208,26 @@ def test_a_cut_forgets_where_the_camera_was() -> None:
     assert after.off == pytest.approx(fresh.off)
 
 
+def test_a_photo_that_more_features_agree_with_is_likelier() -> None:
+    scores = np.random.default_rng(6).random(50)
+    plain, off = likelihoods(scores, 3.0, novelty=0.5)
+    inliers = {4: 59, 9: 5, 11: 2} | dict.fromkeys(range(20, 37), 5)
+    found, found_off = likelihoods(scores, 3.0, novelty=0.5, inliers=inliers)
+    ratio = (found / found_off) / (plain / off)
+    # 60/6 and 3/6, to the power of 2 · 0.5; 5 of 20 photos stay as they are, and those not compared.
+    np.testing.assert_allclose(ratio[[4, 11]], [10.0, 0.5])
+    np.testing.assert_allclose(np.delete(ratio, [4, 11]), 1.0)
+
+
+def test_inliers_as_of_every_pair_say_nothing() -> None:
+    scores = np.random.default_rng(6).random(50)
+    plain = likelihoods(scores, 3.0)
+    for inliers in ({}, {3: 17}, dict.fromkeys(range(20), 8)):
+        found = likelihoods(scores, 3.0, inliers=inliers)
+        np.testing.assert_allclose(found[0], plain[0])
+        assert found[1] == pytest.approx(plain[1])
+
+
 @pytest.mark.parametrize("scale", [(1.0, 0.0), (0.01, 5.0), (300.0, -40.0)])
 def test_only_the_form_of_the_scores_matters(scale: tuple[float, float]) -> None:
     scores = np.random.default_rng(6).random(50)
