@@ -7,7 +7,7 @@ FROM ${BASE} AS wanted
 # gpu or cpu: which build of FAISS. The GPU build also runs without a GPU, but brings 1.2 GB of CUDA libraries.
 ARG FAISS=gpu
 COPY pyproject.toml .
-RUN python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["heic"], sep="\n")' > /wanted.txt \
+RUN python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["heic"], *p["optional-dependencies"]["int8"], sep="\n")' > /wanted.txt \
     && if [ "$FAISS" = cpu ]; then sed -i -e '/^faiss-gpu/d' -e '/^faiss-cpu/s/;.*//' /wanted.txt; fi
 
 FROM ${BASE} AS dependencies

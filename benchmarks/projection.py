@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from model.backbone import VGG16
 from model.images import read_photo
-from model.local_features import DIM, LAYERS
+from model.local_features import DIM
 from model.modelfile import ModelConfig, PlaceModel
 
 PHOTOS = Path("loci/demo")
@@ -28,9 +29,9 @@ def main() -> None:
     photos = sorted(PHOTOS.rglob("*.jpg"))
     for photo in photos:
         image = torch.from_numpy(read_photo(photo, 480)[None]).permute(0, 3, 1, 2)
-        assert isinstance(model.backbone, torch.nn.Sequential)
+        assert isinstance(model.backbone, VGG16)
         with torch.inference_mode():
-            middle = model.backbone[:LAYERS](model._prepare(image))[0].flatten(1).T  # N 512
+            middle = model.backbone.both(model.prepared(image))[0][0].flatten(1).T  # N 512
         drawn = middle[torch.randperm(len(middle), generator=generator)[:CELLS]]
         cells = F.normalize(drawn.double(), dim=1)
         moment += cells.T @ cells

@@ -164,7 +164,7 @@ class _Run:
         path = self._layout.model(generation)
         embedder: Embedder | None = None
         if not path.exists():
-            embedder = self._embedder(self._unfitted(options))
+            embedder = self._embedder(self._measured(generation, options))
             model = fit.fit_model(self._fit_run(generation, options, embedder))
         else:
             model = load_model(path)
@@ -228,7 +228,14 @@ class _Run:
             image_size=options.image_size,
             min_image_size=options.min_image_size,
             local_features=options.local_features,
+            activation_ranges=(),  # on other photos; this collection's are measured
         )
+
+    def _measured(self, generation: int, options: FitOptions) -> PlaceModel:
+        """The unfitted model, with what it needs to run in int8."""
+        pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
+        spool = Spool(self._layout.spool(generation))
+        return fit.measured(self._unfitted(options), spool, pending, _reader(options), self._options.device)
 
     def _go_on(self, finished: int, fitted: FitOptions, wanted: FitOptions) -> int:
         """The generation after a finished one: itself, or where it is to be fitted again, the next."""

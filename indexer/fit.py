@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,16 @@ from indexer.progress import Progress
 from indexer.reading import Reader
 from indexer.spool import Spool
 from model.clusters import SAMPLE_PHOTOS
-from model.embedder import Embedded, Embedder
+from model.embedder import Embedded, Embedder, with_ranges
+from model.errors import ImageError
 from model.fitting import fit_clusters, halves
 from model.modelfile import PlaceModel, load_model, save_model
 from model.poolings import CLUSTERED
 from model.reduction import choose_reduction, fit_reduction
 
 REDUCTION_VIEWS = 4096
+RANGE_PHOTOS = 40
+RANGE_SIDE = 320  # longest side in pixels: how far activations reach does not hang on it
 IMAGENET = "imagenet"  # weights whose clusters are still to be fitted
 
 Floats = NDArray[np.float32]
@@ -59,6 +63,21 @@ class FitRun:
 def unfitted_model(options: FitOptions) -> PlaceModel:
     """The network before its pooling and reduction are fitted."""
     return PlaceModel.unfitted(options.model_config())
+
+
+def measured(
+    model: PlaceModel, spool: Spool, photos: Sequence[Pending], reader: Reader, device: str
+) -> PlaceModel:
+    """The model with what it needs to run in int8, measured on photos unless an unfinished run did so."""
+    if spool.model_path.exists():
+        ranges = load_model(spool.model_path).config.activation_ranges
+        return model.fitted(activation_ranges=ranges)
+    read = replace(reader, image_size=min(reader.image_size, RANGE_SIDE))
+    images = []
+    for photo in photos[:RANGE_PHOTOS]:
+        with suppress(ImageError):  # it is told of when it is to be embedded
+            images += read(photo)
+    return with_ranges(model, images, device)
 
 
 def fit_model(run: FitRun) -> PlaceModel:

@@ -22,7 +22,7 @@ from indexer.training_options import TrainingOptions, TrainProgress
 from indexer.training_set import TrainingPhoto
 from model.clusters import SAMPLE_PHOTOS
 from model.deepface import INPUT_SIZE
-from model.embedder import Embedded, Embedder
+from model.embedder import DTYPES, Embedded, Embedder
 from model.errors import ImageError
 from model.fitting import fit_clusters, halves
 from model.images import read_photo
@@ -127,7 +127,7 @@ class TrainingRun:
             folder=self._folder,
             reports=_Reports(self._folder, self._progress),
             device=embedder.device,
-            autocast=None if embedder.dtype == torch.float32 else embedder.dtype,
+            autocast=None if embedder.precision == "fp32" else DTYPES[embedder.precision],
         )
         state = trainer.run()
         return state, self._label(state, data)
@@ -224,7 +224,12 @@ def _starting_model(options: TrainingOptions) -> PlaceModel:
     fit = options.fit.fit_over(TRAINED, config)  # refuses what the weights have otherwise
     if options.fit.dim not in (None, config.dim):
         raise UsageError(f"--dim {options.fit.dim} cannot be: the weights {config.weights} are not reduced")
-    return model.fitted(image_size=fit.image_size, min_image_size=fit.min_image_size, local_features=0)
+    return model.fitted(
+        image_size=fit.image_size,
+        min_image_size=fit.min_image_size,
+        local_features=0,
+        activation_ranges=(),  # training moves them
+    )
 
 
 def _untrained_deepface(options: TrainingOptions) -> PlaceModel:

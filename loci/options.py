@@ -26,7 +26,7 @@ def check_port(value: int | None) -> int | None:
     return value
 
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder that holds the index.")]
 IndexOption = Annotated[
@@ -41,12 +41,14 @@ DeviceOption = Annotated[
         help="Where the network runs: cpu, cuda, cuda:1 …; auto takes a GPU where there is one.",
     ),
 ]
+TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+"""A network that learns has gradients, for which 8 bits are too few."""
 PrecisionOption = Annotated[
     Precision,
     typer.Option(
         "--precision",
         metavar="FORMAT",
-        help="Number format of the network: auto (the fastest safe one), fp32, bf16, fp16.",
+        help="Number format of the network: auto (the fastest safe one), fp32, bf16, fp16, or int8 (CPUs).",
     ),
 ]
 

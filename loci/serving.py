@@ -63,7 +63,7 @@ def serve(
         Precision | None,
         typer.Option(
             metavar="FORMAT",
-            help="Number format of the network: auto (the fastest safe one, if not given), fp32, bf16, fp16.",
+            help="Number format of the network: auto (the fastest safe one), fp32, bf16, fp16, int8 (CPUs).",
         ),
     ] = None,
 ) -> None:

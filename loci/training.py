@@ -7,7 +7,7 @@ import typer
 
 from loci.console import count, duration, facts, note, say, say_json
 from loci.failures import Interrupted, SomeUnreadable
-from loci.options import DeviceOption, JsonFlag, PrecisionOption, at_least, command_line
+from loci.options import DeviceOption, JsonFlag, TrainPrecision, at_least, command_line
 from loci.progress import Bars, Lines, showing_progress
 
 if TYPE_CHECKING:
@@ -256,7 +256,13 @@ def train(
         typer.Option("--restart", help="Forget an earlier run into MODEL.", rich_help_panel=LEARNING),
     ] = False,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: Annotated[
+        TrainPrecision,
+        typer.Option(
+            metavar="FORMAT",
+            help="Number format of the network: auto (the fastest safe one), fp32, bf16, fp16.",
+        ),
+    ] = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Teach a model to tell places apart.

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 CHANNELS = 512
 STRIDE = 16
+MIDDLE = 23
+"""Layers to conv4_3 and its ReLU."""
 
 # The layers of configuration D up to conv5_3; "M" is a 2×2 max-pool.
 _CONFIGURATION: tuple[int | str, ...] = (
@@ -18,7 +20,16 @@ _CONFIGURATION: tuple[int | str, ...] = (
 )
 
 
-def vgg16_conv5() -> nn.Sequential:
+class VGG16(nn.Sequential):
+    """VGG16's layers up to conv5_3; see `vgg16_conv5`."""
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """conv4_3 after its ReLU, B 512 H/8 W/8, and conv5_3, B 512 H/16 W/16."""
+        middle = self[:MIDDLE](images)
+        return middle, self[MIDDLE:](middle)
+
+
+def vgg16_conv5() -> VGG16:
     """VGG16 to conv5_3, before its ReLU and pool, as NetVLAD cuts it (Arandjelović et al., 2016).
 
     The layers are numbered like torchvision's `vgg16().features`, 0 to 28.
@@ -32,7 +43,7 @@ def vgg16_conv5() -> nn.Sequential:
         else:
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
             channels = width
-    return nn.Sequential(*layers[:-1])
+    return VGG16(*layers[:-1])
 
 
 def imagenet_state() -> dict[str, Tensor]:
@@ -41,7 +52,7 @@ def imagenet_state() -> dict[str, Tensor]:
     return {name.removeprefix("features."): tensor for name, tensor in load(data).items()}
 
 
-def imagenet_backbone() -> nn.Sequential:
+def imagenet_backbone() -> VGG16:
     """`vgg16_conv5` with the ImageNet convolutions, fp32."""
     with torch.device("meta"):
         backbone = vgg16_conv5()

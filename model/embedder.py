@@ -8,13 +8,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.backbone import VGG16
 from model.errors import ImageError, ModelError
+from model.int8 import Int8VGG16, activation_ranges, computes_int8, has_runtime
 from model.local_features import Packed
 from model.modelfile import PlaceModel
 
@@ -22,7 +24,8 @@ T = TypeVar("T")
 Image = NDArray[np.uint8]
 
 STAGES = ("maps", "sums", "pooled", "descriptors")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,14 @@ class Embedder:
 
     Args:
         device: "auto" (CUDA where there is one, else CPU) or a PyTorch device name.
-        precision: of the backbone: "auto" (bf16 where the processor or GPU computes in it, fp16 on
-            older GPUs, else fp32), "fp32", "bf16" or "fp16". Pooling and reduction are always fp32.
+        precision: of the backbone: "auto" (the fastest: int8 on a CPU that multiplies in it, where OpenVINO
+            is installed and the model knows its ranges; else bf16 where the processor or GPU computes in it,
+            fp16 on older GPUs, fp32), "fp32", "bf16", "fp16" or "int8". Pooling and reduction are always in
+            fp32.
         batch_size: images of equal shape that go through together; None chooses by device.
 
     Raises:
-        ModelError: an unknown or absent device, an unknown precision.
+        ModelError: an unknown or absent device, an unknown precision, or int8 where it cannot be.
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class Embedder:
         batch_size: int | None = None,
     ) -> None:
         self.device = _device(device)
-        self.dtype = _dtype(precision, self.device)
+        self._asked = precision
         if batch_size is not None and batch_size < 1:
             raise ModelError(f"the batch size must be at least 1, got {batch_size}")
         self.batch_size = batch_size or (32 if self.device.type == "cuda" else 4)
@@ -79,19 +84,29 @@ class Embedder:
 
     def set_model(self, model: PlaceModel) -> None:
         """Run another model from now on, with the same device and precision."""
+        self.precision = _precision(self._asked, self.device, model)
         self.model = model  # as given: a copy in bf16 would be saved as other weights
         self._running = copy.deepcopy(model).to(self.device).eval()
-        self._running.backbone.to(self.dtype).to(memory_format=torch.channels_last)
+        if self.precision == "int8":
+            backbone, ranges = cast(VGG16, model.backbone), model.config.activation_ranges
+            self._running.backbone = Int8VGG16(backbone, ranges, threads=torch.get_num_threads())
+        else:
+            self._running.backbone.to(DTYPES[self.precision]).to(memory_format=torch.channels_last)
 
     def with_model(self, model: PlaceModel) -> Embedder:
         """Another embedder for another model, on the same device in the same precision."""
-        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
-        return Embedder(model, device=str(self.device), precision=precision, batch_size=self.batch_size)
+        return Embedder(model, device=str(self.device), precision=self._asked, batch_size=self.batch_size)
 
     def describe(self) -> dict[str, str]:
         """Device and precision in words."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        return {"device": name, "precision": str(self.dtype).removeprefix("torch.")}
+        names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
+        return {"device": name, "precision": names[self.precision]}
+
+    def ranges(self, images: Sequence[Image]) -> tuple[float, ...]:
+        """How far activations reach on these images: `model.int8.activation_ranges`."""
+        batches = (self._running.prepared(self._stacked([image])) for image in images)
+        return activation_ranges(self._running.backbone, batches)
 
     def embed(self, images: Sequence[Image]) -> NDArray[np.float32]:
         """Descriptors (B d, unit length) of images (uint8, H W 3), in their order."""
@@ -220,10 +235,12 @@ class Embedder:
         self.batch_size = max(half, 1)
         return self._run(images[:half], stage) + self._run(images[half:], stage)
 
+    def _stacked(self, images: Sequence[Image]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)  # B 3 H W
+
     @torch.inference_mode()
     def _forward(self, images: list[Image], stage: str) -> list[Seen]:
-        stacked = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)  # B 3 H W
-        output, local = self._running.maps_and_local(stacked)
+        output, local = self._running.maps_and_local(self._stacked(images))
         if stage == "sums":
             output = self._running.pooling.accumulate(output)
         elif stage != "maps":
@@ -232,6 +249,18 @@ class Embedder:
             output = self._running.reduce(output)
         rows = output.float().cpu().numpy()
         return [Seen(row, None if local is None else local[i]) for i, row in enumerate(rows)]
+
+
+def with_ranges(model: PlaceModel, images: Sequence[Image], device: str = "auto") -> PlaceModel:
+    """The model with its ranges for int8, measured on these images; one that is not VGG16 as it is.
+
+    Raises:
+        ModelError: no such device.
+    """
+    if not isinstance(model.backbone, VGG16) or not images:
+        return model
+    runs = Embedder(model.fitted(activation_ranges=()), device=device)
+    return model.fitted(activation_ranges=runs.ranges(images))
 
 
 def _read_ahead(
@@ -257,14 +286,30 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision not in PRECISIONS:
-        raise ModelError(f"unknown precision {precision!r}: one of {', '.join(PRECISIONS)}")
-    if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+def _precision(asked: str, device: torch.device, model: PlaceModel) -> str:
+    if asked not in PRECISIONS:
+        raise ModelError(f"unknown precision {asked!r}: one of {', '.join(PRECISIONS)}")
+    if asked == "int8":
+        _check_int8(device, model)
+    if asked != "auto":
+        return asked
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if _cpu_computes_bf16() else torch.float32
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and model.config.activation_ranges and computes_int8() and has_runtime():
+        return "int8"
+    return "bf16" if _cpu_computes_bf16() else "fp32"
+
+
+def _check_int8(device: torch.device, model: PlaceModel) -> None:
+    if device.type != "cpu":
+        raise ModelError(f"int8 runs on a CPU, not on {device}")
+    if not has_runtime():
+        raise ModelError("int8 takes OpenVINO, which is not installed: pip install 'loci[int8]'")
+    if not model.config.activation_ranges:
+        raise ModelError(
+            "this model does not know its ranges for int8: those of an index are measured when it is made "
+            "('loci index --refit' makes it anew)"
+        )
 
 
 def _cpu_computes_bf16() -> bool:

@@ -18,8 +18,6 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LAYERS = 23
-"""Of VGG16, to conv4_3 and its ReLU."""
 CHANNELS = 512
 STRIDE = 8
 LOCAL_FEATURES = 500

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model import deepface
-from model.backbone import CHANNELS, imagenet_backbone, vgg16_conv5
+from model.backbone import CHANNELS, VGG16, imagenet_backbone, vgg16_conv5
 from model.deepface import DeepFace
 from model.errors import ModelError
 from model.images import DEFAULT_IMAGE_SIZE
-from model.local_features import LAYERS, LocalFeatures, Packed
+from model.local_features import LocalFeatures, Packed
 from model.poolings import CLUSTERED, Pooling, build_pooling
 from model.reduction import Reduction
 
@@ -53,6 +53,7 @@ class ModelConfig:
     local_features: int = 0  # kept of a photo for verification, at most
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    activation_ranges: tuple[float, ...] = ()  # by which it runs in int8; not in the fingerprint
     provenance: dict[str, Any] = field(default_factory=dict)  # how it was fitted; not in the fingerprint
 
     @property
@@ -157,20 +158,20 @@ class PlaceModel(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """Conv maps, B 512 H/16 W/16 of VGG16, in the backbone's precision."""
-        maps: Tensor = self.backbone(self._prepare(images))
+        maps: Tensor = self.backbone(self.prepared(images))
         return maps
 
     def maps_and_local(self, images: Tensor) -> tuple[Tensor, Packed | None]:
         """`maps`, and the local features found on the way, B records; None where the model keeps none."""
         if self.local is None:
             return self.maps(images), None
-        layers = cast(nn.Sequential, self.backbone)  # VGG16: others keep no local features
-        middle = layers[:LAYERS](self._prepare(images))  # B 512 H/8 W/8
-        maps: Tensor = layers[LAYERS:](middle)
+        backbone = cast(VGG16, self.backbone)  # others keep no local features
+        middle, maps = backbone.both(self.prepared(images))
         return maps, self.local(middle)
 
-    def _prepare(self, images: Tensor) -> Tensor:
-        weight = next(self.backbone.parameters())
+    def prepared(self, images: Tensor) -> Tensor:
+        """Images (B 3 H W) as the backbone takes them."""
+        weight = next(self.backbone.parameters(), self.mean)  # int8 has none
         x = (images.to(weight.device) - self.mean) / self.std
         return x.to(weight.dtype, memory_format=torch.channels_last)
 
@@ -288,13 +289,14 @@ def _config(text: str, path: Path) -> ModelConfig:
         raise ModelError(
             f"model file {path} has a configuration this version cannot read: {error}"
         ) from error
-    return dataclasses.replace(config, mean=(r, g, b), std=(x, y, z))
+    ranges = tuple(map(float, config.activation_ranges))
+    return dataclasses.replace(config, mean=(r, g, b), std=(x, y, z), activation_ranges=ranges)
 
 
 def _identity(config: ModelConfig) -> dict[str, Any]:
     """What the fingerprint covers; a younger field where it says something, so that files keep theirs."""
     fields = dataclasses.asdict(config)
-    del fields["provenance"]
+    del fields["provenance"], fields["activation_ranges"]
     for name in YOUNGER:
         if fields[name] == ModelConfig.__dataclass_fields__[name].default:
             del fields[name]

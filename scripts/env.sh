@@ -76,18 +76,18 @@ install_project() {
 
 # ensure_env run|dev: `dev` adds what the tests and checks need, and serves `run` too.
 ensure_env() {
-    local kind=$1 extras='' python
+    local kind=$1 extras='[int8]' python
     is_ready "$kind" && return
     python=$(find_python) ||
         die "Python 3.11 or newer is needed and was not found; install it, or set PYTHON to where it is"
     lock_setup "$python"
     if ! is_ready "$kind"; then
         say "setting up $venv (the first time takes a few minutes: PyTorch is large)"
-        if [ "$kind" = dev ] || [ -e "$venv/.installed-dev" ]; then extras='[dev,heic]'; fi
+        if [ "$kind" = dev ] || [ -e "$venv/.installed-dev" ]; then kind=dev extras='[dev,heic,int8]'; fi
         make_venv "$python"
         install_project "$extras"
         wanted_stamp >"$venv/.installed-run"
-        if [ -n "$extras" ]; then wanted_stamp >"$venv/.installed-dev"; fi
+        if [ "$kind" = dev ]; then wanted_stamp >"$venv/.installed-dev"; fi
     fi
     exec 9<&-
 }

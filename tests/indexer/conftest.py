@@ -17,7 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from indexer.build import BuildReport, build_index
 from indexer.catalogue import Catalogue, FileRow, PhotoFacts
@@ -96,14 +96,22 @@ class World:
         return index.nearest(index.embed([photo])[0], 1)[0].path
 
 
-def tiny_backbone() -> nn.Sequential:
+class TinyVGG16(nn.Sequential):
+    """One convolution, whose output stands for both of VGG16's."""
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self(images)
+        return maps, maps
+
+
+def tiny_backbone() -> TinyVGG16:
     """A network of VGG16's input, output and stride with a fortieth of its weights."""
     layer = nn.Conv2d(3, CHANNELS, 16, stride=16)
     with torch.no_grad():
         for parameter in layer.parameters():
             values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), device="cpu")
             parameter.copy_(values)
-    return nn.Sequential(layer)
+    return TinyVGG16(layer)
 
 
 def make_fast(patch: pytest.MonkeyPatch) -> None:

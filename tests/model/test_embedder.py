@@ -184,7 +184,7 @@ def test_absent_device(small_model: PlaceModel, device: str) -> None:
 
 
 def test_unknown_precision(small_model: PlaceModel) -> None:
-    with pytest.raises(ModelError, match=r"^unknown precision 'fp8': one of auto, fp32, bf16, fp16$"):
+    with pytest.raises(ModelError, match=r"^unknown precision 'fp8': one of auto, fp32, bf16, fp16, int8$"):
         Embedder(small_model, device="cpu", precision="fp8")
 
 

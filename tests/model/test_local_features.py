@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from model.backbone import VGG16
 from model.embedder import Embedder
 from model.local_features import (
     CHANNELS,
     DIM,
-    LAYERS,
     STRIDE,
     LocalFeatures,
     extent,
@@ -74,8 +74,8 @@ def test_the_network_finds_them_on_its_way_and_its_maps_stay_as_they_are() -> No
     with torch.inference_mode():
         seen, local = model.maps_and_local(images)
         torch.testing.assert_close(seen, model.maps(images))
-        assert isinstance(model.backbone, torch.nn.Sequential)
-        middle = model.backbone[:LAYERS](images - model.mean)
+        assert isinstance(model.backbone, VGG16)
+        middle = model.backbone[:23](images - model.mean)
     assert middle.shape == (2, CHANNELS, 6, 8)
     assert local is not None
     assert (middle >= 0).all()
