@@ -33,7 +33,7 @@ from model.fitting import halves
 from model.images import open_photo, read_photo, target_size, upright_size
 from model.modelfile import IMAGENET_MEAN
 from model.poolings import NetVLAD
-from model.reduction import MIN_PHOTOS, choose_reduction, fit_reduction
+from model.reduction import MIN_PHOTOS, Reduction, choose_reduction, fit_reduction
 
 CUTS = {"conv4_3": 23, "conv5_3": 29}
 """Layers of VGG16 to the end of each; conv4_3 after its ReLU."""
@@ -161,15 +161,21 @@ def unreduced(pooled: Pooled) -> tuple[Floats, Floats]:
     return pooled.database, pooled.queries
 
 
+def chosen_reduction(pooled: Pooled) -> Reduction | None:
+    """As `loci index` reduces them; None where it does not."""
+    database = pooled.database
+    kept = choose_reduction(database.copy(), pooled.left, pooled.right, np.arange(len(database))).kept
+    return None if kept is None else fit_reduction(database, kept.dim, kept.power)
+
+
 def chosen(pooled: Pooled) -> tuple[Floats, Floats]:
-    """As `loci index` reduces them."""
-    database, left, right, queries = pooled
-    kept = choose_reduction(database.copy(), left, right, np.arange(len(database))).kept
-    if kept is None:
-        return database, queries
-    reduction = fit_reduction(database, kept.dim, kept.power)
+    """Reduced by that."""
+    reduction = chosen_reduction(pooled)
+    if reduction is None:
+        return pooled.database, pooled.queries
     with torch.inference_mode():
-        return reduction(torch.from_numpy(database)).numpy(), reduction(torch.from_numpy(queries)).numpy()
+        database, queries = (reduction(torch.from_numpy(r)) for r in (pooled.database, pooled.queries))
+    return database.numpy(), queries.numpy()
 
 
 @dataclass(frozen=True)
@@ -252,15 +258,18 @@ class Maker:
         """recall@1 in %."""
         pooling = replace(way, reduce=chosen, expand=None)
         if self._plain is None or self._plain[0] != pooling:
-            self._plain = pooling, self._pool(pooling)
+            self._plain = pooling, self.pooled(pooling)
         database, queries = way.reduce(self._plain[1])
         if way.expand is not None:
             database, queries = way.expand(database, queries)
         best = (queries @ database.T).argmax(1)
         return float(100 * np.take_along_axis(self.photos.right, best[:, None], 1).mean())
 
-    def _pool(self, way: Way) -> Pooled:
-        layer = self._layer(way.cut, way.relu, way.scales[0], way.clusters, way.sharper, way.ghosts)
+    def layer(self, way: Way) -> NetVLAD:
+        return self._layer(way.cut, way.relu, way.scales[0], way.clusters, way.sharper, way.ghosts)
+
+    def pooled(self, way: Way) -> Pooled:
+        layer = self.layer(way)
         rows: tuple[list[Floats], ...] = ([], [], [], [])
         for database, maps in ((True, self._scaled(way, 0)), (False, self._scaled(way, 1))):
             for photo in maps:
