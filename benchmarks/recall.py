@@ -24,6 +24,7 @@ from indexer.index import Index
 from indexer.options import BuildOptions
 from model.local_features import LOCAL_FEATURES, Packed
 from model.modelfile import PlaceModel
+from model.poolings import ONE_LAYER
 
 # recall@1 of a plain implementation: NetVLAD 32,768-D, and the best reduction seen; ImageNet VGG16, 480 px.
 SETS = {
@@ -49,6 +50,8 @@ class RememberedMaps:
         PlaceModel.maps_and_local = lambda model, images: remembered(model, images)  # type: ignore
 
     def __call__(self, model: PlaceModel, images: Tensor) -> tuple[Tensor, Packed | None]:
+        if model.config.layers != ONE_LAYER:
+            return self._compute(model, images)  # five times the numbers: too many to remember
         keys = [hashlib.sha256(image.contiguous().numpy()).digest() for image in images]
         if any(key not in self._seen for key in keys):
             # With local features whether or not this model keeps them: the next one may.

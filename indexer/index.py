@@ -492,6 +492,7 @@ class Index:
             "local_bytes": disk_use(self._layout.local(generation)),
             "panoramas": fit.panoramas,
             "pooling": config.pooling,
+            "layers": config.layers,
             "pooling_settings": config.pooling_settings(),
             "backbone": config.backbone,
             "weights": config.weights,

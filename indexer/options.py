@@ -15,12 +15,13 @@ from indexer.places import parse_mode
 from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE, MIN_SIDE
 from model.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig
-from model.poolings import CLUSTERED, NORMALISATIONS, POOLINGS
+from model.poolings import CLUSTERED, LAYERS, NORMALISATIONS, ONE_LAYER, POOLINGS, TWO_LAYERS
 
 DEFAULT_GHOSTS = 8
-EARLIER = {"min_image_size": 0, "local_features": 0}
+EARLIER = {"min_image_size": 0, "local_features": 0, "layers": ONE_LAYER}
 """What indexes were made with before there was an option for it."""
 POOLING_OPTIONS = {
+    "layers": CLUSTERED,
     "clusters": CLUSTERED,
     "netvlad_version": ("netvlad", "ghostvlad"),
     "ghosts": ("ghostvlad",),
@@ -41,6 +42,7 @@ class FitOptions:
     panoramas: int | None = None  # views that a 360° photo is cut into
     weights: str = "imagenet"  # or a fitted model's name, with its fingerprint
     pooling: str = "netvlad"
+    layers: str = TWO_LAYERS
     netvlad_version: int = 1
     ghosts: int = 0
     vlad_normalisation: str = "intra"
@@ -51,6 +53,7 @@ class FitOptions:
         return ModelConfig(
             weights=self.weights,
             pooling=self.pooling,
+            layers=self.layers,
             version=self.netvlad_version,
             clusters=self.clusters,
             ghosts=self.ghosts,
@@ -85,6 +88,7 @@ class BuildOptions:
     panoramas: int | None = None
     weights: str | None = None
     pooling: str | None = None
+    layers: str | None = None
     netvlad_version: int | None = None
     ghosts: int | None = None
     vlad_normalisation: str | None = None
@@ -110,6 +114,7 @@ class BuildOptions:
         _at_least("--seed", self.seed, 0)
         _at_least("--batch-size", self.batch_size, 1)
         _one_of("--pooling", self.pooling, POOLINGS)
+        _one_of("--layers", self.layers, LAYERS)
         _one_of("--netvlad-version", self.netvlad_version, (1, 2))
         _one_of("--vlad-normalisation", self.vlad_normalisation, NORMALISATIONS)
         if self.places is not None:
@@ -139,7 +144,9 @@ class BuildOptions:
                 raise UsageError(f"--{_dashed(name)} is for {' and '.join(poolings)}, not for {pooling}")
         wanted = dataclasses.replace(base, **said)
         if pooling not in CLUSTERED:
-            return dataclasses.replace(wanted, clusters=0)
+            return dataclasses.replace(wanted, clusters=0, layers=ONE_LAYER)
+        if wanted.layers == TWO_LAYERS and wanted.clusters < 2:
+            raise UsageError(f"--clusters must be at least 2 for two layers, got {wanted.clusters}")
         if pooling == "ghostvlad" and not wanted.ghosts:
             return dataclasses.replace(wanted, ghosts=DEFAULT_GHOSTS)
         return wanted
@@ -156,6 +163,7 @@ class BuildOptions:
 def _as_brought(brought: ModelConfig, base: FitOptions, said: dict[str, Any]) -> FitOptions:
     own: dict[str, Any] = {
         "pooling": brought.pooling,
+        "layers": brought.layers,
         "clusters": brought.clusters,
         "netvlad_version": brought.version,
         "ghosts": brought.ghosts,

@@ -27,7 +27,7 @@ from model.errors import ImageError
 from model.fitting import fit_clusters, halves
 from model.images import read_photo
 from model.modelfile import ModelConfig, PlaceModel, load_model, save_model
-from model.poolings import CLUSTERED, build_pooling
+from model.poolings import CLUSTERED, ONE_LAYER, build_pooling
 from model.reduction import choose_reduction, fit_reduction
 from model.training.mining import TrainingSet
 from model.training.record import log_line, write_record
@@ -38,7 +38,7 @@ CONV5 = 24  # VGG16's layers before conv5_1
 REDUCTION_PHOTOS = 2000  # whose unreduced descriptors the reduction is fitted on
 FP16_MAX = 65504.0
 
-TRAINED = FitOptions(local_features=0)  # an index adds them
+TRAINED = FitOptions(local_features=0, layers=ONE_LAYER)  # an index adds local features
 
 
 class TrainingRun:
@@ -221,6 +221,11 @@ def _starting_model(options: TrainingOptions) -> PlaceModel:
         return unfitted_model(options.fit.fit_over(TRAINED))
     model = load_weights(str(options.fit.weights))
     config = model.config
+    if config.layers != ONE_LAYER:
+        raise UsageError(
+            f"the weights {config.weights} pool {config.layers}, and training goes by {ONE_LAYER} alone: "
+            f"leave --weights out, or take those of an index made with --layers {ONE_LAYER}"
+        )
     fit = options.fit.fit_over(TRAINED, config)  # refuses what the weights have otherwise
     if options.fit.dim not in (None, config.dim):
         raise UsageError(f"--dim {options.fit.dim} cannot be: the weights {config.weights} are not reduced")

@@ -78,6 +78,15 @@ def index(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="What netvlad, vlad and ghostvlad pool: conv4_3+conv5_3, half of the clusters each, or "
+            "conv5_3 alone. [default: conv4_3+conv5_3]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     clusters: Annotated[
         int | None,
         typer.Option(
@@ -174,6 +183,7 @@ def index(
         panoramas=panoramas,
         weights=weights,
         pooling=pooling,
+        layers=layers,
         ghosts=ghosts,
         netvlad_version=netvlad_version,
         vlad_normalisation=vlad_normalisation,

@@ -86,7 +86,7 @@ def _local(found: dict[str, Any]) -> str:
 def _pooling(found: dict[str, Any]) -> str:
     clusters = f" of {found['clusters']} clusters" if found["clusters"] else ""
     settings = ", ".join(f"{name} {value}" for name, value in found["pooling_settings"].items())
-    return f"{found['pooling']}{clusters}{settings and f' ({settings})'}"
+    return f"{found['pooling']}{clusters}{settings and f' ({settings})'} on {found['layers']}"
 
 
 def _reduction(found: dict[str, Any]) -> str:

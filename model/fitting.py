@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from model.clusters import kmeans, rank_by_halves, sample_local, sharpness
 from model.modelfile import ModelConfig
-from model.poolings import VLAD, NetVLAD, Pooling
+from model.poolings import TWO_LAYERS, VLAD, NetVLAD, Pooling, TwoLayers, apart
 
 GHOST_PHOTOS = 200  # whose halves say which clusters become ghosts
 
@@ -31,6 +32,8 @@ def fit_clusters(
     Raises:
         ModelError: fewer local descriptors than clusters, or photos all alike.
     """
+    if config.layers == TWO_LAYERS:
+        return _fit_layers(config, photos, maps, seed=seed)
     points = np.concatenate([_draw(maps(photo), photo, seed) for photo in photos])
     centres = torch.from_numpy(kmeans(points, config.clusters + config.ghosts, seed=seed))
     provenance: dict[str, Any] = {"cluster_photos": len(photos), "local_descriptors": len(points)}
@@ -43,6 +46,22 @@ def fit_clusters(
         centres = centres[_ghosts_last(layer, photos[:GHOST_PHOTOS], maps)]
         layer = NetVLAD.from_centres(centres, alpha, version=config.version, ghosts=config.ghosts)
     return layer, provenance
+
+
+def _fit_layers(
+    config: ModelConfig, photos: Sequence[str], maps: Maps, *, seed: int
+) -> tuple[Pooling, dict[str, Any]]:
+    """conv5_3 and conv4_3 each by themselves; numbers of both, conv5_3's first."""
+
+    def of(layer: int, photo: str) -> Floats:
+        return apart(torch.from_numpy(maps(photo)))[layer].numpy()
+
+    (upper, above), (lower, below) = (
+        fit_clusters(each, photos, partial(of, layer), seed=seed)
+        for layer, each in enumerate(config.each_layer())
+    )
+    provenance = above | {name: [above[name], below[name]] for name in above if name != "cluster_photos"}
+    return TwoLayers(cast(NetVLAD | VLAD, upper), cast(NetVLAD | VLAD, lower)), provenance
 
 
 def halves(maps: Tensor) -> tuple[Tensor, Tensor]:

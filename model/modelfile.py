@@ -22,13 +22,24 @@ from model.deepface import DeepFace
 from model.errors import ModelError
 from model.images import DEFAULT_IMAGE_SIZE
 from model.local_features import LocalFeatures, Packed
-from model.poolings import CLUSTERED, Pooling, build_pooling
+from model.poolings import (
+    CLUSTERED,
+    LAYERS,
+    ONE_LAYER,
+    TWO_LAYERS,
+    VLAD,
+    NetVLAD,
+    Pooling,
+    TwoLayers,
+    build_pooling,
+    joined,
+)
 from model.reduction import Reduction
 
 FORMAT = 1
 YOUNGER = (
     *("backbone", "connection", "tile", "ghosts", "normalisation"),
-    *("min_image_size", "local_features"),
+    *("min_image_size", "local_features", "layers"),
 )  # fields that older files lack
 IMAGENET_MEAN = (123.68, 116.779, 103.939)  # RGB 0–255; Oxford's weights take no scaling
 
@@ -42,6 +53,7 @@ class ModelConfig:
     connection: str = "local"  # of DeepFace's L4 to L6
     tile: int = 2  # where they are tiled
     pooling: str = "netvlad"
+    layers: str = ONE_LAYER  # that are pooled; of two, each has half of the clusters
     version: int = 1  # of NetVLAD: 1 without, 2 with assignment bias
     clusters: int = 64  # 0 where the pooling has none
     ghosts: int = 0  # of GhostVLAD
@@ -71,6 +83,14 @@ class ModelConfig:
         """Numbers in a descriptor."""
         return self.dim or self.pooled_dim
 
+    def each_layer(self) -> tuple[ModelConfig, ModelConfig]:
+        """Of two layers, what pools conv5_3 and what pools conv4_3."""
+        lower = dataclasses.replace(
+            self, layers=ONE_LAYER, clusters=self.clusters // 2, ghosts=self.ghosts // 2
+        )
+        clusters, ghosts = self.clusters - lower.clusters, self.ghosts - lower.ghosts
+        return dataclasses.replace(lower, clusters=clusters, ghosts=ghosts), lower
+
     def pooling_settings(self) -> dict[str, int | str]:
         """What the pooling has to be set, and how it is."""
         match self.pooling:
@@ -84,6 +104,9 @@ class ModelConfig:
 
     def build_pooling(self) -> Pooling:
         """The pooling that this describes, still to be fitted or loaded."""
+        if self.layers == TWO_LAYERS:
+            upper, lower = (cast(NetVLAD | VLAD, layer.build_pooling()) for layer in self.each_layer())
+            return TwoLayers(upper, lower)
         return build_pooling(
             self.pooling,
             clusters=self.clusters,
@@ -157,9 +180,12 @@ class PlaceModel(nn.Module):
         return PlaceModel(changed, self.backbone, pooling or self.pooling, reduction or self.reduction, local)
 
     def maps(self, images: Tensor) -> Tensor:
-        """Conv maps, B 512 H/16 W/16 of VGG16, in the backbone's precision."""
-        maps: Tensor = self.backbone(self.prepared(images))
-        return maps
+        """Conv maps, B 512 H/16 W/16 of VGG16, in the backbone's precision; of two layers `joined`."""
+        if self.config.layers == TWO_LAYERS:
+            middle, maps = cast(VGG16, self.backbone).both(self.prepared(images))
+            return joined(maps, middle)
+        only: Tensor = self.backbone(self.prepared(images))
+        return only
 
     def maps_and_local(self, images: Tensor) -> tuple[Tensor, Packed | None]:
         """`maps`, and the local features found on the way, B records; None where the model keeps none."""
@@ -167,7 +193,7 @@ class PlaceModel(nn.Module):
             return self.maps(images), None
         backbone = cast(VGG16, self.backbone)  # others keep no local features
         middle, maps = backbone.both(self.prepared(images))
-        return maps, self.local(middle)
+        return joined(maps, middle) if self.config.layers == TWO_LAYERS else maps, self.local(middle)
 
     def prepared(self, images: Tensor) -> Tensor:
         """Images (B 3 H W) as the backbone takes them."""
@@ -285,6 +311,8 @@ def _config(text: str, path: Path) -> ModelConfig:
         x, y, z = config.std
         if config.backbone not in BACKBONES:
             raise ValueError(f"unknown backbone {config.backbone!r}")
+        if config.layers not in LAYERS:
+            raise ValueError(f"unknown layers {config.layers!r}")
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"model file {path} has a configuration this version cannot read: {error}"

@@ -20,6 +20,8 @@ from model.errors import ModelError
 POOLINGS = ("netvlad", "vlad", "ghostvlad", "average", "gem")
 CLUSTERED = ("netvlad", "vlad", "ghostvlad")
 NORMALISATIONS = ("intra", "ssr", "none")
+ONE_LAYER, TWO_LAYERS = LAYERS = ("conv5_3", "conv4_3+conv5_3")
+"""What is pooled."""
 EPSILON = 1e-12
 
 
@@ -53,11 +55,14 @@ class Pooling(nn.Module):
 
     def _local(self, maps: Tensor, like: Tensor | None = None) -> Tensor:
         """The local descriptors of each map in at least fp32, B D N."""
+        dtype = like.dtype if like is not None else torch.promote_types(maps.dtype, torch.float32)
+        return self._shaped(maps).flatten(2).to(dtype)  # B D N
+
+    def _shaped(self, maps: Tensor) -> Tensor:
         if maps.ndim != 4 or maps.shape[1] != self.channels:
             name = type(self).__name__
             raise ModelError(f"{name} expects maps B×{self.channels}×H×W, got {tuple(maps.shape)}")
-        dtype = like.dtype if like is not None else torch.promote_types(maps.dtype, torch.float32)
-        return maps.flatten(2).to(dtype)  # B D N
+        return maps
 
 
 class NetVLAD(Pooling):
@@ -172,6 +177,43 @@ class VLAD(Pooling):
         elif self.normalisation == "ssr":
             sums = sums.sign() * sums.abs().clamp_min(EPSILON).sqrt()  # clamped: √'s slope at 0 is infinite
         return _unit(sums)
+
+
+class TwoLayers(Pooling):
+    """Two poolings, of conv5_3 and of conv4_3, whose descriptors are one after the other.
+
+    conv4_3 has four times the cells and less of what they mean: it tells apart what looks alike, where
+    conv5_3 finds again what has changed. Input: `joined` maps. Output: B (K₅ + K₄)·D, unit length.
+    """
+
+    def __init__(self, upper: NetVLAD | VLAD, lower: NetVLAD | VLAD) -> None:
+        super().__init__(upper.channels + 4 * lower.channels)
+        self.upper, self.lower = upper, lower
+
+    def accumulate(self, maps: Tensor) -> Tensor:
+        upper, lower = apart(self._shaped(maps))
+        return torch.cat([self.upper.accumulate(upper), self.lower.accumulate(lower)], 1)
+
+    def finish(self, sums: Tensor) -> Tensor:
+        border = self.upper.centres.numel()
+        descriptors = (self.upper.finish(sums[:, :border]), self.lower.finish(sums[:, border:]))
+        return _unit(torch.cat(descriptors, 1))
+
+
+def joined(upper: Tensor, lower: Tensor) -> Tensor:
+    """Maps of conv5_3 (B 512 H W) and conv4_3 (B 512 2H 2W, or a row more) as one, B 2560 H W.
+
+    Every local descriptor of either has unit length; four of conv4_3 lie beside one of conv5_3.
+    """
+    height, width = upper.shape[2:]
+    lower = F.normalize(lower[:, :, : 2 * height, : 2 * width].float(), dim=1, eps=EPSILON)
+    return torch.cat([F.normalize(upper.float(), dim=1, eps=EPSILON), F.pixel_unshuffle(lower, 2)], 1)
+
+
+def apart(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """What `joined` joined."""
+    channels = maps.shape[1] // 5
+    return maps[:, :channels], F.pixel_shuffle(maps[:, channels:], 2)
 
 
 class Average(Pooling):

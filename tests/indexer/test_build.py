@@ -19,7 +19,7 @@ from indexer.layout import Layout
 from indexer.options import BuildOptions, load_options
 from model.errors import ModelError
 from model.modelfile import load_model, save_model
-from model.poolings import NetVLAD
+from model.poolings import TwoLayers
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Paint, World
@@ -352,8 +352,8 @@ def test_a_generation_without_options_was_not_begun(world: World) -> None:
 def other_model(world: World) -> None:
     path = world.index / "generations/01/model.safetensors"
     model = load_model(path)
-    assert isinstance(model.pooling, NetVLAD)
-    model.pooling.centres.data += 0.5
+    assert isinstance(model.pooling, TwoLayers)
+    model.pooling.upper.centres.data += 0.5
     save_model(model, path)
 
 

@@ -150,7 +150,7 @@ def test_an_answer_is_verified_unless_told_not_to_be(world: World) -> None:
     for photo in photos:
         assert photo.inliers is not None
         assert photo.score == pytest.approx(raised(before[photo.id], photo.inliers), abs=2e-6)
-    assert photos[0].inliers == 6  # every cell of so small a photo
+    assert photos[0].inliers == 24  # every cell of so small a photo
     best = index.nearest(seen, 3)
     assert [photo.score for photo in best] == sorted((photo.score for photo in best), reverse=True)
     assert index.nearest(seen, 3, verify=False) == index.nearest(seen.descriptor, 3)
@@ -232,12 +232,12 @@ def test_an_index_may_keep_no_local_features(world: World) -> None:
 def test_every_photo_of_a_run_has_local_features_however_it_came_in(world: World) -> None:
     """Those that the model was fitted on, those after them, and those of the next run."""
     world.build()
-    assert features_of(world.open()) == {6}
+    assert features_of(world.open()) == {24}
     (world.photos / "more").mkdir()
     world.photo(0).rename(world.photos / "more/moved.jpg")
     (world.photos / "more/new.jpg").write_bytes(world.photo(1, 1).read_bytes() + b"\0")
     world.build()
-    assert features_of(world.open()) == {6}
+    assert features_of(world.open()) == {24}
 
 
 def test_a_lost_file_of_local_features_leaves_answers_unverified(world: World) -> None:
