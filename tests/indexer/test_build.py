@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from indexer.build import remove_photos
 from indexer.catalogue import Catalogue
 from indexer.errors import IndexerError, IndexMissing, ModelMismatch, NotFound, UsageError
 from indexer.layout import Layout
-from indexer.options import BuildOptions, load_options
+from indexer.options import BuildOptions, FitOptions, load_options
 from model.errors import ModelError
-from model.modelfile import load_model, save_model
+from model.modelfile import ModelConfig, load_model, save_model
 from model.poolings import TwoLayers
 
 if TYPE_CHECKING:
@@ -403,10 +404,45 @@ def test_an_index_from_before_keeps_small_photos_small_and_unverified(world: Wor
     path = Layout(world.index).options(1)
     values = json.loads(path.read_text())
     assert (values["min_image_size"], values["local_features"]) == (256, 500)
-    del values["min_image_size"], values["local_features"]
+    del values["min_image_size"], values["local_features"], values["layers"]
     path.write_text(json.dumps(values))
     fitted, _ = load_options(path)
-    assert (fitted.min_image_size, fitted.local_features) == (0, 0)
+    assert (fitted.min_image_size, fitted.local_features, fitted.layers) == (0, 0, "conv5_3")
     assert world.build().embedded == 0
     with pytest.raises(IndexerError, match="made with --local-features 0, not 500: leave that out, or say"):
         world.build(local_features=500)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"layers": "conv3_3"}, "--layers must be conv5_3 or conv4_3+conv5_3, got 'conv3_3'"),
+        (
+            {"layers": "conv4_3+conv5_3", "pooling": "average"},
+            "--layers is for netvlad and vlad and ghostvlad, not for average",
+        ),
+        ({"clusters": 1}, "--clusters must be at least 2 for two layers, got 1"),
+    ],
+)
+def test_layers_that_cannot_be(told: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(said)}$"):
+        BuildOptions(**told).fit_over(FitOptions())
+
+
+def test_layers_that_are_pooled() -> None:
+    assert BuildOptions().fit_over(FitOptions()).layers == "conv4_3+conv5_3"
+    assert BuildOptions(pooling="average").fit_over(FitOptions()).layers == "conv5_3"
+    assert BuildOptions(layers="conv5_3", clusters=1).fit_over(FitOptions()).layers == "conv5_3"
+    brought = ModelConfig(weights="street", clusters=64)
+    assert BuildOptions().fit_over(FitOptions(), brought).layers == "conv5_3"
+
+
+def test_an_index_of_one_layer_stays_one(world: World) -> None:
+    world.build(refit=True, layers="conv5_3")
+    assert world.open().info()["layers"] == "conv5_3"
+    world.build()
+    assert world.open().info()["layers"] == "conv5_3"
+    with pytest.raises(
+        IndexerError, match=r"made with --layers conv5_3, not conv4_3\+conv5_3: leave that out"
+    ):
+        world.build(layers="conv4_3+conv5_3")
