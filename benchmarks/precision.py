@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,44 +26,48 @@ from indexer.reading import Reader
 from indexer.verification import CANDIDATES, Features, inliers, raised
 from model.embedder import Embedder, with_ranges
 from model.images import read_photo
-from model.local_features import LOCAL_FEATURES, LocalFeatures
+from model.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig, PlaceModel
+from model.poolings import TWO_LAYERS, TwoLayers, joined
 
 Part = tuple[Floats, list[Features]]
 
 
-class Fitted:
-    """One set's descriptors and local features from maps, by clusters and reduction fitted once."""
+def fitted(photos: Photos) -> PlaceModel:
+    """The model that `loci index` would make, but for what it draws at random."""
+    maker = Maker(photos, 0)
+    both = Way(beside=True)
+    half = replace(both, beside=False, clusters=both.clusters // 2)
+    pooling = TwoLayers(maker.layer(half), maker.layer(replace(half, cut="conv4_3")))
+    reduction = chosen_reduction(maker.pooled(both))
+    dim = None if reduction is None else len(reduction.projection)
+    model = PlaceModel.unfitted(ModelConfig(local_features=LOCAL_FEATURES))
+    model = model.fitted(pooling, reduction, layers=TWO_LAYERS, dim=dim).eval()
+    drawn = np.random.default_rng(0).permutation(len(photos.database))[:RANGE_PHOTOS]
+    return with_ranges(model, [read_photo(photos.database[n], RANGE_SIDE) for n in drawn], "cpu")
 
-    def __init__(self, photos: Photos) -> None:
-        maker = Maker(photos, 0)
-        self.layer = maker.layer(Way())
-        self.reduction = chosen_reduction(maker.pooled(Way()))
 
-    @torch.inference_mode()
-    def descriptor(self, maps: NDArray[np.floating]) -> Floats:
-        pooled = self.layer(torch.from_numpy(maps.astype(np.float32))[None])
-        return (pooled if self.reduction is None else self.reduction(pooled))[0].numpy()
-
-
-def by_network(fitted: Fitted, photos: Photos, part: Sequence[Path]) -> Part:
+@torch.inference_mode()
+def by_maps(model: PlaceModel, photos: Photos, part: Sequence[Path]) -> Part:
     """In bf16, from the maps that are kept."""
-    local = LocalFeatures.shipped(LOCAL_FEATURES)
-    rows = [fitted.descriptor(maps) for maps in photos.maps(part, "conv5_3", 1.0)]
-    features = []
+    rows, features = [], []
     for photo in part:
-        middle = photos.network.maps(photos.name, photo, "conv4_3", 1.0)
-        with torch.inference_mode():
-            features.append(Features.of(local(torch.from_numpy(middle.astype(np.float32))[None])[0]))
+        upper, lower = (
+            torch.from_numpy(photos.network.maps(photos.name, photo, cut, 1.0).astype(np.float32))[None]
+            for cut in ("conv5_3", "conv4_3")
+        )
+        rows.append(model.reduce(model.pool(joined(upper, lower)))[0].numpy())
+        assert model.local is not None
+        features.append(Features.of(model.local(lower)[0]))
     return np.stack(rows), features
 
 
-def by_embedder(fitted: Fitted, embedder: Embedder, part: Sequence[Path]) -> Part:
+def by_embedder(embedder: Embedder, part: Sequence[Path]) -> Part:
     reader = Reader(FitOptions().image_size, min_image_size=FitOptions().min_image_size)
     rows, features = [], []
-    for batch in embedder.stream([(str(photo), photo) for photo in part], reader, "maps"):
+    for batch in embedder.stream([(str(photo), photo) for photo in part], reader):
         for embedded in batch:
-            rows.append(fitted.descriptor(embedded.seen[0].descriptor))
+            rows.append(embedded.seen[0].descriptor)
             local = embedded.seen[0].local
             assert local is not None
             features.append(Features.of(local))
@@ -94,18 +99,15 @@ def main() -> None:
     pooled: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in names}
     for name in options.sets:
         photos = Photos.read(name, options.data, network)
-        fitted = Fitted(photos)
-        model = PlaceModel.unfitted(ModelConfig(pooling="average", clusters=0, local_features=LOCAL_FEATURES))
-        drawn = np.random.default_rng(0).permutation(len(photos.database))[:RANGE_PHOTOS]
-        model = with_ranges(model, [read_photo(photos.database[n], RANGE_SIDE) for n in drawn], "cpu")
-        reference = [by_network(fitted, photos, part) for part in (photos.database, photos.queries)]
+        model = fitted(photos)
+        reference = [by_maps(model, photos, part) for part in (photos.database, photos.queries)]
         cells, least = [], []
         for precision in names:
             database, queries = reference
             if precision != "bf16":
                 embedder = Embedder(model, device="cpu", precision=precision)
-                database = by_embedder(fitted, embedder, photos.database)
-                queries = by_embedder(fitted, embedder, photos.queries)
+                database = by_embedder(embedder, photos.database)
+                queries = by_embedder(embedder, photos.queries)
                 rows = zip((database[0], queries[0]), (reference[0][0], reference[1][0]), strict=True)
                 least.append(min(float((one * other).sum(1).min()) for one, other in rows))
             found = right(photos, database, queries)
