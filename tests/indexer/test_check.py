@@ -12,7 +12,7 @@ from indexer.catalogue import Catalogue
 from indexer.check import check_index
 from indexer.errors import IndexMissing
 from model.modelfile import load_model, save_model
-from model.poolings import NetVLAD
+from model.poolings import TwoLayers
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import World
@@ -42,8 +42,8 @@ def test_descriptors_whose_bytes_are_wrong_are_counted(world: World, value: floa
 def test_another_model(world: World) -> None:
     path = world.index / "generations/01/model.safetensors"
     model = load_model(path)
-    assert isinstance(model.pooling, NetVLAD)
-    model.pooling.centres.data += 1
+    assert isinstance(model.pooling, TwoLayers)
+    model.pooling.upper.centres.data += 1
     save_model(model, path)
     (problem,) = check_index(world.index)
     assert problem.startswith(f"the model file {path} is ")

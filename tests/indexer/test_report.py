@@ -72,7 +72,7 @@ def queries(tmp_path_factory: pytest.TempPathFactory, paint: Paint) -> Path:
     paint(folder / EVIL, 30)
     shutil.copy(folder / "q2.jpg", folder / "wrong.jpg")
     rows = [f"q{wall}.jpg,{52 + wall * 0.01},0.25" for wall in range(4)]
-    table = "\n".join(["path,lat,lon", *rows, "wrong.jpg,52.0,0.25"])
+    table = "\n".join(["path,lat,lon", *rows, "wrong.jpg,52.01,0.25"])
     (folder / "table.csv").write_text(table)
     return folder
 
@@ -90,7 +90,7 @@ def with_confidence(found: Evaluation) -> Evaluation:
 
 def compared(found: Evaluation) -> Comparison:
     """With an index that gets q1 wrong and wrong.jpg right."""
-    first = {"q1.jpg": "wall2", "wrong.jpg": "wall0"}
+    first = {"q1.jpg": "wall2", "wrong.jpg": "wall1"}
     other = [with_first(result, first.get(result.name, "")) for result in found.results]
     return compare(found, replace(found, results=tuple(other)), Path("indexes/other <b>"))
 
@@ -154,10 +154,10 @@ def test_photos_beside_their_answers(tmp_path: Path, found: Evaluation, opened: 
 
 def test_a_right_photo_that_was_not_found_is_shown(found: Evaluation, opened: Index) -> None:
     wrong = next(r for r in found.results if r.name == "wrong.jpg")
-    late = Album(opened).pictures(replace(wrong, hits=tuple(h for h in wrong.hits if "wall0" not in h.path)))
+    late = Album(opened).pictures(replace(wrong, hits=tuple(h for h in wrong.hits if "wall1" not in h.path)))
     (missed,) = [other for other in late.others if other.rank is None]
     assert (missed.right, missed.score) == (True, None)
-    assert missed.path.startswith("photos/wall0/")
+    assert missed.path.startswith("photos/wall1/")
     assert missed.distance_m == pytest.approx(0, abs=0.1)
     foreign = next(r for r in found.results if r.name == EVIL)
     assert all(other.rank for other in Album(opened).pictures(foreign).others)

@@ -202,7 +202,7 @@ def test_info_for_people(loci: Loci, index: Path) -> None:
     lines = dict(line.split("  ", 1) for line in loci("info", index).stdout.splitlines())
     assert lines["photos"].strip() == "16, 16 of them with a position"
     assert lines["places"].strip().startswith("4, by ")
-    assert lines["model"].strip().endswith(": imagenet, netvlad of 4 clusters (version 1)")
+    assert lines["model"].strip().endswith(": imagenet, netvlad of 4 clusters (version 1) on conv4_3+conv5_3")
     assert "panoramas" not in lines
 
 

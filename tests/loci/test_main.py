@@ -77,7 +77,7 @@ def test_version(loci: Loci) -> None:
         ),
         (
             ["index", "p", "--into", "i", "--precision", "fp8"],
-            "Invalid value for '--precision': 'fp8' is not one of 'auto', 'fp32', 'bf16', 'fp16'; "
+            "Invalid value for '--precision': 'fp8' is not one of 'auto', 'fp32', 'bf16', 'fp16', 'int8'; "
             "see loci index --help",
         ),
         (["index", "p", "--into", "i", "--dim", "0"], "--dim must be at least 1, got 0"),
