@@ -95,8 +95,8 @@ def _graph(backbone: VGG16, ranges: tuple[float, ...]) -> Any:
 
 
 def _convolution(ops: Any, layer: nn.Conv2d, x: Any, largest: float, *, signed: bool) -> Any:
-    high = ops.constant(np.float32(max(largest, 1e-6)).reshape(1, 1, 1, 1))
-    low = ops.multiply(high, np.float32(-1.0 if signed else 0.0))
+    bound = max(largest, 1e-6)  # its ends must be constants, or OpenVINO computes in fp32 what it rounds
+    low, high = (ops.constant(np.full((1, 1, 1, 1), end, np.float32)) for end in (-bound * signed, bound))
     rounded = ops.fake_quantize(x, low, high, low, high, _STEPS)
     weight = layer.weight.detach().float().cpu().numpy()
     scale = np.maximum(np.abs(weight).max((1, 2, 3), keepdims=True) / 127, 1e-12).astype(np.float32)

@@ -75,6 +75,18 @@ def test_maps_are_nearly_those_of_fp32(backbone: VGG16, network: Int8VGG16, shap
     assert not torch.equal(expected[1], found[1])
 
 
+def test_its_convolutions_are_of_8_bits(network: Int8VGG16) -> None:
+    """OpenVINO computes a graph that it cannot make use of in another format, without a word."""
+    known = [operation.get_rt_info() for operation in network._network.get_runtime_model().get_ops()]
+    formats = [
+        info["runtimePrecision"].astype(str)
+        for info in known
+        if info["layerType"].astype(str) == "Convolution"
+    ]
+    assert len(formats) == 13
+    assert set(formats) <= {"u8", "i8"}
+
+
 def test_a_photo_has_the_same_maps_in_whatever_batch(network: Int8VGG16) -> None:
     x = images(5, 96, 128, seed=4)
     together = network(x)
