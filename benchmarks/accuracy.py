@@ -33,6 +33,10 @@ def build(name: str, data: Path, into: Path, options: dict[str, Any], *, reduce:
     return Index.open(into)
 
 
+def ready(indexes: Path | None, name: str) -> Index | None:
+    return Index.open(indexes / name) if indexes and (indexes / name).is_dir() else None
+
+
 def ask(name: str, data: Path, index: Index, folder: Path, *, verify: bool) -> Evaluation:
     truth = truth_file(name, data, folder)
     return evaluate(index, data / SETS[name][1], truth=truth, verify=verify)
@@ -48,6 +52,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--image-size", type=int, default=640)
+    parser.add_argument("--indexes", type=Path, help="a folder of indexes as they are now, by a set's name")
     options = parser.parse_args()
     RememberedMaps.install()
     size = {"image_size": options.image_size}
@@ -63,7 +68,7 @@ def main() -> None:
             plain = build(name, options.data, folder / "plain", size | FIRST, reduce=False)
             first = build(name, options.data, folder / "first", size | FIRST)
             larger = build(name, options.data, folder / "larger", size | {"layers": ONE_LAYER})
-            now = build(name, options.data, folder / "now", size)
+            now = ready(options.indexes, name) or build(name, options.data, folder / "now", size)
             steps = [
                 ask(name, options.data, index, folder, verify=verify)
                 for index, verify in (
