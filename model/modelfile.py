@@ -182,18 +182,21 @@ class PlaceModel(nn.Module):
     def maps(self, images: Tensor) -> Tensor:
         """Conv maps, B 512 H/16 W/16 of VGG16, in the backbone's precision; of two layers `joined`."""
         if self.config.layers == TWO_LAYERS:
-            middle, maps = cast(VGG16, self.backbone).both(self.prepared(images))
-            return joined(maps, middle)
-        only: Tensor = self.backbone(self.prepared(images))
-        return only
+            return self._both(images)[1]
+        maps: Tensor = self.backbone(self.prepared(images))
+        return maps
 
     def maps_and_local(self, images: Tensor) -> tuple[Tensor, Packed | None]:
         """`maps`, and the local features found on the way, B records; None where the model keeps none."""
         if self.local is None:
             return self.maps(images), None
-        backbone = cast(VGG16, self.backbone)  # others keep no local features
-        middle, maps = backbone.both(self.prepared(images))
-        return joined(maps, middle) if self.config.layers == TWO_LAYERS else maps, self.local(middle)
+        middle, maps = self._both(images)
+        return maps, self.local(middle)
+
+    def _both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """conv4_3, and the maps that are pooled."""
+        middle, maps = cast(VGG16, self.backbone).both(self.prepared(images))  # others have one layer
+        return middle, joined(maps, middle) if self.config.layers == TWO_LAYERS else maps
 
     def prepared(self, images: Tensor) -> Tensor:
         """Images (B 3 H W) as the backbone takes them."""
