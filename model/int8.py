@@ -95,7 +95,7 @@ def _graph(backbone: VGG16, ranges: tuple[float, ...]) -> Any:
 
 
 def _convolution(ops: Any, layer: nn.Conv2d, x: Any, largest: float, *, signed: bool) -> Any:
-    bound = max(largest, 1e-6)  # its ends must be constants, or OpenVINO computes in fp32 what it rounds
+    bound = max(largest, 1e-6)  # its ends must be constants, or OpenVINO multiplies in bf16 what it rounds
     low, high = (ops.constant(np.full((1, 1, 1, 1), end, np.float32)) for end in (-bound * signed, bound))
     rounded = ops.fake_quantize(x, low, high, low, high, _STEPS)
     weight = layer.weight.detach().float().cpu().numpy()
@@ -103,5 +103,6 @@ def _convolution(ops: Any, layer: nn.Conv2d, x: Any, largest: float, *, signed: 
     codes = ops.constant(np.rint(weight / scale).astype(np.int8))
     weights = ops.multiply(ops.convert(codes, np.float32), ops.constant(scale))
     sums = ops.convolution(rounded, weights, [1, 1], [1, 1], [1, 1], [1, 1])
-    bias = np.zeros(len(weight)) if layer.bias is None else layer.bias.detach().float().cpu().numpy()
-    return ops.add(sums, ops.constant(bias.astype(np.float32).reshape(1, -1, 1, 1))).output(0)
+    assert layer.bias is not None
+    bias = layer.bias.detach().float().cpu().numpy()
+    return ops.add(sums, ops.constant(bias.reshape(1, -1, 1, 1))).output(0)
