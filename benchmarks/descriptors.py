@@ -29,17 +29,13 @@ from torch.nn import functional as F
 from indexer.geo import haversine_m
 from indexer.metadata import from_name
 from model.backbone import imagenet_backbone
-from model.clusters import kmeans, rank_by_halves, sample_local, sharpness
+from model.clusters import SAMPLE_PHOTOS, kmeans, rank_by_halves, sample_local, sharpness
 from model.fitting import halves
-from model.images import open_photo, read_photo, target_size, upright_size
+from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE, open_photo, read_photo, target_size, upright_size
 from model.modelfile import IMAGENET_MEAN
 from model.poolings import NetVLAD
 from model.reduction import MIN_PHOTOS, Reduction, choose_reduction, fit_reduction
 
-CUTS = {"conv4_3": 23, "conv5_3": 29}
-"""Layers of VGG16 to the end of each; conv4_3 after its ReLU."""
-IMAGE_SIZE, MIN_IMAGE_SIZE = 640, 256
-SAMPLE = 500  # photos that the clusters are fitted on
 Floats = NDArray[np.float32]
 Maps = list[NDArray[np.float16]]
 Weights = Callable[[Tensor], Tensor]
@@ -76,15 +72,12 @@ class Network:
     @torch.inference_mode()
     def _compute(self, photo: Path, scale: float) -> dict[str, NDArray[np.float16]]:
         with open_photo(photo) as opened:
-            longest = max(target_size(*upright_size(opened), IMAGE_SIZE, MIN_IMAGE_SIZE))
+            longest = max(target_size(*upright_size(opened), DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE))
         side = round(longest * scale)
         image = torch.from_numpy(read_photo(photo, side, side)).permute(2, 0, 1)[None]
         x = (image - self._mean).to(torch.bfloat16, memory_format=torch.channels_last)
-        found, begin = {}, 0
-        for cut, end in CUTS.items():
-            x = self._layers[begin:end](x)
-            found[cut], begin = x[0].half().numpy(), end
-        return found
+        middle, upper = self._layers.both(x)
+        return {"conv4_3": middle[0].half().numpy(), "conv5_3": upper[0].half().numpy()}
 
 
 @dataclass(frozen=True)
@@ -298,7 +291,7 @@ class Maker:
 
     def _fit(self, cut: str, relu: bool, scale: float, clusters: int, sharper: float, ghosts: int) -> NetVLAD:
         maps = self._maps(cut, scale)[0]
-        order = np.random.default_rng(self.seed).permutation(len(maps))[:SAMPLE]
+        order = np.random.default_rng(self.seed).permutation(len(maps))[:SAMPLE_PHOTOS]
         drawn = [
             sample_local(_tensor(maps[n], relu=relu)[0].numpy(), np.random.default_rng([self.seed, n]))
             for n in order
