@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -103,6 +103,5 @@ def _convolution(ops: Any, layer: nn.Conv2d, x: Any, largest: float, *, signed: 
     codes = ops.constant(np.rint(weight / scale).astype(np.int8))
     weights = ops.multiply(ops.convert(codes, np.float32), ops.constant(scale))
     sums = ops.convolution(rounded, weights, [1, 1], [1, 1], [1, 1], [1, 1])
-    assert layer.bias is not None
-    bias = layer.bias.detach().float().cpu().numpy()
+    bias = cast(Tensor, layer.bias).detach().float().cpu().numpy()
     return ops.add(sums, ops.constant(bias.reshape(1, -1, 1, 1))).output(0)
