@@ -17,7 +17,8 @@ from indexer.catalogue import Catalogue
 from indexer.errors import IndexerError
 from indexer.layout import Layout, generation_of
 from indexer.shards import read_slots
-from indexer.stores.faiss import FaissStore, Floats, Ids
+from indexer.stores.faiss import FaissStore
+from indexer.stores.store import Floats, Ids, Store
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 class Searched:
     """The stores at one moment; their descriptors differ."""
 
-    snapshot: FaissStore
+    snapshot: Store
     added: tuple[FaissStore, ...] = ()
     change: int = 0
     """Number of the last change that they take in."""
@@ -36,7 +37,7 @@ class Searched:
         return sum(store.count for store in self.stores)
 
     @property
-    def stores(self) -> tuple[FaissStore, ...]:
+    def stores(self) -> tuple[Store, ...]:
         return (self.snapshot, *self.added)
 
     def missing(self, ids: Ids) -> Ids:
@@ -77,9 +78,7 @@ def _exactly(vectors: Floats, descriptor: Floats) -> list[float]:
 class Additions:
     """Keeps an opened index's stores up to date; may be asked from many threads."""
 
-    def __init__(
-        self, layout: Layout, catalogue: Catalogue, snapshot: str, dim: int, store: FaissStore
-    ) -> None:
+    def __init__(self, layout: Layout, catalogue: Catalogue, snapshot: str, dim: int, store: Store) -> None:
         self._layout = layout
         self._catalogue = catalogue
         self._generation = generation_of(snapshot)

@@ -26,7 +26,9 @@ from indexer.metadata import read_table, unused_rows
 from indexer.options import (
     BuildOptions,
     FitOptions,
+    Options,
     PlaceOptions,
+    SearchOptions,
     differences,
     load_options,
     save_options,
@@ -48,6 +50,7 @@ from model.local_features import Packed
 from model.modelfile import PlaceModel, load_model
 from model.weights import load_weights
 
+SHORT = 0.01  # of the recall asked for: worth a note
 GROWN = 4  # times as many photos as the model was fitted on: worth a note
 
 
@@ -160,7 +163,7 @@ class _Run:
 
     def complete(self) -> tuple[Manifest, int, PlaceModel]:
         """The snapshot, how many photos were embedded for it, and the model."""
-        generation, options, places = self._generation()
+        generation, (options, places, search) = self._generation()
         path = self._layout.model(generation)
         embedder: Embedder | None = None
         if not path.exists():
@@ -186,17 +189,23 @@ class _Run:
             model.config.output_dim,
             places,
             settle,
+            search,
         )
+        if manifest.recall < search.recall - SHORT:
+            self._progress.note(
+                f"a search finds {manifest.recall:.1%} of the nearest, not {search.recall:.1%}: "
+                "more --memory would help"
+            )
         Spool(self._layout.spool(generation)).clear()
         return manifest, embedded, model
 
-    def _generation(self) -> tuple[int, FitOptions, PlaceOptions]:
+    def _generation(self) -> tuple[int, Options]:
         """The generation this run works on, begun where it must be, with its options."""
         finished = generation_of(self._layout.last_finished() or "0")
         number = max(self._layout.newest_generation(), finished)
-        fitted, places = FitOptions(), PlaceOptions()
+        fitted, places, search = FitOptions(), PlaceOptions(), SearchOptions()
         if number:
-            fitted, places = load_options(self._layout.options(number))
+            fitted, places, search = load_options(self._layout.options(number))
         self._brought = self._bring()
         wanted = self._options.fit_over(fitted, self._brought.config if self._brought else None)
         if number and number == finished:
@@ -206,9 +215,10 @@ class _Run:
             self._catalogue.drop_descriptors(number)
             self._layout.discard(number)
         number = max(number, 1)
-        places = self._options.places_over(places)
-        save_options(self._layout.options(number), wanted, places)
-        return number, wanted, places
+        said = self._options
+        options = Options(wanted, said.places_over(places), said.search_over(search))
+        save_options(self._layout.options(number), options)
+        return number, options
 
     def _bring(self) -> PlaceModel | None:
         """The model that --weights names, where it is more than ImageNet's convolutions."""

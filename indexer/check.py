@@ -12,6 +12,7 @@ from indexer.files import sha256_of
 from indexer.layout import Layout, generation_of
 from indexer.local_shards import read_local
 from indexer.options import load_options
+from indexer.searchable import problems
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, read_manifest
 from model.errors import ModelError
@@ -59,12 +60,7 @@ def _model_problems(layout: Layout, manifest: Manifest) -> list[str]:
 
 
 def _store_problems(layout: Layout, manifest: Manifest) -> list[str]:
-    path = layout.snapshot(manifest.snapshot) / "index.faiss"
-    if not path.is_file():
-        return [f"{path} is missing: 'loci index' makes it again"]
-    if sha256_of(path) != manifest.index_sha256:
-        return [f"{path} is damaged: 'loci index' makes it again"]
-    return []
+    return problems(layout.snapshot(manifest.snapshot), manifest.index_sha256, manifest.rows_sha256)
 
 
 def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> list[str]:
@@ -87,7 +83,7 @@ def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifes
 
 def _local_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> list[str]:
     generation = generation_of(manifest.snapshot)
-    if not load_options(layout.options(generation))[0].local_features:
+    if not load_options(layout.options(generation)).fit.local_features:
         return []
     try:
         slots = [slot for *_, slot in catalogue.live_descriptors(generation)]

@@ -8,6 +8,7 @@ from indexer.catalogue import Catalogue
 from indexer.layout import Layout
 from indexer.local_shards import drop_local, read_local, write_local
 from indexer.lock import is_backed_up
+from indexer.searchable import shards_named
 from indexer.shards import POSTED, RUN, ShardWriter, read_slots, shard_path
 from indexer.stored import Slot
 
@@ -52,11 +53,13 @@ def _move(layout: Layout, catalogue: Catalogue, generation: int, dim: int, shard
 
 
 def _drop_emptied(layout: Layout, catalogue: Catalogue, generation: int) -> None:
-    """Delete the files of shards that no row names; not of one that a POST has only just begun.
+    """Delete the files of shards that no row and no snapshot names; not of one that a POST has just begun.
 
     While a backup reads them, all stay.
     """
     used = {shard for shard, _, _ in catalogue.shard_use(generation)}
+    for snapshot in layout.snapshots(generation):
+        used |= shards_named(snapshot)  # by what still answers, until the next does
     if is_backed_up(layout.folder):
         return
     for newest in _newest(catalogue, generation):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.calibration import Evidence
-from indexer.stores.faiss import FaissStore, Floats, Ids
+from indexer.stores.store import Floats, Ids, Store
 
 WEIGHED = 50
 """Best photos that are weighed against each other."""
@@ -47,7 +47,7 @@ def sampled(ids: Ids) -> Ids:
     return ids if len(ids) <= SAMPLE else ids[np.linspace(0, len(ids) - 1, SAMPLE).astype(np.int64)]
 
 
-def sample_of(store: FaissStore) -> Floats:
+def sample_of(store: Store) -> Floats:
     """The descriptors (m d) that tell what an ordinary score is."""
     return np.ascontiguousarray(store.vectors(sampled(store.ids)))
 

@@ -28,8 +28,8 @@ from indexer.rebuild import rebuild
 from indexer.search import Question, Scored, Searcher, grouped
 from indexer.shards import read_slots
 from indexer.showing import rounded, shown_places, why_untold
-from indexer.snapshot import Manifest, open_store, other_model, place_photos, read_manifest
-from indexer.stores.faiss import FaissStore
+from indexer.snapshot import Manifest, opened_store, other_model, place_photos, read_manifest
+from indexer.stores.store import Store
 from indexer.sureness import Judge, Judgement
 from indexer.verification import Features, Matches, matches
 from indexer.whereabouts import frame_ranks
@@ -62,7 +62,7 @@ class Index:
         layout: Layout,
         manifest: Manifest,
         catalogue: Catalogue,
-        store: FaissStore,
+        store: Store,
         embedder: Embedder,
         known_share: float = KNOWN_SHARE,
     ) -> None:
@@ -117,7 +117,7 @@ class Index:
         if header["fingerprint"] != manifest.model:
             raise other_model(manifest, header["fingerprint"])
         catalogue = Catalogue(layout.folder)
-        store = open_store(layout, catalogue, manifest)
+        store = opened_store(layout, catalogue, manifest)
         return cls(layout, manifest, catalogue, store, embedder, known_share)
 
     def latest(self) -> Index:
@@ -474,7 +474,7 @@ class Index:
         """What is in the index and how it was made."""
         generation = generation_of(self.snapshot)
         counts = self.counts()
-        fit, places = load_options(self._layout.options(generation))
+        fit, places, search = load_options(self._layout.options(generation))
         config = self.embedder.model.config
         return {
             "photos": counts.photos,
@@ -502,6 +502,8 @@ class Index:
             "place_radius_m": places.place_radius_m,
             "factory": self.manifest.factory,
             "search_recall": self.manifest.recall,
+            "recall": search.recall,
+            "memory": search.memory,
             "calibration": self._calibration.summary() if self._calibration else None,
             "created_at": self.manifest.created_at,
             **self.embedder.describe(),

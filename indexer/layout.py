@@ -49,6 +49,10 @@ class Layout:
         generation, _, number = name.partition("/")
         return self.generations / generation / "snapshots" / number
 
+    def snapshots(self, number: int) -> list[Path]:
+        """The folders of a generation's snapshots."""
+        return sorted((self.generation(number) / "snapshots").glob("*"))
+
     def manifest(self, name: str) -> Path:
         """Written last: a snapshot that has one is whole."""
         return self.snapshot(name) / "manifest.json"
@@ -98,7 +102,7 @@ class Layout:
         whole = [
             f"{number:02}/{folder.name}"
             for number in sorted(_numbers(self.generations))
-            for folder in sorted((self.generation(number) / "snapshots").glob("*"))
+            for folder in self.snapshots(number)
             if (folder / "manifest.json").is_file()
         ]
         return whole[-1] if whole else None
@@ -119,7 +123,7 @@ class Layout:
         for number in _numbers(self.generations):
             if number not in generations and number < max(generations):
                 self.discard(number)
-            for snapshot in (self.generation(number) / "snapshots").glob("*"):
+            for snapshot in self.snapshots(number):
                 if f"{number:02}/{snapshot.name}" not in names:
                     shutil.rmtree(snapshot, ignore_errors=True)
         for rubbish in self.generations.glob("*.discarded"):  # of a run killed at it

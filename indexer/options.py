@@ -7,10 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from indexer.errors import IndexerError, UsageError
 from indexer.files import replace_text
+from indexer.memory import machine_memory, read_bytes
 from indexer.places import parse_mode
 from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE, MIN_SIDE
 from model.local_features import LOCAL_FEATURES
@@ -18,7 +19,14 @@ from model.modelfile import ModelConfig
 from model.poolings import CLUSTERED, LAYERS, NORMALISATIONS, ONE_LAYER, POOLINGS, TWO_LAYERS
 
 DEFAULT_GHOSTS = 8
-EARLIER = {"min_image_size": 0, "local_features": 0, "layers": ONE_LAYER}
+RECALL = 0.99
+EARLIER = {
+    "min_image_size": 0,
+    "local_features": 0,
+    "layers": ONE_LAYER,
+    "memory": None,
+    "recall": RECALL,
+}
 """What indexes were made with before there was an option for it."""
 POOLING_OPTIONS = {
     "layers": CLUSTERED,
@@ -77,6 +85,32 @@ class PlaceOptions:
 
 
 @dataclass(frozen=True)
+class SearchOptions:
+    """How descriptors are searched; may change from run to run."""
+
+    memory: str | None = None
+    """What may be kept in memory of them, as `read_bytes` takes it; None: half of the machine's."""
+    recall: float = RECALL
+    """Share of the nearest that a search is to find; 1: all."""
+
+    def memory_bytes(self) -> int:
+        """`memory` in bytes."""
+        return machine_memory() // 2 if self.memory is None else read_bytes("--memory", self.memory)
+
+    def describe(self) -> str:
+        """Both in a few words, to see whether either has changed."""
+        return f"recall {self.recall} in {self.memory or 'half the memory'}"
+
+
+class Options(NamedTuple):
+    """All that an index remembers of what it was told."""
+
+    fit: FitOptions
+    places: PlaceOptions
+    search: SearchOptions
+
+
+@dataclass(frozen=True)
 class BuildOptions:
     """What `build_index` may be told. None means: as this index was made, or the default for a new one."""
 
@@ -95,6 +129,8 @@ class BuildOptions:
     seed: int | None = None
     places: str | None = None
     place_radius_m: float | None = None
+    memory: str | None = None
+    recall: float | None = None
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
@@ -121,6 +157,10 @@ class BuildOptions:
             parse_mode(self.places)
         if self.place_radius_m is not None and not self.place_radius_m > 0:
             raise UsageError(f"--place-radius must be above 0 metres, got {self.place_radius_m}")
+        if self.memory is not None:
+            read_bytes("--memory", self.memory)
+        if self.recall is not None and not 0 < self.recall <= 1:
+            raise UsageError(f"--recall must be above 0 and at most 1, got {self.recall}")
 
     def fit_over(self, base: FitOptions, brought: ModelConfig | None = None) -> FitOptions:
         """`base` with what was said; a setting of one pooling does not pass on to another.
@@ -155,7 +195,11 @@ class BuildOptions:
         """`base` with what was said."""
         return dataclasses.replace(base, **self._said(PlaceOptions))
 
-    def _said(self, kind: type[FitOptions] | type[PlaceOptions]) -> dict[str, Any]:
+    def search_over(self, base: SearchOptions) -> SearchOptions:
+        """`base` with what was said."""
+        return dataclasses.replace(base, **self._said(SearchOptions))
+
+    def _said(self, kind: type[FitOptions] | type[PlaceOptions] | type[SearchOptions]) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -183,18 +227,22 @@ def _as_brought(brought: ModelConfig, base: FitOptions, said: dict[str, Any]) ->
     return dataclasses.replace(base, **{**own, **said, "weights": brought.weights})
 
 
-def save_options(path: Path, fit: FitOptions, places: PlaceOptions) -> None:
-    """Write both as JSON, by rename."""
+def save_options(path: Path, options: Options) -> None:
+    """Write all as JSON, by rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(dataclasses.asdict(fit) | dataclasses.asdict(places), indent=1))
+    values: dict[str, Any] = {}
+    for part in options:
+        values |= dataclasses.asdict(part)
+    replace_text(path, json.dumps(values, indent=1))
 
 
-def load_options(path: Path) -> tuple[FitOptions, PlaceOptions]:
+def load_options(path: Path) -> Options:
     """Read what `save_options` wrote. Raises IndexerError when it is damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        places = PlaceOptions(values.pop("places"), values.pop("place_radius_m"))
-        return FitOptions(**(EARLIER | values)), places
+        values = EARLIER | json.loads(path.read_text(encoding="utf-8"))
+        places = PlaceOptions(*(values.pop(field.name) for field in dataclasses.fields(PlaceOptions)))
+        search = SearchOptions(*(values.pop(field.name) for field in dataclasses.fields(SearchOptions)))
+        return Options(FitOptions(**values), places, search)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IndexerError(f"{path} cannot be read: {error}") from error
 

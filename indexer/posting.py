@@ -129,7 +129,7 @@ class Posting:
         self._layout = layout
         self._generation = generation
         self._dim = dim
-        fitted, self._places = load_options(layout.options(generation))
+        fitted, self._places, _ = load_options(layout.options(generation))
         self.reader = Reader(fitted.image_size, fitted.panoramas, fitted.min_image_size)
         with translated(layout.folder):
             self._catalogue = Catalogue(layout.folder, create=True)

@@ -36,5 +36,6 @@ def republish(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Manif
     """Publish the next snapshot of the generation that answers, its shards compacted."""
     generation = generation_of(manifest.snapshot)
     compact(layout, catalogue, generation, manifest.dim)
-    _, places = load_options(layout.options(generation))
-    return publish(layout, catalogue, generation, manifest.model, manifest.dim, places)
+    options = load_options(layout.options(generation))
+    model, dim = manifest.model, manifest.dim
+    return publish(layout, catalogue, generation, model, dim, options.places, search=options.search)

@@ -21,7 +21,7 @@ from indexer.local_shards import read_local
 from indexer.localise import group_hits
 from indexer.showing import PHOTOS_A_PLACE
 from indexer.snapshot import Manifest
-from indexer.stores.faiss import FaissStore
+from indexer.stores.store import Store
 from indexer.verification import CANDIDATES, Features, Matches, matches, raised, stored_features
 from model.embedder import Seen
 
@@ -89,7 +89,7 @@ class Scored:
 class Searcher:
     """Searches one snapshot and what was added since; may be asked from many threads."""
 
-    def __init__(self, layout: Layout, catalogue: Catalogue, manifest: Manifest, store: FaissStore) -> None:
+    def __init__(self, layout: Layout, catalogue: Catalogue, manifest: Manifest, store: Store) -> None:
         self._layout = layout
         self._catalogue = catalogue
         self._manifest = manifest

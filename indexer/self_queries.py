@@ -20,7 +20,7 @@ from indexer.calibration import Calibration, Case, Outcome, cross_validated_erro
 from indexer.evidence import WEIGHED, Level, evidence_of, sampled
 from indexer.geo import haversine_m
 from indexer.localise import LOCATE_BY, locate
-from indexer.stores.faiss import FaissStore, Floats
+from indexer.stores.store import Floats, Store
 from indexer.verification import cosine, raised
 from indexer.whereabouts import Mask, PlaceRule, Whereabouts
 
@@ -52,7 +52,7 @@ best first."""
 class Collection:
     """What is asked, and of what."""
 
-    store: FaissStore
+    store: Store
     photos: Sequence[Photo]
     """All whose descriptors the store holds."""
     owner: NDArray[np.int64]
@@ -63,7 +63,7 @@ class Collection:
     @classmethod
     def of(
         cls,
-        store: FaissStore,
+        store: Store,
         photos: Mapping[str, Photo],
         owners: Sequence[str],
         places: Mapping[str, str],

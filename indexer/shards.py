@@ -54,7 +54,7 @@ class ShardWriter:
         path = shard_path(self._folder, slot.shard)
         if not path.exists():
             replace_file(path, self._preallocate)
-        offset = _open(path, self._dim).offset + slot.row * self._dim * 2
+        offset = open_shard(path, self._dim).offset + slot.row * self._dim * 2
         data = descriptors.astype("<f2").tobytes()
         with path.open("r+b") as file:
             file.seek(offset)
@@ -91,7 +91,7 @@ def read_slots(folder: Path, slots: Sequence[Slot], dim: int, *, block: int = 65
         at = np.array([slot.row for slot in part])
         for shard in np.unique(shards):
             if shard not in opened:
-                opened[shard] = _open(shard_path(folder, int(shard)), dim)
+                opened[shard] = open_shard(shard_path(folder, int(shard)), dim)
             chosen = shards == shard
             if at[chosen].max() >= len(opened[shard]):
                 raise IndexerError(f"descriptor shard {shard_path(folder, int(shard))} is too short")
@@ -99,7 +99,8 @@ def read_slots(folder: Path, slots: Sequence[Slot], dim: int, *, block: int = 65
         yield rows
 
 
-def _open(path: Path, dim: int) -> np.memmap[Any, np.dtype[np.float16]]:
+def open_shard(path: Path, dim: int) -> np.memmap[Any, np.dtype[np.float16]]:
+    """A shard of descriptors, n d, mapped. Raises IndexerError."""
     try:
         shard = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:

@@ -5,37 +5,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from indexer.answers import Photo
 from indexer.calibration import VERSION, Calibration
 from indexer.catalogue import Catalogue
 from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
-from indexer.files import replace_file, replace_text, sha256_of, sync_folder
+from indexer.files import replace_text, sha256_of, sync_folder
 from indexer.layout import Layout, generation_of
-from indexer.options import PlaceOptions
+from indexer.options import PlaceOptions, SearchOptions
 from indexer.places import AssignedPlace, PlacePhoto, assign_places
+from indexer.searchable import INDEX, ROWS, Described, Live, make_store, open_store, problems
 from indexer.self_queries import Collection, calibrate
-from indexer.shards import Floats, read_slots
 from indexer.stored import ROOT, Slot
-from indexer.stores.faiss import FACTORY, FaissStore, Ids
+from indexer.stores.store import Store
 from indexer.verification import OwnPhotos
 from indexer.whereabouts import PlaceRule, frame_ranks
 
-FORMAT = 1
+FORMAT = 2
 NEARLY_THE_SAME = 0.05
 """Share of photos that may come or go before what is known of answers is found out anew."""
-
-Live = tuple[int, str, Slot]  # a descriptor's id, its photo, and where its bytes are
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,8 @@ class Manifest:
     places_by: str
     """How photos became places: see `PlaceOptions.describe`."""
     factory: str
+    """As `Described`, like the next."""
     recall: float
-    """Of the search against exact search: 1.0, since this factory is exact."""
     calibration: dict[str, Any] | None
     """How sure answers are, as `indexer.calibration.Calibration` writes it; None from versions without."""
     content: str
@@ -63,6 +56,17 @@ class Manifest:
     index_sha256: str
     created_at: str
     format: int = FORMAT
+    probes: int = 0
+    depth: int = 0
+    rows_sha256: str = ""
+    """Of the table of rows, where there is one."""
+    search_by: str = SearchOptions().describe()
+    """What was asked of the search: see `SearchOptions.describe`."""
+
+    @property
+    def described(self) -> Described:
+        """Its store."""
+        return Described(self.factory, self.recall, self.probes, self.depth)
 
 
 def publish(
@@ -73,6 +77,7 @@ def publish(
     dim: int,
     options: PlaceOptions,
     settle: Callable[[], object] | None = None,
+    search: SearchOptions | None = None,
 ) -> Manifest:
     """Make the catalogue's descriptors of a generation searchable; does nothing when they are already.
 
@@ -81,17 +86,21 @@ def publish(
     Args:
         settle: embeds what is pending; called before a new generation takes over from one that photos were
             POSTed to meanwhile.
+        search: what is asked of the search.
 
     Raises:
+        UsageError: it cannot be had.
         IndexerError: there is no descriptor, or the disk cannot be written.
         FormatTooNew: a newer version wrote its snapshot.
     """
+    search = search or SearchOptions()
     live = catalogue.live_descriptors(generation)
     content = _content(catalogue, generation, options, live)
     previous = layout.last_finished()
     last = _manifest(layout, previous) if previous else None
     calibrated = last is not None and (last.calibration or {}).get("version") == VERSION
-    if last is not None and last.content == content and calibrated and _is_sound(layout, last):
+    same = last is not None and (last.content, last.search_by) == (content, search.describe())
+    if last is not None and same and calibrated and _is_sound(layout, last):
         layout.set_current(last.snapshot)  # which may have been damaged
         return last
     if not live:
@@ -101,9 +110,8 @@ def publish(
     name = layout.next_snapshot(generation)
     folder = layout.snapshot(name)
     folder.mkdir(parents=True, exist_ok=True)
-    index = folder / "index.faiss"
-    store = FaissStore.build(dim, _blocks(layout, generation, dim, live))
-    replace_file(index, store.save)
+    store, described = make_store(folder, layout.shards(generation), dim, live, search)
+    index, rows = folder / INDEX, folder / ROWS
     manifest = Manifest(
         snapshot=name,
         model=model,
@@ -112,15 +120,16 @@ def publish(
         photos=len({photo for _, photo, _ in live}),
         places=len(assigned),
         places_by=options.describe(),
-        factory=FACTORY,
-        recall=1.0,
+        **dataclasses.asdict(described),
         calibration=_calibration(
             layout, catalogue, generation, last, store, live, assigned, options
         ).to_json(),
         content=content,
-        index_bytes=index.stat().st_size,
-        index_sha256=sha256_of(index),
+        index_bytes=index.stat().st_size if index.exists() else 0,
+        index_sha256=sha256_of(index) if index.exists() else "",
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows_sha256=sha256_of(rows) if rows.exists() else "",
+        search_by=search.describe(),
     )
     catalogue.replace_places(assigned, made_at)
     replace_text(layout.manifest(name), json.dumps(dataclasses.asdict(manifest), indent=1))
@@ -156,7 +165,7 @@ def _calibration(
     catalogue: Catalogue,
     generation: int,
     last: Manifest | None,
-    store: FaissStore,
+    store: Store,
     live: Sequence[Live],
     assigned: Sequence[AssignedPlace],
     options: PlaceOptions,
@@ -214,32 +223,18 @@ def read_manifest(layout: Layout, name: str) -> Manifest:
         ) from error
 
 
-def open_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> FaissStore:
-    """A snapshot's store; a missing or damaged file is made again, in memory, from the shards."""
-    path = layout.snapshot(manifest.snapshot) / "index.faiss"
-    try:
-        if path.stat().st_size != manifest.index_bytes:
-            raise IndexerError(f"{path} has {path.stat().st_size} bytes, not {manifest.index_bytes}")
-        store = FaissStore.load(path)
-        if (store.count, store.dim) != (manifest.count, manifest.dim):
-            raise IndexerError(f"{path} holds other descriptors than its manifest says")
-        return store
-    except (OSError, IndexerError) as error:
-        log.warning("%s; searching what the shards hold instead", error)
-        return store_from_shards(layout, catalogue, generation_of(manifest.snapshot), manifest.dim)
-
-
-def store_from_shards(layout: Layout, catalogue: Catalogue, generation: int, dim: int) -> FaissStore:
-    """A store of a generation's live descriptors."""
-    return FaissStore.build(dim, _blocks(layout, generation, dim, catalogue.live_descriptors(generation)))
-
-
-def _blocks(layout: Layout, generation: int, dim: int, live: Sequence[Live]) -> Iterator[tuple[Ids, Floats]]:
-    ids = np.array([number for number, _, _ in live], np.int64)
-    start = 0
-    for block in read_slots(layout.shards(generation), [slot for _, _, slot in live], dim, block=8192):
-        yield ids[start : start + len(block)], block
-        start += len(block)
+def opened_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Store:
+    """A snapshot's store; see `indexer.searchable.open_store`."""
+    generation = generation_of(manifest.snapshot)
+    return open_store(
+        layout.snapshot(manifest.snapshot),
+        layout.shards(generation),
+        manifest.dim,
+        manifest.count,
+        manifest.index_bytes,
+        manifest.described,
+        lambda: catalogue.live_descriptors(generation),
+    )
 
 
 def _content(catalogue: Catalogue, generation: int, options: PlaceOptions, live: Sequence[Live]) -> str:
@@ -304,7 +299,4 @@ def _manifest(layout: Layout, name: str) -> Manifest | None:
 
 def _is_sound(layout: Layout, manifest: Manifest) -> bool:
     """Whether every byte of a snapshot is as it was written."""
-    try:
-        return sha256_of(layout.snapshot(manifest.snapshot) / "index.faiss") == manifest.index_sha256
-    except OSError:
-        return False
+    return not problems(layout.snapshot(manifest.snapshot), manifest.index_sha256, manifest.rows_sha256)

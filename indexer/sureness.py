@@ -11,7 +11,7 @@ import numpy as np
 from indexer.answers import PhotoHit, PlaceHit
 from indexer.calibration import Calibration
 from indexer.evidence import WEIGHED, Level, evidence_of, share_out
-from indexer.stores.faiss import Floats
+from indexer.stores.store import Floats
 from indexer.verification import cosine
 from indexer.whereabouts import PlaceRule, Whereabouts
 

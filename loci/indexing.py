@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from indexer.build import BuildReport
 
 PHOTOS, MODEL = "The photos", "The model, fitted by the first run and kept from then on"
+SEARCH = "The search"
 
 
 def index(
@@ -159,6 +160,23 @@ def index(
         bool,
         typer.Option("--refit", help="Fit again, and embed every photo anew.", rich_help_panel=MODEL),
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="What a search may keep in memory, such as 512M or 4G. [default: half of the machine's]",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R",
+            help="Share of the nearest photos that a search of a large index is to find; 1: all, however "
+            "long it takes. [default: 0.99]",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     batch_size: Annotated[
@@ -190,6 +208,8 @@ def index(
         seed=seed,
         places=places,
         place_radius_m=place_radius,
+        memory=memory,
+        recall=recall,
         device=device,
         precision=precision,
         batch_size=batch_size,

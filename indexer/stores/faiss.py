@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
+from indexer.stores.store import Floats, Ids, Positions
 
 FACTORY = "Flat"
-
-Floats = NDArray[np.float32]
-Ids = NDArray[np.int64]
 
 
 class FaissStore:
@@ -36,18 +34,11 @@ class FaissStore:
     @classmethod
     def load(cls, path: Path) -> FaissStore:
         """Read a store. Raises IndexerError when the file is damaged."""
-        try:
-            return cls(faiss.read_index(str(path)))
-        except (RuntimeError, MemoryError) as error:  # a damaged length may ask for any amount of memory
-            reason = str(error).partition("\n")[0] or "it asks for more memory than there is"
-            raise IndexerError(f"{path} is damaged: {reason}") from error
+        return cls(load_index(path))
 
     def save(self, path: Path) -> None:
         """Write the store; not atomic, so write to a temporary name. Raises OSError when it does not fit."""
-        # Through Python's file: FAISS's own drops what fails when it closes it, as the last bytes do.
-        with path.open("wb") as file:
-            writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined, unused-ignore]
-            faiss.write_index(self._index, writer)
+        save_index(self._index, path)
 
     @property
     def count(self) -> int:
@@ -107,16 +98,32 @@ class FaissStore:
         if among is None:
             scores, ids = self._index.search(queries, k)
             return scores, ids
-        chosen = np.zeros(int(among.max(initial=0)) + 1, bool)
-        chosen[among] = True
-        bits = np.packbits(
-            chosen, bitorder="little"
-        )  # kept until the search is done: FAISS only points at it
-        scores, ids = self._index.search(queries, k, params=_only(bits))
+        bits = chosen_bits(among)  # kept until the search is done: FAISS only points at them
+        library: Any = faiss
+        parameters = library.SearchParameters(sel=library.IDSelectorBitmap(bits))
+        scores, ids = self._index.search(queries, k, params=parameters)
         return scores, ids
 
 
-def _only(bits: NDArray[np.uint8]) -> Any:
-    """FAISS's parameters for a search of the ids whose bits are set."""
-    library: Any = faiss
-    return library.SearchParameters(sel=library.IDSelectorBitmap(bits))
+def chosen_bits(numbers: Ids | Positions) -> NDArray[np.uint8]:
+    """A bit for each number from 0, set for these: what FAISS's bitmap selector points at."""
+    chosen = np.zeros(int(numbers.max(initial=0)) + 1, bool)
+    chosen[numbers] = True
+    return np.packbits(chosen, bitorder="little")
+
+
+def load_index(path: Path) -> faiss.Index:
+    """Read FAISS's file. Raises IndexerError when it is damaged."""
+    try:
+        return faiss.read_index(str(path))
+    except (RuntimeError, MemoryError) as error:  # a damaged length may ask for any amount of memory
+        reason = str(error).partition("\n")[0] or "it asks for more memory than there is"
+        raise IndexerError(f"{path} is damaged: {reason}") from error
+
+
+def save_index(index: faiss.Index, path: Path) -> None:
+    """Write FAISS's file; not atomic. Raises OSError when it does not fit."""
+    # Through Python's file: FAISS's own drops what fails when it closes it, as the last bytes do.
+    with path.open("wb") as file:
+        writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined, unused-ignore]
+        faiss.write_index(index, writer)

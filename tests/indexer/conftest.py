@@ -24,10 +24,10 @@ from indexer.catalogue import Catalogue, FileRow, PhotoFacts
 from indexer.index import Index
 from indexer.layout import Layout
 from indexer.metadata import PhotoMetadata
-from indexer.options import BuildOptions, FitOptions, PlaceOptions, save_options
+from indexer.options import BuildOptions, FitOptions, Options, PlaceOptions, SearchOptions, save_options
 from indexer.posting import NewPhoto
 from indexer.shards import RUN, ShardWriter
-from indexer.snapshot import open_store, publish, read_manifest
+from indexer.snapshot import opened_store, publish, read_manifest
 from model.backbone import CHANNELS
 
 WALLS, VIEWS = 4, 2
@@ -176,12 +176,18 @@ class Handmade:
     def layout(self) -> Layout:
         return Layout(self.folder)
 
-    def make(self, photos: Sequence[tuple[PhotoMetadata, Sequence[Floats]]], **places: Any) -> list[str]:
+    def make(
+        self,
+        photos: Sequence[tuple[PhotoMetadata, Sequence[Floats]]],
+        search: SearchOptions | None = None,
+        **places: Any,
+    ) -> list[str]:
         """Photos of this metadata and descriptors, one a view, as if in files /made/0000.jpg …; their ids."""
+        search = search or SearchOptions()
         self.folder.mkdir()
         catalogue = Catalogue(self.folder, create=True)
         fitted = FitOptions(dim=self.dim, local_features=0)
-        save_options(self.layout.options(1), fitted, PlaceOptions(**places))
+        save_options(self.layout.options(1), Options(fitted, PlaceOptions(**places), search))
         ids = []
         for number, (metadata, views) in enumerate(photos):
             facts = PhotoFacts(hashlib.sha256(f"made {number}".encode()).hexdigest(), 64, 48, metadata)
@@ -194,7 +200,7 @@ class Handmade:
             rows = [(facts.id, view, yaws[view], slot) for view, slot in enumerate(slots)]
             catalogue.add_descriptors(1, rows)
             ids.append(facts.id)
-        publish(self.layout, catalogue, 1, "made by hand", self.dim, PlaceOptions(**places))
+        publish(self.layout, catalogue, 1, "made by hand", self.dim, PlaceOptions(**places), search=search)
         catalogue.close()
         return ids
 
@@ -203,7 +209,9 @@ class Handmade:
         manifest = read_manifest(self.layout, self.layout.current())
         catalogue = Catalogue(self.folder)
         nothing: Any = None
-        return Index(self.layout, manifest, catalogue, open_store(self.layout, catalogue, manifest), nothing)
+        return Index(
+            self.layout, manifest, catalogue, opened_store(self.layout, catalogue, manifest), nothing
+        )
 
     def new(self, number: int, metadata: PhotoMetadata | None = None, name: str | None = None) -> NewPhoto:
         """A photo to be posted, of bytes that are none."""

@@ -209,7 +209,7 @@ def test_other_options_need_refit(world: World) -> None:
     with pytest.raises(IndexerError, match=expected):
         world.build(clusters=5, seed=1)
     assert world.build(clusters=None, image_size=None).photos == 8  # not saying is as it was made
-    assert load_options(Layout(world.index).options(1))[0].clusters == 4
+    assert load_options(Layout(world.index).options(1)).fit.clusters == 4
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_an_index_from_before_keeps_small_photos_small_and_unverified(world: Wor
     assert (values["min_image_size"], values["local_features"]) == (256, 500)
     del values["min_image_size"], values["local_features"], values["layers"]
     path.write_text(json.dumps(values))
-    fitted, _ = load_options(path)
+    fitted = load_options(path).fit
     assert (fitted.min_image_size, fitted.local_features, fitted.layers) == (0, 0, "conv5_3")
     assert world.build().embedded == 0
     with pytest.raises(IndexerError, match="made with --local-features 0, not 500: leave that out, or say"):

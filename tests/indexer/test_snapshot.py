@@ -16,7 +16,7 @@ from indexer.catalogue import Catalogue
 from indexer.check import check_index
 from indexer.errors import FormatTooNew, IndexerError, IndexMissing
 from indexer.layout import Layout
-from indexer.snapshot import read_manifest
+from indexer.snapshot import FORMAT, read_manifest
 from indexer.stores.faiss import FaissStore
 
 if TYPE_CHECKING:
@@ -138,14 +138,16 @@ def test_what_is_wrong_with_current_is_said(world: World, tmp_path: Path) -> Non
 def test_a_newer_manifest_is_refused_by_everyone_and_kept(world: World) -> None:
     world.build()
     path = snapshot(world) / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2, "news": 1}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1, "news": 1}))
     for act in (
         world.open,
         world.build,
         lambda: check_index(world.index),
         lambda: remove_photos(world.index, ["wall0/view0.jpg"]),
     ):
-        with pytest.raises(FormatTooNew, match="has format 2: a newer loci reads it, this one up to 1"):
+        with pytest.raises(
+            FormatTooNew, match=f"has format {FORMAT + 1}: a newer loci reads it, this one up to"
+        ):
             act()
     assert json.loads(path.read_text())["news"] == 1
     assert len(Catalogue(world.index).photos()) == 8
@@ -155,7 +157,7 @@ def test_the_manifest_says_what_is_there(made: World) -> None:
     layout = Layout(made.index)
     manifest = read_manifest(layout, layout.current())
     assert (manifest.count, manifest.photos, manifest.places, manifest.dim) == (8, 8, 4, 2048)
-    assert (manifest.recall, manifest.format) == (1.0, 1)
+    assert (manifest.recall, manifest.format) == (1.0, FORMAT)
     assert manifest.calibration is not None
     assert manifest.calibration["reason"] == (
         "8 of its 8 photos have another of their place, and it takes 40: add photos of places that are "

@@ -21,7 +21,7 @@ from indexer.metadata import PhotoMetadata
 from indexer.options import PlaceOptions
 from indexer.rebuild import rebuild
 from indexer.search import Question, grouped
-from indexer.snapshot import open_store, publish, read_manifest
+from indexer.snapshot import opened_store, publish, read_manifest
 from indexer.sureness import NOT_YET, UNVERIFIED
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def opened(made: Handmade, change: Callable[[dict[str, Any]], object] | None = N
         manifest = replace(manifest, calibration=calibration)
     catalogue = Catalogue(made.folder)
     nothing: Any = None
-    store = open_store(made.layout, catalogue, manifest)
+    store = opened_store(made.layout, catalogue, manifest)
     return Index(made.layout, manifest, catalogue, store, nothing, **options)
 
 

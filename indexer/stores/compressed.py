@@ -1,0 +1,185 @@
+"""Descriptors too many for memory: searched by short codes first, then exactly, where they lie in the shards.
+
+FAISS keeps the codes in an inverted file (IVF; Jégou et al., PAMI 2011), the lists of which hold RaBitQ's
+bit for each number (Gao and Long, SIGMOD 2024) or product quantisation's four bits for several. The codes
+name candidates; their cosines are those of the stored descriptors. Only the codes are in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.stores.faiss import chosen_bits, load_index, save_index
+from indexer.stores.rows import Rows
+from indexer.stores.store import Floats, Ids, Positions
+
+EXHAUSTIVE = 50_000
+"""Descriptors left by filters up to which all of them are compared."""
+POINTS_A_LIST = 40
+"""Descriptors that a list's centre is fitted on; FAISS warns below 39."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How thoroughly codes are searched."""
+
+    probes: int
+    """Lists looked into."""
+    depth: int
+    """Candidates for each answer asked for."""
+
+
+class CompressedStore:
+    """A snapshot's descriptors in the shards, and their codes; without codes, every search reads them all."""
+
+    def __init__(self, rows: Rows, codes: faiss.Index | None = None, setting: Setting | None = None) -> None:
+        self.rows = rows
+        self.setting = setting or Setting(1, 1)
+        self._codes = codes
+
+    @classmethod
+    def build(cls, rows: Rows, factory: str) -> CompressedStore:
+        """Fit codes on a sample of the descriptors, then encode all, some at a time; not tuned yet.
+
+        Args:
+            factory: FAISS's description of an inverted file.
+        """
+        index: Any = faiss.index_factory(rows.dim, factory, faiss.METRIC_INNER_PRODUCT)
+        index.train(rows.read(spread(len(rows), POINTS_A_LIST * lists_of(index))))
+        for block in rows.blocks():
+            index.add(block)
+        return cls(rows, index)
+
+    @classmethod
+    def load(cls, path: Path, rows: Rows, setting: Setting) -> CompressedStore:
+        """Read codes that `save` wrote. Raises IndexerError when the file is damaged."""
+        return cls(rows, load_index(path), setting)
+
+    def save(self, path: Path) -> None:
+        """Write the codes; not atomic, so write to a temporary name. Raises OSError when they do not fit."""
+        if self._codes is not None:
+            save_index(self._codes, path)
+
+    def tuned(self, setting: Setting) -> CompressedStore:
+        """The same, searched so thoroughly."""
+        return CompressedStore(self.rows, self._codes, setting)
+
+    @property
+    def lists(self) -> int:
+        """How many lists the codes lie in."""
+        return lists_of(self._codes)
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    @property
+    def dim(self) -> int:
+        return self.rows.dim
+
+    @property
+    def ids(self) -> Ids:
+        return self.rows.ids
+
+    def holds(self, ids: Ids) -> NDArray[np.bool_]:
+        return self.rows.holds(ids)
+
+    def vectors(self, ids: Ids) -> Floats:
+        return self.rows.read(self.rows.positions(ids))
+
+    def scores(self, descriptor: Floats) -> Floats:
+        return np.asarray(self.products(descriptor[None])[0], np.float32)
+
+    def products(self, queries: Floats) -> Floats:
+        found = np.empty((len(queries), self.count), np.float32)
+        start = 0
+        for block in self.rows.blocks():
+            found[:, start : start + len(block)] = queries @ block.T
+            start += len(block)
+        return found
+
+    def search(self, descriptors: Floats, k: int, among: Ids | None = None) -> tuple[Floats, Ids]:
+        """As `Store.search`; exact where `among` is EXHAUSTIVE ids or fewer, and where k is a large share."""
+        queries = np.ascontiguousarray(descriptors, np.float32)
+        positions = None if among is None else self.rows.positions(among[self.holds(among)])
+        left = self.count if positions is None else len(positions)
+        if (
+            self._codes is None
+            or k * self.setting.depth > left // 8
+            or (positions is not None and left <= EXHAUSTIVE)
+        ):
+            return self.exact(queries, k, positions)
+        count = k * self.setting.depth
+        # Of what few descriptors are left, as many are to be seen as of all.
+        probes = max(self.setting.probes * self.count // left, 2 * count * self.lists // left)
+        candidates = self.candidates(queries, count, probes, positions)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        ids = np.full((len(queries), k), -1, np.int64)
+        for query, named, row, own in zip(queries, candidates, scores, ids, strict=True):
+            named = named[named >= 0]
+            cosines = self.rows.read(named) @ query
+            best = np.lexsort((named, -cosines))[:k]
+            row[: len(best)] = cosines[best]
+            own[: len(best)] = self.ids[named[best]]
+        return scores, ids
+
+    def candidates(
+        self, queries: Floats, count: int, probes: int, positions: Positions | None = None
+    ) -> Positions:
+        """Positions (B count) of what by its code is nearest to queries (B d), the nearest first, or −1."""
+        chosen: dict[str, Any] = {"nprobe": min(self.lists, probes)}
+        if positions is not None:
+            bits = chosen_bits(positions)  # kept until the search is done: FAISS only points at them
+            library: Any = faiss
+            chosen["sel"] = library.IDSelectorBitmap(bits)
+        codes: Any = self._codes
+        parameters = faiss.SearchParametersIVF(**chosen)
+        return np.asarray(codes.search(queries, count, params=parameters)[1], np.intp)
+
+    def exact(
+        self, queries: Floats, k: int, positions: Positions | None = None, leave_out: Positions | None = None
+    ) -> tuple[Floats, Ids]:
+        """As `search`, of the descriptors at positions, or all, every one compared.
+
+        Args:
+            leave_out: for each query (B), a position that is no answer.
+        """
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        ids = np.full((len(queries), k), -1, np.int64)
+        start = 0
+        for block in self.rows.blocks(positions):
+            numbers = np.arange(start, start + len(block))
+            at = numbers if positions is None else positions[numbers]
+            cosines = np.asarray(queries @ block.T, np.float32)
+            if leave_out is not None:
+                cosines[at[None] == leave_out[:, None]] = -np.inf
+            scores, ids = _best(k, (scores, ids), (cosines, np.broadcast_to(self.ids[at], cosines.shape)))
+            start += len(block)
+        return scores, ids
+
+
+def _best(k: int, *parts: tuple[Floats, Ids]) -> tuple[Floats, Ids]:
+    """The k best of scores and ids (B n each), best first; equal scores by id."""
+    scores = np.concatenate([part[0] for part in parts], axis=1)
+    ids = np.concatenate([part[1] for part in parts], axis=1)
+    if scores.shape[1] > 4 * k:  # else sorting all is as fast
+        kept = np.argpartition(-scores, k, axis=1)[:, :k]
+        scores, ids = np.take_along_axis(scores, kept, 1), np.take_along_axis(ids, kept, 1)
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def lists_of(index: Any) -> int:
+    """How many lists an inverted file has."""
+    return int(faiss.extract_index_ivf(index).nlist)
+
+
+def spread(count: int, most: int) -> Positions:
+    """At most so many of `count` positions, evenly spread."""
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.intp)

@@ -1,0 +1,102 @@
+"""How thoroughly codes must be searched for a recall, and what is reached: measured against exact search.
+
+Asked are descriptors of the collection, each without itself: one half as they are, the other half with a
+random mixture of the collection added that is as long as they are, since photos of another day are not found
+as easily as those of the same. The setting is chosen by one half of the questions, measured by the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.stores.compressed import CompressedStore, Setting, spread
+from indexer.stores.store import Floats, Positions
+
+NEAREST = 10
+"""Recall is the share of so many nearest that are found where so many are asked for."""
+QUESTIONS = 1000
+DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+ROW_COST = 100
+"""Codes that are compared in the time in which one descriptor is read and compared."""
+MARGIN = 0.002
+"""By how much the recall of the questions chosen by must exceed what is wanted."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked, and what an exact search finds."""
+
+    queries: Floats
+    """m d"""
+    itself: Positions
+    """The position of each query's own descriptor, m."""
+    nearest: Positions
+    """Positions of the nearest of all others, m NEAREST."""
+
+    def part(self, chosen: slice) -> Questions:
+        return Questions(self.queries[chosen], self.itself[chosen], self.nearest[chosen])
+
+
+def tune(store: CompressedStore, recall: float) -> tuple[Setting, float]:
+    """The cheapest setting that reaches a recall, or the most thorough, and the recall that it has.
+
+    Args:
+        recall: wanted, 0 to 1.
+    """
+    asked = questions(store)
+    chosen = _cheapest(store, asked.part(slice(0, None, 2)), recall)
+    return chosen, measured(store, asked.part(slice(1, None, 2)), chosen)
+
+
+def questions(store: CompressedStore, count: int = QUESTIONS) -> Questions:
+    """At most `count` questions, always the same for the same collection, and their exact answers."""
+    itself = spread(store.count, count)
+    queries = store.rows.read(itself)
+    generator = np.random.default_rng(0)
+    mixtures = (generator.standard_normal((len(queries), len(queries))) @ queries).astype(np.float32)
+    disturbed = _unit(queries + _unit(mixtures))
+    halves = np.arange(len(queries)) % 4 < 2  # so that both kinds are among even and odd numbers
+    queries = np.where(halves[:, None], queries, disturbed)
+    _, ids = store.exact(queries, NEAREST, leave_out=itself)
+    return Questions(queries, itself, store.rows.positions(ids))
+
+
+def _unit(rows: Floats) -> Floats:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def measured(store: CompressedStore, asked: Questions, setting: Setting) -> float:
+    """The recall of a setting."""
+    return float(_found(store, asked, setting.probes, setting.depth * NEAREST).sum(1).mean() / NEAREST)
+
+
+def _cheapest(store: CompressedStore, asked: Questions, recall: float) -> Setting:
+    deepest = min(max(DEPTHS), max(1, (store.count - 1) // NEAREST))
+    best, least = Setting(store.lists, deepest), np.inf
+    a_list = store.count / store.lists
+    probes = 1
+    while probes < 2 * store.lists:
+        probed = min(probes, store.lists)
+        found = _found(store, asked, probed, deepest * NEAREST)
+        reached = found.cumsum(1).mean(0) / NEAREST  # with so many candidates
+        for depth in DEPTHS:
+            cost = probed * a_list + depth * NEAREST * ROW_COST
+            if depth <= deepest and reached[depth * NEAREST - 1] >= recall + MARGIN and cost < least:
+                best, least = Setting(probed, depth), cost
+        if probed * a_list >= least:  # more of them only cost more
+            break
+        probes *= 2
+    return best
+
+
+def _found(store: CompressedStore, asked: Questions, probes: int, candidates: int) -> NDArray[np.bool_]:
+    """Which of the candidates (m n), most promising first, are among the nearest."""
+    # One more: a query's own descriptor does not count.
+    named = store.candidates(asked.queries, candidates + 1, probes)
+    others = named != asked.itself[:, None]
+    rank = np.argsort(~others, axis=1, kind="stable")[:, :candidates]
+    named = np.take_along_axis(named, rank, 1)
+    return np.asarray((named[:, :, None] == asked.nearest[:, None, :]).any(2), bool)
