@@ -88,11 +88,13 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Give a time as people say it: `0.8 s`, `24 s`, `3 min 20 s`, `43 min`, `2 h 5 min`."""
+    """Give a time as people say it: `0.8 s`, `24 s`, `3 min 20 s`, `43 min`, `2 h 5 min`, `12 days`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 72:
+        return f"{round(hours / 24):,} days"
     if hours:
         return f"{hours} h {minutes} min"
     if minutes >= 10:
@@ -108,7 +110,9 @@ def distance(metres: float) -> str:
 
 
 def size(octets: int) -> str:
-    """Give a size in bytes: `512 kB`, `29.8 MB`, `1.2 GB`."""
+    """Give a size in bytes: `512 kB`, `29.8 MB`, `1.2 GB`, `3.6 TB`."""
+    if octets >= 1e12:
+        return f"{octets / 1e12:.1f} TB"
     if octets >= 1e9:
         return f"{octets / 1e9:.1f} GB"
     return f"{octets / 1e6:.1f} MB" if octets >= 1e6 else f"{octets / 1e3:.0f} kB"

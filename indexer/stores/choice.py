@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from indexer.errors import UsageError
@@ -64,8 +65,9 @@ def choose(count: int, dim: int, memory: int, recall: float) -> Choice:
 
 def lists_for(count: int, dim: int, memory: int) -> int:
     """Lists of an inverted file: about 4√n, a power of two, as many as can be fitted in half the memory."""
-    most = min(4 * count**0.5, count / POINTS_A_LIST, memory / 2 / (POINTS_A_LIST * dim * 4), 16_384)
-    return 1 << max(0, int(most).bit_length() - 1)
+    wanted = 1 << round(math.log2(4 * count**0.5))
+    most = min(count / POINTS_A_LIST, memory / 2 / (POINTS_A_LIST * dim * 4), 16_384)
+    return min(wanted, 1 << max(0, int(most).bit_length() - 1))
 
 
 def _codes(dim: int) -> list[tuple[str, int]]:

@@ -235,7 +235,7 @@ def test_small_collections_are_searched_exactly() -> None:
 
 def test_large_ones_by_codes_that_fit_the_memory() -> None:
     million = choose(10**6, 512, 8 * 2**30, 0.99)
-    assert million.factory == "IVF2048,RaBitQfs"
+    assert million.factory == "IVF4096,RaBitQfs"
     assert million.memory < 150 * 2**20
     assert choose(10**6, 512, 70 * 2**20, 0.99).factory.endswith(",PQ128x4fs") is False
     small = [choose(10**7, 512, memory * 2**20, 0.99).factory for memory in (2000, 900, 600, 450)]
