@@ -37,9 +37,10 @@ def plan(
     precision: PrecisionOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what an index of N photos will need: time, disk, memory, machines.
+    """Say what an index of N photos will need.
 
-    The network is run for a few seconds, to see how fast this machine is.
+    Time, disk, memory and machines are told. The network runs for a few seconds first, to see how fast this
+    machine is.
     """
     from indexer.options import BuildOptions, FitOptions, SearchOptions
     from indexer.pace import Pace, measure_pace

@@ -19,7 +19,7 @@ Loci = Callable[..., Result]
 Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMANDS = [
-    *("demo", "index", "query", "compare", "serve", "evaluate", "geotag", "train"),
+    *("demo", "index", "query", "compare", "serve", "evaluate", "geotag", "train", "plan"),
     *("info", "check", "remove", "export", "backup", "restore", "connections", "keys", "weights"),
 ]
 
