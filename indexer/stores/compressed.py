@@ -51,7 +51,11 @@ class CompressedStore:
             factory: FAISS's description of an inverted file.
         """
         index: Any = faiss.index_factory(rows.dim, factory, faiss.METRIC_INNER_PRODUCT)
-        index.train(rows.read(spread(len(rows), POINTS_A_LIST * lists_of(index))))
+        lists: Any = faiss.extract_index_ivf(index)
+        if faiss.get_num_gpus():
+            lists.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(rows.dim))
+        index.train(rows.read(spread(len(rows), POINTS_A_LIST * lists.nlist)))
+        lists.clustering_index = None
         for block in rows.blocks():
             index.add(block)
         return cls(rows, index)

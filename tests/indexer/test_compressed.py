@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
@@ -185,6 +186,23 @@ def test_codes_are_read_from_their_file(store: CompressedStore, vectors: Floats,
     (tmp_path / "index.faiss").write_bytes((tmp_path / "index.faiss").read_bytes()[:9000])
     with pytest.raises(IndexerError, match="is damaged"):
         CompressedStore.load(tmp_path / "index.faiss", store.rows, store.setting)
+
+
+def test_lists_are_fitted_on_gpus_where_there_are_some(
+    rows: Rows, vectors: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def taking(index: Any) -> Any:
+        taken.append(index)
+        return index
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", taking, raising=False)
+    store = CompressedStore.build(rows, "IVF64,RaBitQfs").tuned(Setting(16, 12))
+    assert len(taken) == 1
+    _, ids = store.search(vectors[:50], 1)
+    assert ids[:, 0].tolist() == (7 * np.arange(50) + 5).tolist()
 
 
 # Tuning
