@@ -57,6 +57,13 @@ def real(index: Path) -> Floats:
     return np.concatenate(list(read_slots(layout.shards(generation), [s for *_, s in live], manifest.dim)))
 
 
+def near_in(rows: Floats) -> NDArray[np.intp]:
+    """The numbers of each row's ten nearest others."""
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -2)
+    return np.argsort(-cosines, axis=1)[:, :10]
+
+
 def draw(real: Floats, near: NDArray[np.intp], count: int, generator: np.random.Generator) -> Floats:
     """Descriptors made of real ones, as the module says."""
     one = generator.integers(0, len(real), count)
@@ -75,9 +82,7 @@ def unit(rows: Floats) -> Floats:
 def make(folder: Path, index: Path, count: int) -> None:
     """Shards of `count` descriptors, queries and their exact answers, in a folder."""
     rows = real(index)
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, -2)
-    near = np.argsort(-cosines, axis=1)[:, :10]
+    near = near_in(rows)
     generator = np.random.default_rng(0)
     queries = draw(rows, near, QUERIES, generator)
     writer = ShardWriter(folder / "shards", rows.shape[1], None)
@@ -144,7 +149,9 @@ class Ours:
         snapshot = of.folder / "snapshot"
         kind = Described(**json.loads((snapshot / "kind.json").read_text()))
         size = (snapshot / "index.faiss").stat().st_size
-        store = open_store(snapshot, of.shards, of.dim, len(of.live), size, kind, lambda: of.live)
+        store = open_store(
+            snapshot, of.shards, of.dim, len(of.live), size, kind, lambda: of.live, lambda: None
+        )
         return lambda query: store.search(query[None], K)[1][0]
 
 

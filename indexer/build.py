@@ -40,14 +40,14 @@ from indexer.reading import Reader
 from indexer.rebuild import republish
 from indexer.scan import ScanResult, scan
 from indexer.shards import RUN, ShardWriter
-from indexer.snapshot import Manifest, check_model, publish, read_manifest
+from indexer.snapshot import Manifest, check_model, publish, published, read_manifest
 from indexer.spool import Spool
 from indexer.stored import Slot
 from indexer.target import is_index, target, translated
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder, Seen
 from model.local_features import Packed
-from model.modelfile import PlaceModel, load_model
+from model.modelfile import ModelConfig, PlaceModel, load_model, read_config
 from model.weights import load_weights
 
 SHORT = 0.01  # of the recall asked for: worth a note
@@ -106,16 +106,23 @@ def build_index(
         catalogue = Catalogue(into, create=True)
         try:
             sweep(catalogue)
+            layout = Layout(into)
             collected = collect(
-                catalogue, scanned, table, progress, rehash=options.rehash, prune=options.prune
+                catalogue,
+                scanned,
+                table,
+                progress,
+                rehash=options.rehash,
+                prune=options.prune,
+                before_changes=lambda: layout.set_unpublished(True),
             )
-            run = _Run(Layout(into), catalogue, options, progress)
-            manifest, embedded, model = run.complete()
-            notes = _notes(collected, scanned, model, manifest)
+            manifest, embedded, config = _Run(layout, catalogue, options, progress).complete()
+            layout.set_unpublished(False)
+            notes = _notes(collected, scanned, config, manifest)
             if table is not None and table.unused():
                 notes.append(unused_rows(table))
             return _report(
-                catalogue, collected, manifest, model, embedded, notes, time.perf_counter() - started
+                catalogue, collected, manifest, config, embedded, notes, time.perf_counter() - started
             )
         finally:
             catalogue.close()
@@ -161,10 +168,16 @@ class _Run:
         self._progress = progress
         self._brought: PlaceModel | None = None
 
-    def complete(self) -> tuple[Manifest, int, PlaceModel]:
-        """The snapshot, how many photos were embedded for it, and the model."""
+    def complete(self) -> tuple[Manifest, int, ModelConfig]:
+        """The snapshot, how many photos were embedded for it, and what the model is."""
         generation, (options, places, search) = self._generation()
         path = self._layout.model(generation)
+        if path.exists() and self._brought is None:
+            config, fingerprint = read_config(path)
+            check_model(self._layout, generation, fingerprint)
+            manifest = published(self._layout, self._catalogue, generation, fingerprint, places, search)
+            if manifest is not None:
+                return manifest, 0, config
         embedder: Embedder | None = None
         if not path.exists():
             embedder = self._embedder(self._measured(generation, options))
@@ -197,7 +210,7 @@ class _Run:
                 "more --memory would help"
             )
         Spool(self._layout.spool(generation)).clear()
-        return manifest, embedded, model
+        return manifest, embedded, model.config
 
     def _generation(self) -> tuple[int, Options]:
         """The generation this run works on, begun where it must be, with its options."""
@@ -344,11 +357,11 @@ def _reader(options: FitOptions) -> Reader:
     return Reader(options.image_size, options.panoramas, options.min_image_size)
 
 
-def _notes(collected: Collected, scanned: ScanResult, model: PlaceModel, manifest: Manifest) -> list[str]:
+def _notes(collected: Collected, scanned: ScanResult, config: ModelConfig, manifest: Manifest) -> list[str]:
     notes = [f"{path}: {reason}" for path, reason in scanned.problems]
     if collected.still_removed:
         notes.append(f"{collected.still_removed} photos were removed earlier and stay out")
-    fitted_on = int(model.config.provenance.get("cluster_photos", 0))
+    fitted_on = int(config.provenance.get("cluster_photos", 0))
     if 0 < fitted_on < SAMPLE_PHOTOS and manifest.photos >= GROWN * fitted_on:
         notes.append(
             f"the model was fitted on {fitted_on} photos and the index has {manifest.photos} by now: "
@@ -361,7 +374,7 @@ def _report(
     catalogue: Catalogue,
     collected: Collected,
     manifest: Manifest,
-    model: PlaceModel,
+    config: ModelConfig,
     embedded: int,
     notes: Sequence[str],
     seconds: float,
@@ -381,16 +394,15 @@ def _report(
         model=manifest.model,
         places=manifest.places,
         dim=manifest.dim,
-        reduction=describe_reduction(model),
+        reduction=describe_reduction(config),
         seconds=seconds,
         photos_per_second=embedded / seconds if seconds > 0 else 0.0,
         notes=tuple(notes),
     )
 
 
-def describe_reduction(model: PlaceModel) -> str:
+def describe_reduction(config: ModelConfig) -> str:
     """A model's reduction in a few words."""
-    config = model.config
     if config.dim is None:
         return f"none, {config.output_dim}-D"
     whitening = f"whitened by λ^-{config.power / 2:g}" if config.power else "not whitened"

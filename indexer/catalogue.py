@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -71,6 +72,10 @@ class Catalogue(StoredPhotos):
         """Every known path, by root and relative path."""
         rows = self._rows("SELECT root, relative, size, mtime_ns, photo FROM files")
         return {(root, relative): FileRow(size, mtime, photo) for root, relative, size, mtime, photo in rows}
+
+    def file_stats(self) -> set[tuple[str, int, int]]:
+        """Full path, size and time of every known file."""
+        return set(self._rows("SELECT rtrim(root, '/') || '/' || relative, size, mtime_ns FROM files"))
 
     def statuses(self) -> dict[str, str]:
         """Every photo's status."""
@@ -163,6 +168,13 @@ class Catalogue(StoredPhotos):
     def count(self, status: str = "ok") -> int:
         """How many photos have a status."""
         return int(self._rows("SELECT count(*) FROM photos WHERE status = ?", (status,))[0][0])
+
+    def count_in_files(self) -> int:
+        """How many photos of the index lie in files."""
+        if not self.stored():  # then all do
+            return self.count()
+        query = "SELECT count(*) FROM photos WHERE status = 'ok' AND id IN (SELECT photo FROM files)"
+        return int(self._rows(query)[0][0])
 
     def file_of(self, photo: str) -> list[Path]:
         """The paths that hold a photo, the index's own first."""
@@ -285,10 +297,11 @@ class Catalogue(StoredPhotos):
 
     # Places
 
-    def replace_places(self, places: Iterable[AssignedPlace], made_at: int | None = None) -> None:
+    def replace_places(self, places: Iterable[AssignedPlace], made_at: int | None = None) -> int:
         """Put a new assignment in the old one's place; photos changed since it was made keep theirs.
 
-        `made_at` is the number of the last change that it takes in; None for all there are.
+        `made_at` is the number of the last change that it takes in; None for all there are. Returns the
+        number of the last change that is taken in now: its own, where no photo has changed since.
         """
         places = list(places)
         with self.transaction() as db:
@@ -310,6 +323,7 @@ class Catalogue(StoredPhotos):
                 "INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?)",
                 [(p.id, p.name, p.medoid, p.lat, p.lon) for p in places],
             )
+            return made_at if later and made_at is not None else self.last_change()
 
     def assigned_places(self) -> list[AssignedPlace]:
         """The places with their members' ids, as the next assignment needs them."""
@@ -359,4 +373,10 @@ def _photo(row: Sequence[Any]) -> Photo:
 
 def display_path(root: str, relative: str) -> str:
     """A photo's path as answers show it: from the folder that was indexed on."""
-    return str(PurePosixPath(PurePosixPath(root).name) / relative)
+    name = _name_of(root)
+    return f"{name}/{relative}" if name else relative
+
+
+@lru_cache(maxsize=1024)
+def _name_of(folder: str) -> str:
+    return PurePosixPath(folder).name

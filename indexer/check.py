@@ -25,7 +25,8 @@ def check_index(path: Path) -> list[str]:
     """Read every byte of an index; one sentence a problem, none when it is sound.
 
     Checked are the catalogue's pages, the model's fingerprint, the snapshot's checksum, that every descriptor
-    is in its shard and of unit length, and that the file of every POSTed photo is there as it was sent.
+    is in its shard and of unit length, and that the file of every POSTed photo is there as it was sent. Where
+    something is wrong, the next run looks at everything, too.
 
     Raises:
         IndexMissing: there is no index. FormatTooNew: a newer version wrote it.
@@ -36,7 +37,7 @@ def check_index(path: Path) -> list[str]:
     try:
         integrity = catalogue.integrity()
         problems = [] if integrity == "ok" else [f"the catalogue is damaged: {integrity}"]
-        return [
+        problems = [
             *problems,
             *_model_problems(layout, manifest),
             *_store_problems(layout, manifest),
@@ -44,6 +45,9 @@ def check_index(path: Path) -> list[str]:
             *_local_problems(layout, catalogue, manifest),
             *(_stored_problems(catalogue) if integrity == "ok" else []),
         ]
+        if problems:
+            layout.mark_damaged()
+        return problems
     finally:
         catalogue.close()
 

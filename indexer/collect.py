@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +15,7 @@ from indexer.catalogue import Catalogue, FileRow, PhotoFacts
 from indexer.errors import IndexerError
 from indexer.metadata import MetadataTable, PhotoMetadata, from_exif, from_name
 from indexer.progress import Progress
-from indexer.scan import ScannedFile, ScanResult
+from indexer.scan import ScannedFile, ScanResult, full_path
 from model.errors import ImageError
 from model.images import open_photo, upright_size
 
@@ -47,14 +47,23 @@ def collect(
     *,
     rehash: bool = False,
     prune: bool = False,
+    before_changes: Callable[[], object] | None = None,
 ) -> Collected:
     """Bring the catalogue up to date with what was scanned.
+
+    Args:
+        before_changes: called where there may be something to do, before anything is written.
 
     Raises:
         IndexerError: over a fifth of the photos below one of the scanned folders would vanish, and not
             `prune`; or no photo that can be read would be left; or there is none and was none. Nothing is
             removed then.
     """
+    unchanged = None if rehash or table else _all_unchanged(catalogue, scanned)
+    if unchanged:
+        return Collected(0, 0, 0, 0, 0, unchanged, 0, ())
+    if before_changes is not None:
+        before_changes()
     before = _Before(catalogue)
     if not scanned.files and not any(_below(path, scanned.roots) for path in before.files):
         raise no_photos(scanned.roots)
@@ -72,7 +81,7 @@ def collect(
     if table is not None:
         _apply_table(catalogue, before, scanned.files, table)
     gone = _gone(before, scanned)
-    held = {row.photo for key, row in catalogue.files().items() if _full(key) not in gone}
+    held = {row.photo for key, row in catalogue.files().items() if full_path(*key) not in gone}
     held |= catalogue.stored().keys()  # POSTed photos never vanish
     vanished = _vanished(catalogue, before, gone, held)
     if not prune:
@@ -81,6 +90,18 @@ def collect(
         raise nothing_readable(catalogue, outcomes.unreadable)
     _forget(catalogue, before, gone)
     return outcomes.summary(catalogue, len(vanished))
+
+
+def _all_unchanged(catalogue: Catalogue, scanned: ScanResult) -> int | None:
+    """How many photos the files hold, where they are the very files that are known, of their sizes and times.
+
+    None where anything may be to do. To find out that there is nothing, this alone is looked at.
+    """
+    if catalogue.count("failed"):  # those are tried again
+        return None
+    if catalogue.file_stats() != {(file.name, file.size, file.mtime_ns) for file in scanned.files}:
+        return None
+    return catalogue.count_in_files()
 
 
 def no_photos(sources: Sequence[Path]) -> IndexerError:
@@ -101,13 +122,13 @@ class _Before:
     """What the catalogue knew before this run. A file is its full path, whatever folder it was found from."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self.files = {_full(key): (key, row) for key, row in catalogue.files().items()}
+        self.files = {full_path(*key): (key, row) for key, row in catalogue.files().items()}
         self.statuses = catalogue.statuses()
         self.stored = catalogue.stored().keys()
 
     def key(self, file: ScannedFile) -> tuple[str, str]:
         """Under which root and relative path the catalogue has or gets this file."""
-        path = str(file.path)
+        path = file.name
         return self.files[path][0] if path in self.files else (str(file.root), file.relative)
 
     def photo(self, path: str) -> str | None:
@@ -116,7 +137,7 @@ class _Before:
 
     def has(self, file: ScannedFile) -> bool:
         """Same size and time as before; what failed is tried again, since what it lacked may be there now."""
-        _, row = self.files.get(str(file.path), (None, None))
+        _, row = self.files.get(file.name, (None, None))
         if row is None or (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
             return False
         return self.statuses.get(row.photo) in ("ok", "removed")
@@ -127,7 +148,7 @@ class _Outcomes:
 
     def __init__(self, before: _Before, files: Sequence[ScannedFile]) -> None:
         self._before = before
-        self._paths = {str(file.path) for file in files}
+        self._paths = {file.name for file in files}
         self._stayed = {before.photo(path) for path in self._paths}
         self._added: set[str] = set()
         self._changed: set[str] = set()
@@ -140,7 +161,7 @@ class _Outcomes:
         if not facts.sha256:
             self.unreadable.append((file.path, facts.error or "cannot be read"))
             return
-        held = self._before.photo(str(file.path))
+        held = self._before.photo(file.name)
         status = self._before.statuses.get(facts.id)
         if status == "removed":
             self._still_removed.add(facts.id)
@@ -154,7 +175,7 @@ class _Outcomes:
             self._moved.add(facts.id)
 
     def summary(self, catalogue: Catalogue, vanished: int) -> Collected:
-        present = {row.photo for key, row in catalogue.files().items() if _full(key) in self._paths}
+        present = {row.photo for key, row in catalogue.files().items() if full_path(*key) in self._paths}
         counted = self._added | self._changed | self._moved | self._returned
         live = catalogue.with_status("ok") | catalogue.with_status("failed")
         return Collected(
@@ -211,7 +232,7 @@ def _apply_table(
 
 def _gone(before: _Before, scanned: ScanResult) -> set[str]:
     """Paths below the scanned folders that are not there any more."""
-    present = {str(file.path) for file in scanned.files}
+    present = {file.name for file in scanned.files}
     blind = [path for path, _ in scanned.problems]  # what could not be looked into has not vanished
     return {
         path
@@ -246,10 +267,6 @@ def _forget(catalogue: Catalogue, before: _Before, gone: set[str]) -> None:
     with catalogue.transaction() as db:
         catalogue.forget_files(db, [before.files[path][0] for path in gone])
         catalogue.set_status(db, catalogue.without_files(), "vanished")
-
-
-def _full(key: tuple[str, str]) -> str:
-    return f"{key[0].rstrip('/')}/{key[1]}"
 
 
 def _below(path: str, folders: Sequence[Path]) -> bool:

@@ -10,11 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from indexer.errors import IndexerError, IndexMissing
-from indexer.files import replace_text
+from indexer.files import replace_text, sync_folder
 from indexer.lock import is_backed_up
 
 CURRENT = "CURRENT"
 """The file that names the snapshot that answers."""
+UNPUBLISHED = "UNPUBLISHED"
+"""The file that is there while what a run found may not be in a snapshot yet."""
 
 
 class Layout:
@@ -110,6 +112,24 @@ class Layout:
     def set_current(self, name: str) -> None:
         """Let a snapshot answer from now on."""
         replace_text(self.folder / CURRENT, name + "\n")
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether a run may have found what is in no snapshot yet."""
+        return (self.folder / UNPUBLISHED).exists()
+
+    def set_unpublished(self, state: bool) -> None:
+        """Note that a run begins to change the catalogue, or that what it did is published."""
+        if state and not self.unpublished:
+            (self.folder / UNPUBLISHED).touch()
+            sync_folder(self.folder)
+        elif not state:
+            (self.folder / UNPUBLISHED).unlink(missing_ok=True)
+
+    def mark_damaged(self) -> None:
+        """Note, where that can be written, that the next run is to look at everything."""
+        with suppress(OSError):
+            self.set_unpublished(True)
 
     def drop_old(self, keep: Iterable[str]) -> list[int]:
         """Remove other snapshots, and older generations without any; returns the generations kept.

@@ -81,6 +81,7 @@ def open_store(
     size: int,
     kind: Described,
     live: Callable[[], Sequence[Live]],
+    damaged: Callable[[], object],
 ) -> Store:
     """A snapshot's store, mapped where it can be.
 
@@ -90,6 +91,7 @@ def open_store(
     Args:
         size: bytes of the FAISS file.
         live: lists the generation's descriptors.
+        damaged: called where something is missing or damaged.
     """
     try:
         found = (folder / INDEX).stat().st_size if size else 0
@@ -101,6 +103,7 @@ def open_store(
         return store
     except (OSError, IndexerError) as error:
         log.warning("%s; searching what the shards hold instead", error)
+        damaged()
     if kind.factory == FLAT:
         return FaissStore.build(dim, _blocks(shards, dim, live()))
     return CompressedStore(_rows(shards, dim, live()))

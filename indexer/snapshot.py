@@ -60,6 +60,8 @@ class Manifest:
     depth: int = 0
     rows_sha256: str = ""
     """Of the table of rows, where there is one."""
+    change: int | None = None
+    """Number of the catalogue's last change that it takes in; None from versions without."""
     search_by: str = SearchOptions().describe()
     """What was asked of the search: see `SearchOptions.describe`."""
 
@@ -94,6 +96,7 @@ def publish(
         FormatTooNew: a newer version wrote its snapshot.
     """
     search = search or SearchOptions()
+    made_at = catalogue.last_change()
     live = catalogue.live_descriptors(generation)
     content = _content(catalogue, generation, options, live)
     previous = layout.last_finished()
@@ -105,7 +108,6 @@ def publish(
         return last
     if not live:
         raise IndexerError(f"no photo would be left in {layout.folder}: nothing was published")
-    made_at = catalogue.last_change()
     assigned = _assign(catalogue, options, last)
     name = layout.next_snapshot(generation)
     folder = layout.snapshot(name)
@@ -131,13 +133,47 @@ def publish(
         rows_sha256=sha256_of(rows) if rows.exists() else "",
         search_by=search.describe(),
     )
-    catalogue.replace_places(assigned, made_at)
+    manifest = replace(manifest, change=catalogue.replace_places(assigned, made_at))
     replace_text(layout.manifest(name), json.dumps(dataclasses.asdict(manifest), indent=1))
     sync_folder(folder.parent)
     _take_over(layout, catalogue, name, settle)
     # Readers that opened the last one may still be at it; what is older goes.
     catalogue.drop_generations(layout.drop_old({name, previous or name}))
     return manifest
+
+
+def published(
+    layout: Layout,
+    catalogue: Catalogue,
+    generation: int,
+    model: str,
+    options: PlaceOptions,
+    search: SearchOptions,
+) -> Manifest | None:
+    """The manifest of the snapshot that takes in all there is; None where one may have to be made.
+
+    Nothing is read but what says so. Of the snapshot's files that is their sizes: who opens one that is
+    damaged, or checks it, notes that it is to be made again.
+    """
+    name = layout.last_finished()
+    last = _manifest(layout, name) if name and generation_of(name) == generation else None
+    if last is None or layout.unpublished or last.change != catalogue.last_change():
+        return None
+    made_by = (last.model, last.places_by, last.search_by, (last.calibration or {}).get("version"))
+    if made_by != (model, options.describe(), search.describe(), VERSION):
+        return None
+    if last.photos != catalogue.count() or not _is_there(layout, last):
+        return None
+    layout.set_current(last.snapshot)
+    return last
+
+
+def _is_there(layout: Layout, manifest: Manifest) -> bool:
+    """Whether a snapshot's files are there, of their sizes."""
+    folder = layout.snapshot(manifest.snapshot)
+    index, rows = folder / INDEX, folder / ROWS
+    size = index.stat().st_size if index.is_file() else 0
+    return size == manifest.index_bytes and rows.is_file() == bool(manifest.rows_sha256)
 
 
 def _take_over(layout: Layout, catalogue: Catalogue, name: str, settle: Callable[[], object] | None) -> None:
@@ -234,6 +270,7 @@ def opened_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> St
         manifest.index_bytes,
         manifest.described,
         lambda: catalogue.live_descriptors(generation),
+        layout.mark_damaged,
     )
 
 

@@ -307,6 +307,16 @@ def read_header(path: Path) -> dict[str, str]:
     return dict(header)
 
 
+def read_config(path: Path) -> tuple[ModelConfig, str]:
+    """What a model file says of its network, and its fingerprint; no tensor is read.
+
+    Raises:
+        ModelError: see `load_model`.
+    """
+    header = read_header(path)
+    return _config(header["config"], path), header["fingerprint"]
+
+
 def _config(text: str, path: Path) -> ModelConfig:
     try:
         config = ModelConfig(**json.loads(text))

@@ -21,7 +21,7 @@ QUESTIONS = 1000
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ROW_COST = 100
 """Codes that are compared in the time in which one descriptor is read and compared."""
-MARGIN = 0.002
+MARGIN = 0.001
 """By how much the recall of the questions chosen by must exceed what is wanted."""
 
 
@@ -77,9 +77,7 @@ def _cheapest(store: CompressedStore, asked: Questions, recall: float) -> Settin
     deepest = min(max(DEPTHS), max(1, (store.count - 1) // NEAREST))
     best, least = Setting(store.lists, deepest), np.inf
     a_list = store.count / store.lists
-    probes = 1
-    while probes < 2 * store.lists:
-        probed = min(probes, store.lists)
+    for probed in _probes(store.lists):
         found = _found(store, asked, probed, deepest * NEAREST)
         reached = found.cumsum(1).mean(0) / NEAREST  # with so many candidates
         for depth in DEPTHS:
@@ -88,8 +86,13 @@ def _cheapest(store: CompressedStore, asked: Questions, recall: float) -> Settin
                 best, least = Setting(probed, depth), cost
         if probed * a_list >= least:  # more of them only cost more
             break
-        probes *= 2
     return best
+
+
+def _probes(lists: int) -> list[int]:
+    """Numbers of lists to try, each about 1.4 times the last: 1, 2, 3, 4, 6, 8, 12 …, all."""
+    steps = [step << power for power in range(lists.bit_length()) for step in (2, 3)]
+    return [1, *(probes for probes in steps if probes < lists), *([lists] if lists > 1 else [])]
 
 
 def _found(store: CompressedStore, asked: Questions, probes: int, candidates: int) -> NDArray[np.bool_]:
