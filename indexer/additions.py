@@ -78,14 +78,23 @@ def _exactly(vectors: Floats, descriptor: Floats) -> list[float]:
 class Additions:
     """Keeps an opened index's stores up to date; may be asked from many threads."""
 
-    def __init__(self, layout: Layout, catalogue: Catalogue, snapshot: str, dim: int, store: Store) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        catalogue: Catalogue,
+        snapshot: str,
+        dim: int,
+        store: Store,
+        since: int | None = None,
+    ) -> None:
+        """Of a snapshot; `since` is the number of the last change that it takes in, None where unknown."""
         self._layout = layout
         self._catalogue = catalogue
         self._generation = generation_of(snapshot)
         self._dim = dim
         self._lock = threading.Lock()
         change = catalogue.last_change()
-        live = np.array(catalogue.live_ids(self._generation), np.int64)
+        live = self._live(since)
         self._searched = self._with(Searched(store, change=change), live)
 
     def current(self) -> Searched:
@@ -96,11 +105,15 @@ class Additions:
         with self._lock:
             if change > self._searched.change:
                 change = self._catalogue.last_change()
-                rows = self._catalogue.searched_rows(self._generation, self._searched.change)
-                live = np.array([row.id for row in rows if row.live], np.int64)
-                searched = self._with(self._searched, live)
+                searched = self._with(self._searched, self._live(self._searched.change))
                 self._searched = Searched(searched.snapshot, searched.added, change)
             return self._searched
+
+    def _live(self, since: int | None) -> Ids:
+        if since is None:
+            return np.array(self._catalogue.live_ids(self._generation), np.int64)
+        rows = self._catalogue.searched_rows(self._generation, since)
+        return np.array([row.id for row in rows if row.live], np.int64)
 
     def _with(self, searched: Searched, live: Ids) -> Searched:
         new = searched.missing(live)

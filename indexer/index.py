@@ -456,7 +456,9 @@ class Index:
         """What is searched now; counted anew only after a change."""
         change = self._catalogue.last_change()
         if self._counts is None or self._counts[0] != change:
-            found = self._catalogue.searched_counts(generation_of(self.snapshot))
+            found = (self.manifest.count, self.manifest.photos, self.manifest.places)
+            if change != self.manifest.change:
+                found = self._catalogue.searched_counts(generation_of(self.snapshot))
             self._counts = (change, Counts(*found))
         return self._counts[1]
 

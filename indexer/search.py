@@ -94,7 +94,9 @@ class Searcher:
         self._catalogue = catalogue
         self._manifest = manifest
         self._generation = generation_of(manifest.snapshot)
-        self._additions = Additions(layout, catalogue, manifest.snapshot, manifest.dim, store)
+        self._additions = Additions(
+            layout, catalogue, manifest.snapshot, manifest.dim, store, manifest.change
+        )
         self._table = Table(catalogue, self._generation)
 
     def current(self) -> Searched:

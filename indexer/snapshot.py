@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from indexer.answers import Photo
@@ -19,6 +19,7 @@ from indexer.files import replace_text, sha256_of, sync_folder
 from indexer.layout import Layout, generation_of
 from indexer.options import PlaceOptions, SearchOptions
 from indexer.places import AssignedPlace, PlacePhoto, assign_places
+from indexer.scan import full_path
 from indexer.searchable import INDEX, ROWS, Described, Live, make_store, open_store, problems
 from indexer.self_queries import Collection, calibrate
 from indexer.stored import ROOT, Slot
@@ -98,7 +99,8 @@ def publish(
     search = search or SearchOptions()
     made_at = catalogue.last_change()
     live = catalogue.live_descriptors(generation)
-    content = _content(catalogue, generation, options, live)
+    photos = place_photos(catalogue)
+    content = _content(generation, options, live, photos)
     previous = layout.last_finished()
     last = _manifest(layout, previous) if previous else None
     calibrated = last is not None and (last.calibration or {}).get("version") == VERSION
@@ -108,7 +110,7 @@ def publish(
         return last
     if not live:
         raise IndexerError(f"no photo would be left in {layout.folder}: nothing was published")
-    assigned = _assign(catalogue, options, last)
+    assigned = _assign(catalogue, photos, options, last)
     name = layout.next_snapshot(generation)
     folder = layout.snapshot(name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,11 +191,13 @@ def _take_over(layout: Layout, catalogue: Catalogue, name: str, settle: Callable
         settle()
 
 
-def _assign(catalogue: Catalogue, options: PlaceOptions, last: Manifest | None) -> list[AssignedPlace]:
+def _assign(
+    catalogue: Catalogue, photos: Sequence[PlacePhoto], options: PlaceOptions, last: Manifest | None
+) -> list[AssignedPlace]:
     # Places last from snapshot to snapshot, but not from one way of making them to another.
     remade = last is not None and last.places_by != options.describe()
     existing = [] if remade else catalogue.assigned_places()
-    return assign_places(place_photos(catalogue), options.places, options.place_radius_m, existing)
+    return assign_places(photos, options.places, options.place_radius_m, existing)
 
 
 def _calibration(
@@ -274,11 +278,13 @@ def opened_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> St
     )
 
 
-def _content(catalogue: Catalogue, generation: int, options: PlaceOptions, live: Sequence[Live]) -> str:
+def _content(
+    generation: int, options: PlaceOptions, live: Sequence[Live], photos: Sequence[PlacePhoto]
+) -> str:
     digest = hashlib.sha256(f"{generation} {options.describe()}".encode())
     for number, photo, _ in live:
         digest.update(f"{number} {photo}\n".encode())
-    for place_photo in place_photos(catalogue):
+    for place_photo in photos:
         digest.update(repr(place_photo).encode())
     return digest.hexdigest()
 
@@ -291,7 +297,7 @@ def place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
     paths: dict[str, str] = {}
     for root, relative, photo in catalogue.paths():
         if root != ROOT:
-            paths.setdefault(photo, str(Path(root) / relative))
+            paths.setdefault(photo, full_path(root, relative))
     return [
         PlacePhoto(photo.id, paths.get(photo.id) or _posted_path(photo), photo.lat, photo.lon, photo.place)
         for photo in catalogue.photos()
