@@ -178,12 +178,12 @@ class Flat:
 class Hnswlib:
     def build(self, of: Collection, options: argparse.Namespace) -> str:
         index = self._new(of)
-        index.init_index(len(of.slots), M=16, ef_construction=100, random_seed=0)
+        index.init_index(len(of.slots), M=32, ef_construction=200, random_seed=0)
         index.set_num_threads(options.threads)
         for block in of.blocks():
             index.add_items(block)
         index.save_index(str(of.folder / "hnswlib"))
-        return "M 16, ef_construction 100"
+        return "M 32, ef_construction 200"
 
     def open(self, of: Collection, options: argparse.Namespace) -> Search:
         index = self._new(of)
@@ -208,7 +208,7 @@ class Usearch:
             index.add(np.arange(start, start + len(block)), block, threads=options.threads)
             start += len(block)
         index.save(str(of.folder / "usearch"))
-        return "f16, connectivity 16, expansion_add 100"
+        return "f16, connectivity 32, expansion_add 200"
 
     def open(self, of: Collection, options: argparse.Namespace) -> Search:
         index = self._new(of)
@@ -222,7 +222,7 @@ class Usearch:
     def _new(self, of: Collection) -> Any:
         from usearch.index import Index  # type: ignore
 
-        return Index(ndim=of.dim, metric="ip", dtype="f16", connectivity=16, expansion_add=100)
+        return Index(ndim=of.dim, metric="ip", dtype="f16", connectivity=32, expansion_add=200)
 
 
 class Engine(Protocol):

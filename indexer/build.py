@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +46,7 @@ from indexer.snapshot import Manifest, check_model, publish, published, read_man
 from indexer.spool import Spool
 from indexer.stored import Slot
 from indexer.target import is_index, target, translated
+from indexer.workers import RayEmbedder, check_address
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder, Seen
 from model.local_features import Packed
@@ -97,6 +100,8 @@ def build_index(
     options = options or BuildOptions()
     progress = progress or Silent()
     started = time.perf_counter()
+    if options.workers is not None:
+        check_address(options.workers)
     table = read_table(options.metadata) if options.metadata else None
     progress.stage("scanning", None)
     scanned = scan(sources)
@@ -116,7 +121,8 @@ def build_index(
                 prune=options.prune,
                 before_changes=lambda: layout.set_unpublished(True),
             )
-            manifest, embedded, config = _Run(layout, catalogue, options, progress).complete()
+            with closing(_Run(layout, catalogue, options, progress)) as run:
+                manifest, embedded, config = run.complete()
             layout.set_unpublished(False)
             notes = _notes(collected, scanned, config, manifest)
             if table is not None and table.unused():
@@ -167,6 +173,7 @@ class _Run:
         self._options = options
         self._progress = progress
         self._brought: PlaceModel | None = None
+        self._workers: RayEmbedder | None = None
 
     def complete(self) -> tuple[Manifest, int, ModelConfig]:
         """The snapshot, how many photos were embedded for it, and what the model is."""
@@ -178,7 +185,7 @@ class _Run:
             manifest = published(self._layout, self._catalogue, generation, fingerprint, places, search)
             if manifest is not None:
                 return manifest, 0, config
-        embedder: Embedder | None = None
+        embedder: Embedder | RayEmbedder | None = None
         if not path.exists():
             embedder = self._embedder(self._measured(generation, options))
             model = fit.fit_model(self._fit_run(generation, options, embedder))
@@ -280,18 +287,32 @@ class _Run:
         made = self._catalogue.last_slot(generation, RUN) is not None
         return made and not self._layout.model(generation).exists()
 
-    def _embedder(self, model: PlaceModel) -> Embedder:
-        options = self._options
-        return Embedder(
-            model, device=options.device, precision=options.precision, batch_size=options.batch_size
-        )
+    def _embedder(self, model: PlaceModel) -> Embedder | RayEmbedder:
+        said = self._options
+        settings: dict[str, Any] = {
+            "device": said.device,
+            "precision": said.precision,
+            "batch_size": said.batch_size,
+        }
+        if said.workers is None:
+            return Embedder(model, **settings)
+        if self._workers is None:
+            self._progress.stage("looking for workers", None)
+            self._workers = RayEmbedder(model, said.workers, **settings)
+        self._workers.set_model(model)
+        return self._workers
 
-    def _fit_run(self, generation: int, options: FitOptions, embedder: Embedder) -> fit.FitRun:
+    def close(self) -> None:
+        """Let workers go, where there are some."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def _fit_run(self, generation: int, options: FitOptions, embedder: Embedder | RayEmbedder) -> fit.FitRun:
         return fit.FitRun(
             self._layout, generation, options, self._catalogue, embedder, _reader(options), self._progress
         )
 
-    def _embed(self, generation: int, options: FitOptions, embedder: Embedder) -> int:
+    def _embed(self, generation: int, options: FitOptions, embedder: Embedder | RayEmbedder) -> int:
         """Descriptors of all pending photos into the shards, first those whose unreduced ones are spooled.
 
         Returns how many photos have one now.
@@ -338,7 +359,7 @@ class _Run:
 
 
 def _reduced(
-    items: Sequence[fit.Pending], spool: Spool, embedder: Embedder
+    items: Sequence[fit.Pending], spool: Spool, embedder: Embedder | RayEmbedder
 ) -> Iterator[list[Embedded[fit.Pending]]]:
     for start in range(0, len(items), 64):
         batch = []

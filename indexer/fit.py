@@ -26,6 +26,7 @@ from indexer.options import FitOptions
 from indexer.progress import Progress
 from indexer.reading import Reader
 from indexer.spool import Spool
+from indexer.workers import RayEmbedder
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder, with_ranges
 from model.errors import ImageError
@@ -51,7 +52,7 @@ class FitRun:
     generation: int
     options: FitOptions
     catalogue: Catalogue
-    embedder: Embedder
+    embedder: Embedder | RayEmbedder
     reader: Reader
     progress: Progress
 

@@ -134,6 +134,7 @@ class BuildOptions:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
+    workers: str | None = None
     metadata: Path | None = None
     refit: bool = False
     rehash: bool = False

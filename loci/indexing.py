@@ -182,6 +182,13 @@ def index(
     batch_size: Annotated[
         int | None, typer.Option(metavar="B", help="Photos in a batch; by default as the device likes it.")
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Embed on a Ray cluster: ray://HOST:PORT, or ray://local to try it.",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make an index of photos, or bring it up to date.
@@ -213,6 +220,7 @@ def index(
         device=device,
         precision=precision,
         batch_size=batch_size,
+        workers=workers,
         metadata=metadata,
         refit=refit,
         rehash=rehash,
