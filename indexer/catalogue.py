@@ -73,9 +73,9 @@ class Catalogue(StoredPhotos):
         rows = self._rows("SELECT root, relative, size, mtime_ns, photo FROM files")
         return {(root, relative): FileRow(size, mtime, photo) for root, relative, size, mtime, photo in rows}
 
-    def file_stats(self) -> set[tuple[str, int, int]]:
-        """Full path, size and time of every known file."""
-        return set(self._rows("SELECT rtrim(root, '/') || '/' || relative, size, mtime_ns FROM files"))
+    def file_stats(self) -> list[tuple[str, str, int, int]]:
+        """Root, relative path, size and time of every known file, in this order."""
+        return self._rows("SELECT root, relative, size, mtime_ns FROM files ORDER BY root, relative")
 
     def statuses(self) -> dict[str, str]:
         """Every photo's status."""

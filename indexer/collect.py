@@ -99,7 +99,7 @@ def _all_unchanged(catalogue: Catalogue, scanned: ScanResult) -> int | None:
     """
     if catalogue.count("failed"):  # those are tried again
         return None
-    if catalogue.file_stats() != {(file.name, file.size, file.mtime_ns) for file in scanned.files}:
+    if catalogue.file_stats() != scanned.files:  # in the same order
         return None
     return catalogue.count_in_files()
 

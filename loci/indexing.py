@@ -1,6 +1,7 @@
 """`loci index` and `loci remove`: what is in an index."""
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -226,6 +227,7 @@ def index(
         rehash=rehash,
         prune=prune,
     )
+    gc.freeze()  # what was imported stays: else it is searched for garbage again and again
     with _resumable(), showing_progress() as progress:
         report = build_index(photos, into, options, progress)
     if as_json:

@@ -45,7 +45,7 @@ def result(
     """A query answered by the photos `hits` (letters), of which those in `right` are right."""
     position = None if off_m is None else Position(LAT + off_m * METRE, LON, radius_m)
     return QueryResult(
-        file=ScannedFile(Path("/asked"), name, 1, 1),
+        file=ScannedFile("/asked", name, 1, 1),
         metadata=PhotoMetadata(lat=LAT, lon=LON),
         expected=Expected(None if right is None else frozenset(right)),
         hits=tuple(

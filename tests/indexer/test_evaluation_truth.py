@@ -33,7 +33,7 @@ def query(name: str = "q.jpg", north_m: float | None = 0.0, heading: float | Non
     known = PhotoMetadata(heading=heading)
     if north_m is not None:
         known = PhotoMetadata(lat=LAT + north_m * METRE, lon=LON, heading=heading)
-    return Query(ScannedFile(Path("/asked"), name, 1, 1), known)
+    return Query(ScannedFile("/asked", name, 1, 1), known)
 
 
 def at(north_m: float, heading: float | None = None) -> PhotoMetadata:
