@@ -31,7 +31,7 @@ from indexer.progress import Silent
 from indexer.scan import scan
 
 RAY = Path(sys.executable).parent / "ray"
-GCS, CLIENT = 16_399, 16_401
+GCS, CLIENT = 6_398, 9_997  # below the ports that Ray gives its workers
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 
 

@@ -218,7 +218,8 @@ class RayEmbedder:
             except self._ray.exceptions.RayTaskError as error:
                 raise error.as_instanceof_cause() from None
             except self._ray.exceptions.RayError as error:
-                log.warning("a worker died: %s", str(error).partition("\n")[0])
+                log.warning("a worker died, its photos go to others")
+                log.debug("%s", error)
                 lost = [task, *actor.tasks.values()]
                 for each in lost:
                     each.deaths, each.alone = each.deaths + 1, True
@@ -253,11 +254,8 @@ class RayEmbedder:
             time.sleep(1.0)
 
     def _hire(self, node: str, cores: int, gpus: int) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
         remote = self._ray.remote(num_cpus=0, num_gpus=min(1, gpus), max_restarts=0)(Worker)
-        handle = remote.options(scheduling_strategy=there).remote(cores, *self._settings)
+        handle = remote.options(scheduling_strategy=_node(node)).remote(cores, *self._settings)
         try:
             found = self._ray.get(handle.version.remote(), timeout=PATIENCE_S)
         except (self._ray.exceptions.RayTaskError, self._ray.exceptions.RuntimeEnvSetupError) as error:
@@ -267,7 +265,7 @@ class RayEmbedder:
                 raise IndexerError(
                     f"loci is not installed on a worker of {self._address}: {_last_line(error)}"
                 ) from None
-            log.warning("no worker could be started on a node: %s", str(error).partition("\n")[0])
+            log.debug("no worker could be started on a node: %s", error)
             return
         if found != version("geniusloci"):
             raise IndexerError(
@@ -292,6 +290,13 @@ def _connected(address: str) -> Any:
     except Exception as error:  # whatever gRPC, a version or a name's look-up has to say
         raise IndexerError(f"the Ray cluster {address} cannot be reached: {_last_line(error)}") from error
     return ray
+
+
+def _node(node: str) -> Any:
+    """How Ray is told to run something on a node and on no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
 
 
 def _last_line(error: BaseException) -> str:
