@@ -41,6 +41,7 @@ from indexer.progress import Progress, Silent
 from indexer.reading import Reader
 from indexer.rebuild import republish
 from indexer.scan import ScanResult, scan
+from indexer.sending import send
 from indexer.shards import RUN, ShardWriter
 from indexer.snapshot import Manifest, check_model, publish, published, read_manifest
 from indexer.spool import Spool
@@ -124,6 +125,10 @@ def build_index(
             with closing(_Run(layout, catalogue, options, progress)) as run:
                 manifest, embedded, config = run.complete()
             layout.set_unpublished(False)
+            store = load_options(layout.options(generation_of(manifest.snapshot))).search.store
+            if store is not None:
+                progress.stage(f"sending to {store}", None)
+                send(layout, catalogue, manifest, store)
             notes = _notes(collected, scanned, config, manifest)
             if table is not None and table.unused():
                 notes.append(unused_rows(table))

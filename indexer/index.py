@@ -29,6 +29,7 @@ from indexer.search import Question, Scored, Searcher, grouped
 from indexer.shards import read_slots
 from indexer.showing import rounded, shown_places, why_untold
 from indexer.snapshot import Manifest, opened_store, other_model, place_photos, read_manifest
+from indexer.stores.address import SCHEME
 from indexer.stores.store import Store
 from indexer.sureness import Judge, Judgement
 from indexer.verification import Features, Matches, matches
@@ -90,12 +91,16 @@ class Index:
         device: str = "auto",
         precision: str = "auto",
         known_share: float = KNOWN_SHARE,
+        model: Path | None = None,
     ) -> Index:
         """Open the current snapshot of the index in the folder `path` and load its network.
 
         Args:
+            path: the folder, or milvus://HOST/NAME for a snapshot that was sent there; see
+                `indexer.replica.Replica`.
             known_share: share of the queries that show a place of the index, between 0 and 1; confidence
                 holds for it.
+            model: the model file, where there is no folder that has it.
 
         Raises:
             UsageError: `known_share` is no such share.
@@ -105,10 +110,16 @@ class Index:
             ModelError: no such device or precision.
         """
         check_known_share(known_share)
+        if str(path).startswith(SCHEME):
+            from indexer.replica import Replica
+
+            return Replica.open_far(
+                str(path), model, device=device, precision=precision, known_share=known_share
+            )
         layout = Layout(Path(path))
         manifest = read_manifest(layout, layout.current())
-        model = load_model(layout.model(generation_of(manifest.snapshot)))
-        embedder = Embedder(model, device=device, precision=precision)
+        network = load_model(layout.model(generation_of(manifest.snapshot)))
+        embedder = Embedder(network, device=device, precision=precision)
         return cls._with(layout, manifest, embedder, known_share)
 
     @classmethod

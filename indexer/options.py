@@ -13,6 +13,7 @@ from indexer.errors import IndexerError, UsageError
 from indexer.files import replace_text
 from indexer.memory import machine_memory, read_bytes
 from indexer.places import parse_mode
+from indexer.stores.address import Address
 from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE, MIN_SIDE
 from model.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig
@@ -20,12 +21,15 @@ from model.poolings import CLUSTERED, LAYERS, NORMALISATIONS, ONE_LAYER, POOLING
 
 DEFAULT_GHOSTS = 8
 RECALL = 0.99
+FOLDER = "faiss"
+"""The store that every index has."""
 EARLIER = {
     "min_image_size": 0,
     "local_features": 0,
     "layers": ONE_LAYER,
     "memory": None,
     "recall": RECALL,
+    "store": None,
 }
 """What indexes were made with before there was an option for it."""
 POOLING_OPTIONS = {
@@ -92,13 +96,15 @@ class SearchOptions:
     """What may be kept in memory of them, as `read_bytes` takes it; None: half of the machine's."""
     recall: float = RECALL
     """Share of the nearest that a search is to find; 1: all."""
+    store: str | None = None
+    """Where snapshots are sent, too: see `indexer.stores.milvus.Address`."""
 
     def memory_bytes(self) -> int:
         """`memory` in bytes."""
         return machine_memory() // 2 if self.memory is None else read_bytes("--memory", self.memory)
 
     def describe(self) -> str:
-        """Both in a few words, to see whether either has changed."""
+        """What a snapshot hangs on in a few words, to see whether it has changed."""
         return f"recall {self.recall} in {self.memory or 'half the memory'}"
 
 
@@ -131,6 +137,7 @@ class BuildOptions:
     place_radius_m: float | None = None
     memory: str | None = None
     recall: float | None = None
+    store: str | None = None
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
@@ -162,6 +169,8 @@ class BuildOptions:
             read_bytes("--memory", self.memory)
         if self.recall is not None and not 0 < self.recall <= 1:
             raise UsageError(f"--recall must be above 0 and at most 1, got {self.recall}")
+        if self.store not in (None, FOLDER):
+            Address.parse(self.store)
 
     def fit_over(self, base: FitOptions, brought: ModelConfig | None = None) -> FitOptions:
         """`base` with what was said; a setting of one pooling does not pass on to another.
@@ -197,8 +206,9 @@ class BuildOptions:
         return dataclasses.replace(base, **self._said(PlaceOptions))
 
     def search_over(self, base: SearchOptions) -> SearchOptions:
-        """`base` with what was said."""
-        return dataclasses.replace(base, **self._said(SearchOptions))
+        """`base` with what was said; the store "faiss" is none but the folder."""
+        options = dataclasses.replace(base, **self._said(SearchOptions))
+        return dataclasses.replace(options, store=None) if options.store == FOLDER else options
 
     def _said(self, kind: type[FitOptions] | type[PlaceOptions] | type[SearchOptions]) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}

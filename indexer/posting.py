@@ -30,6 +30,7 @@ from indexer.metadata import PhotoMetadata, from_exif
 from indexer.metadata.record import heading_or_none, time_or_none
 from indexer.options import load_options
 from indexer.reading import Reader
+from indexer.sending import Mirror
 from indexer.shards import POSTED, Floats, ShardWriter
 from indexer.stored import Slot
 from indexer.target import translated
@@ -129,7 +130,8 @@ class Posting:
         self._layout = layout
         self._generation = generation
         self._dim = dim
-        fitted, self._places, _ = load_options(layout.options(generation))
+        fitted, self._places, search = load_options(layout.options(generation))
+        self._mirror = None if search.store is None else Mirror(layout, search.store)
         self.reader = Reader(fitted.image_size, fitted.panoramas, fitted.min_image_size)
         with translated(layout.folder):
             self._catalogue = Catalogue(layout.folder, create=True)
@@ -176,6 +178,7 @@ class Posting:
             partial.replace(self._catalogue.folder / photo.file)
             sync_folder(self._catalogue.folder)
             shown = self._catalogue.photo(photo.id)
+        self._tell()
         return shown, status != "ok"
 
     def remove(self, photo: str) -> None:
@@ -190,6 +193,12 @@ class Posting:
             self._catalogue.set_status(db, [photo], "removed")
             files = self._catalogue.drop_stored(db, [photo])
         drop_files(self._catalogue, files)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Send what changed on, where there is another store; what is stored here is stored in any case."""
+        if self._mirror is not None:
+            self._mirror.follow(self._catalogue)
 
     def _is_embedded(self, photo: str) -> bool:
         return self._catalogue.is_embedded(photo, self._generation)

@@ -10,6 +10,7 @@ from indexer.layout import Layout, generation_of
 from indexer.lock import write_lock
 from indexer.options import load_options
 from indexer.posting import sweep
+from indexer.sending import send
 from indexer.snapshot import Manifest, publish, read_manifest
 from indexer.target import translated
 
@@ -38,4 +39,7 @@ def republish(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Manif
     compact(layout, catalogue, generation, manifest.dim)
     options = load_options(layout.options(generation))
     model, dim = manifest.model, manifest.dim
-    return publish(layout, catalogue, generation, model, dim, options.places, search=options.search)
+    made = publish(layout, catalogue, generation, model, dim, options.places, search=options.search)
+    if options.search.store is not None:
+        send(layout, catalogue, made, options.search.store)
+    return made

@@ -250,17 +250,21 @@ def read_manifest(layout: Layout, name: str) -> Manifest:
     """
     path = layout.manifest(name)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["format"] > FORMAT:
-            raise FormatTooNew(
-                f"the snapshot {name} has format {values['format']}: a newer loci reads it, "
-                f"this one up to {FORMAT}"
-            )
-        return Manifest(**values)
+        return manifest_of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IndexerError(
             f"{path} is damaged ({error}): run 'loci index PHOTOS --into {layout.folder}' again to rebuild it"
         ) from error
+
+
+def manifest_of(values: dict[str, Any]) -> Manifest:
+    """A manifest from its JSON. Raises FormatTooNew, KeyError or TypeError."""
+    if values["format"] > FORMAT:
+        raise FormatTooNew(
+            f"the snapshot {values['snapshot']} has format {values['format']}: a newer loci reads it, "
+            f"this one up to {FORMAT}"
+        )
+    return Manifest(**values)
 
 
 def opened_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Store:

@@ -178,6 +178,15 @@ def index(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Send snapshots to Milvus, too: milvus://HOST[:PORT][/NAME], or milvus:FILE.db; "
+            "faiss: no more.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     batch_size: Annotated[
@@ -218,6 +227,7 @@ def index(
         place_radius_m=place_radius,
         memory=memory,
         recall=recall,
+        store=store,
         device=device,
         precision=precision,
         batch_size=batch_size,

@@ -32,6 +32,14 @@ IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder
 IndexOption = Annotated[
     Path, typer.Option("--index", metavar="INDEX", help="The folder that holds the index.")
 ]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        metavar="FILE",
+        help="The model file, where INDEX is milvus://HOST/NAME and no folder.",
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceOption = Annotated[
     str,

@@ -16,6 +16,7 @@ from loci.options import (
     IndexOption,
     JsonFlag,
     KnownShareOption,
+    ModelOption,
     PrecisionOption,
     VerifyOption,
     at_least,
@@ -113,6 +114,7 @@ def query(
     known_share: KnownShareOption = KNOWN_SHARE,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    model: ModelOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Find where photos were taken.
@@ -142,7 +144,7 @@ def query(
     from indexer.index import Index
     from model.errors import ImageError
 
-    opened = Index.open(index, device=device, precision=precision, known_share=known_share)
+    opened = Index.open(index, device=device, precision=precision, known_share=known_share, model=model)
     if sequence:
         query_sequence(
             opened,

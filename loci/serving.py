@@ -17,9 +17,16 @@ def serve(
             metavar="INDEX",
             envvar="LOCI_INDEX",
             show_envvar=False,
-            help="The folder that holds the index (LOCI_INDEX).",
+            help="The folder that holds the index, or milvus://HOST/NAME (LOCI_INDEX).",
         ),
     ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The model file (LOCI_MODEL), where INDEX is milvus://HOST/NAME and no folder.",
+        ),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Address to listen on (LOCI_HOST); 127.0.0.1 if not given."),
@@ -78,6 +85,7 @@ def serve(
         port=port,
         insecure=insecure or None,
         keys=keys,
+        model=model,
         known_share=known_share,
         device=device,
         precision=precision,
@@ -87,8 +95,10 @@ def serve(
 def run_service(index: Path, **given: str | int | float | bool | Path | None) -> None:
     """Serve an index with the settings given, those that are None taken from the environment."""
     from indexer.layout import Layout
+    from indexer.stores.address import SCHEME
 
-    Layout(index).current()  # where there is no index, says so before anything is announced
+    if not str(index).startswith(SCHEME):
+        Layout(index).current()  # where there is no index, says so before anything is announced
 
     from service.logs import set_up
     from service.server import serve

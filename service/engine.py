@@ -81,6 +81,7 @@ class Engine:
                 device=settings.device,
                 precision=settings.precision,
                 known_share=settings.known_share,
+                model=settings.model,
             ),
             settings.refresh_seconds,
             index=index,

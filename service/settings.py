@@ -43,7 +43,9 @@ class Settings(BaseSettings):
     )
 
     index: Path
-    """Folder of the index to serve."""
+    """Folder of the index to serve, or milvus://HOST/NAME for a snapshot that was sent there."""
+    model: Path | None = None
+    """File of the model, where the index is on Milvus."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

@@ -1,0 +1,332 @@
+"""An index without a folder: a snapshot on Milvus, asked with a model file. As many as wanted may run."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from indexer.additions import _exactly
+from indexer.answers import KNOWN_SHARE, Photo, Place
+from indexer.calibration import Calibration, check_known_share
+from indexer.catalogue import Hit
+from indexer.errors import IndexerError, IndexMissing, ModelMismatch, NotFound, UsageError
+from indexer.evidence import WEIGHED
+from indexer.filters import Filters
+from indexer.index import Counts, Index
+from indexer.search import Question, Scored, Searcher, grouped
+from indexer.showing import PHOTOS_A_PLACE
+from indexer.snapshot import Manifest, manifest_of, other_model
+from indexer.stores.address import SCHEME, Address
+from indexer.stores.milvus import Entity, Milvus, expression_of, hit_of, passing, vectors_of
+from indexer.stores.store import Floats
+from indexer.sureness import Judge
+from indexer.verification import Features, matches
+from model.embedder import Embedder
+from model.modelfile import load_model
+
+ONLY_THE_WRITER = "a replica has no photos and changes none: ask the service of the index's folder"
+
+
+class Replica(Index):
+    """A snapshot on Milvus; made by `Index.open("milvus://HOST/NAME", model=FILE)`.
+
+    It answers as the index that was sent there does. Photos' files, POSTs and sequences are for that index.
+    """
+
+    def __init__(self, milvus: Milvus, collection: str, embedder: Embedder, known_share: float) -> None:
+        self._milvus = milvus
+        self._collection = collection
+        self.manifest = _manifest(milvus, collection)
+        if embedder.model.fingerprint != self.manifest.model:
+            raise other_model(self.manifest, embedder.model.fingerprint)
+        self.embedder = embedder
+        self.known_share = check_known_share(known_share)
+        self._calibration = Calibration.from_json(self.manifest.calibration)
+        self._search: Any = FarSearcher(milvus, collection, self.manifest)
+        self._judge = Judge(self._calibration, self.known_share, sample=self._sample, ranks=self._ranks)
+
+    @classmethod
+    def open_far(
+        cls,
+        address: str,
+        model: Path | None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        known_share: float = KNOWN_SHARE,
+    ) -> Replica:
+        """Open the snapshot that answers on Milvus.
+
+        Raises:
+            UsageError: no such address, no model, or pymilvus is not installed.
+            IndexMissing: there is no snapshot.
+            ModelMismatch: it was made by another model.
+            IndexerError: the store cannot be reached.
+        """
+        check_known_share(known_share)
+        if model is None:
+            raise UsageError(
+                f"{address} needs --model: the file generations/NN/model.safetensors of its index"
+            )
+        milvus = Milvus(Address.parse(address))
+        collection = _current(milvus)
+        embedder = Embedder(load_model(model), device=device, precision=precision)
+        return cls(milvus, collection, embedder, known_share)
+
+    def latest(self) -> Replica:
+        """This while its snapshot answers, else the one that does; it shares the network.
+
+        Raises:
+            ModelMismatch: that was made by another model, whose file is not here.
+        """
+        collection = _current(self._milvus)
+        if collection == self._collection:
+            return self
+        return Replica(self._milvus, collection, self.embedder, self.known_share)
+
+    @property
+    def path(self) -> Path:
+        return Path(f"{SCHEME}//{self._milvus.address.uri}/{self._milvus.address.name}")
+
+    def _sample(self) -> Floats:
+        text = self._milvus.said(f"{self._collection}/sample") or ""
+        rows = np.frombuffer(base64.b64decode(text), "<f2").reshape(-1, self.manifest.dim)
+        return np.ascontiguousarray(rows, np.float32)
+
+    def _ranks(self, _: int) -> Mapping[str, int]:
+        found: dict[str, int] = json.loads(self._milvus.said(f"{self._collection}/ranks") or "{}")
+        return found
+
+    def photo_hits(self, scored: Any, inliers: Any) -> NoReturn:  # noqa: ARG002
+        _refuse()
+
+    def follow(self, *_: Any, **__: Any) -> NoReturn:
+        raise UsageError("a camera's way is followed by the index's folder, not by a replica")
+
+    def matches(self, seen: Any, id: str) -> Any:
+        self.photo(id)
+        rows = self._of(f'photo == "{id}"')
+        views = self._search.packed([row["id"] for row in rows])
+        if seen.local is None or not views:
+            return None
+        asked = Features.of(seen.local)
+        return max((matches(asked, view) for view in views.values()), key=lambda found: len(found.query))
+
+    def descriptors(self) -> NoReturn:
+        _refuse()
+
+    def photos(self) -> list[Photo]:
+        found = {row["photo"]: hit_of(row).photo for row in self._of("")}
+        return sorted(found.values(), key=lambda photo: photo.path)
+
+    def photo(self, photo: str) -> Photo:
+        rows = self._of(f'photo == "{photo}"') if photo.isalnum() else []
+        if not rows:
+            raise NotFound(f"no photo {photo!r} in this index")
+        return hit_of(rows[0]).photo
+
+    def photo_file(self, photo: str) -> NoReturn:
+        shown = self.photo(photo)
+        raise NotFound(f"the file of photo {shown.path} is not here: {ONLY_THE_WRITER}")
+
+    def places(self) -> list[Place]:
+        return sorted(_places(self._of("")).values(), key=lambda place: place.id)
+
+    def place(self, place: str) -> Place:
+        rows = self._of(f'place == "{place}"') if place.isalnum() else []
+        if not rows:
+            raise NotFound(f"no place {place!r} in this index")
+        (found,) = _places(rows).values()
+        members = {row["photo"]: hit_of(row).photo for row in rows}
+        return replace(found, members=tuple(sorted(members.values(), key=lambda photo: photo.path)))
+
+    @property
+    def catalogue(self) -> Any:
+        _refuse()
+
+    def posting(self) -> NoReturn:
+        _refuse()
+
+    def counts(self) -> Counts:
+        descriptors = self._milvus.count(self._collection)
+        return Counts(
+            descriptors, self.manifest.photos + descriptors - self.manifest.count, self.manifest.places
+        )
+
+    def drift(self) -> float:
+        return 0.0
+
+    def rebuild(self) -> NoReturn:
+        _refuse()
+
+    def info(self) -> dict[str, Any]:
+        """What is known of it here."""
+        counts, config = self.counts(), self.embedder.model.config
+        return {
+            "photos": counts.photos,
+            "failed": 0,
+            "places": counts.places,
+            "dim": self.manifest.dim,
+            "clusters": config.clusters,
+            "model": self.manifest.model,
+            "snapshot": self.snapshot,
+            "descriptors": counts.descriptors,
+            "with_position": self._milvus.count(self._collection, "lat < 91.0"),
+            "image_size": config.image_size,
+            "min_image_size": config.min_image_size,
+            "local_features": config.local_features,
+            "local_bytes": 0,
+            "panoramas": None,
+            "pooling": config.pooling,
+            "layers": config.layers,
+            "pooling_settings": config.pooling_settings(),
+            "backbone": config.backbone,
+            "weights": config.weights,
+            "whitening_power": config.power,
+            "fit": config.provenance,
+            "places_by": self.manifest.places_by.partition(" within ")[0],
+            "place_radius_m": float(self.manifest.places_by.partition(" within ")[2].removesuffix(" m")),
+            "factory": f"Milvus, {self._collection}",
+            "search_recall": 1.0,
+            "recall": 1.0,
+            "memory": None,
+            "calibration": self._calibration.summary() if self._calibration else None,
+            "created_at": self.manifest.created_at,
+            **self.embedder.describe(),
+            "bytes": 0,
+        }
+
+    def _of(self, expression: str) -> list[Entity]:
+        return sorted(self._milvus.entities(self._collection, expression), key=lambda row: int(row["id"]))
+
+
+class FarSearcher(Searcher):
+    """Searches a collection; see `Searcher`."""
+
+    def __init__(self, milvus: Milvus, collection: str, manifest: Manifest) -> None:
+        self._milvus = milvus
+        self._collection = collection
+        self._manifest = manifest
+        text = milvus.said(f"{collection}/local")
+        self._local = np.dtype([_field(field) for field in json.loads(text)]) if text else None
+
+    def nearest(self, question: Question, n: int, filters: Filters | None = None) -> list[Scored]:
+        return self._verified(question, self._far_hits(question.descriptor, n, filters))
+
+    def with_places(
+        self, question: Question, k: int, filters: Filters | None
+    ) -> tuple[list[Scored], tuple[Any, ...]]:
+        n = max(WEIGHED, 4 * PHOTOS_A_PLACE * k)
+        while True:
+            hits = self._verified(question, self._far_hits(question.descriptor, n, filters))
+            places = grouped(hits)
+            if len(places) >= k or len(hits) < n:
+                return hits, places
+            n *= 4
+
+    def _far_hits(self, descriptor: Floats, n: int, filters: Filters | None) -> list[Scored]:
+        """The n nearest photos by their descriptors; a panorama counts once, by its best view."""
+        if descriptor.shape != (self._manifest.dim,):
+            raise ModelMismatch(
+                f"this index has {self._manifest.dim}-D descriptors, got one of shape {descriptor.shape}"
+            )
+        expression = expression_of(filters)
+        ask = n + 8
+        while True:
+            rows = self._milvus.search(self._collection, descriptor, ask, expression)
+            best: dict[str, Scored] = {}
+            for score, number, hit in _ranked(rows, descriptor, filters):
+                if hit.photo.id not in best:
+                    best[hit.photo.id] = Scored(score, number, hit)
+            if len(best) >= n or len(rows) < ask:
+                return list(best.values())[:n]
+            ask *= 4
+
+    def _compare(self, question: Question, features: Features, numbers: Sequence[int]) -> None:
+        new = [number for number in numbers if number not in question.agreeing]
+        for number, theirs in self.packed(new).items():
+            question.agreeing[number] = matches(features, theirs)
+
+    def packed(self, numbers: Sequence[int]) -> dict[int, Features]:
+        """Local features of descriptors, where they have some."""
+        if self._local is None:
+            return {}
+        found = self._milvus.local(self._collection, numbers)
+        return {
+            number: Features.of(np.frombuffer(found[number], self._local)[0])
+            for number in numbers
+            if number in found
+        }
+
+    def matched(self, question: Question, hits: Any, places: Any) -> Any:
+        verified = {found.hit.photo.id: found for found in hits if found.inliers is not None}
+
+        def lines(photo: Any) -> Any:
+            found = verified.get(photo.id)
+            if found is None or self._milvus.count(self._collection, f'photo == "{photo.id}"') > 1:
+                return photo  # a panorama: positions in one of its views are not positions in the photo
+            return replace(photo, matches=question.agreeing[found.number].shown())
+
+        return tuple(replace(place, photos=tuple(map(lines, place.photos))) for place in places)
+
+
+def _ranked(
+    rows: Sequence[Entity], descriptor: Floats, filters: Filters | None
+) -> list[tuple[float, int, Hit]]:
+    """What a search found, scored as every store's hits are, best first, without what does not pass."""
+    if not rows:
+        return []
+    hits = {int(row["id"]): hit_of(row) for row in rows}
+    passed = hits.keys() if filters is None or not filters.narrow else passing(filters, hits)
+    scores = _exactly(vectors_of(rows), descriptor)
+    found = [
+        (score, int(row["id"]), hits[int(row["id"])])
+        for score, row in zip(scores, rows, strict=True)
+        if int(row["id"]) in passed
+    ]
+    return sorted(found, key=lambda each: (-each[0], each[1]))
+
+
+def _field(field: Sequence[Any]) -> tuple[Any, ...]:
+    """A field of a NumPy record, from JSON, which has no tuples."""
+    return tuple(tuple(part) if isinstance(part, list) else part for part in field)
+
+
+def _places(rows: Sequence[Entity]) -> dict[str, Place]:
+    members: dict[str, dict[str, None]] = {}
+    places: dict[str, Place] = {}
+    for row in rows:
+        place = hit_of(row).place
+        if place is not None:
+            places[place.id] = place
+            members.setdefault(place.id, {})[row["photo"]] = None
+    return {id: replace(place, photos=len(members[id])) for id, place in places.items()}
+
+
+def _current(milvus: Milvus) -> str:
+    collection = milvus.current()
+    if collection is None:
+        raise IndexMissing(
+            f"no index on {milvus.address.uri} named {milvus.address.name}: send one with "
+            "'loci index PHOTOS --into INDEX --store milvus://HOST/NAME'"
+        )
+    return collection
+
+
+def _manifest(milvus: Milvus, collection: str) -> Manifest:
+    text = milvus.said(f"{collection}/manifest")
+    if text is None:
+        raise IndexerError(
+            f"the collection {collection} on {milvus.address.uri} is not whole: run 'loci index' again"
+        )
+    return manifest_of(json.loads(text))
+
+
+def _refuse() -> NoReturn:
+    raise UsageError(ONLY_THE_WRITER)
