@@ -6,8 +6,10 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS wanted
 # gpu or cpu: which build of FAISS. The GPU build also runs without a GPU, but brings 1.2 GB of CUDA libraries.
 ARG FAISS=gpu
+# Which extras of the project: "heic int8 milvus ray" for a cluster.
+ARG EXTRAS="heic int8"
 COPY pyproject.toml .
-RUN python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["heic"], *p["optional-dependencies"]["int8"], sep="\n")' > /wanted.txt \
+RUN python3 -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *(one for name in sys.argv[1:] for one in p["optional-dependencies"][name]), sep="\n")' $EXTRAS > /wanted.txt \
     && if [ "$FAISS" = cpu ]; then sed -i -e '/^faiss-gpu/d' -e '/^faiss-cpu/s/;.*//' /wanted.txt; fi
 
 FROM ${BASE} AS dependencies

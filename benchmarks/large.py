@@ -178,12 +178,14 @@ class Flat:
 class Hnswlib:
     def build(self, of: Collection, options: argparse.Namespace) -> str:
         index = self._new(of)
-        index.init_index(len(of.slots), M=32, ef_construction=200, random_seed=0)
+        index.init_index(
+            len(of.slots), M=options.connectivity, ef_construction=options.construction, random_seed=0
+        )
         index.set_num_threads(options.threads)
         for block in of.blocks():
             index.add_items(block)
         index.save_index(str(of.folder / "hnswlib"))
-        return "M 32, ef_construction 200"
+        return f"M {options.connectivity}, ef_construction {options.construction}"
 
     def open(self, of: Collection, options: argparse.Namespace) -> Search:
         index = self._new(of)
@@ -203,15 +205,15 @@ class Hnswlib:
 
 class Usearch:
     def build(self, of: Collection, options: argparse.Namespace) -> str:
-        index, start = self._new(of), 0
+        index, start = self._new(of, options), 0
         for block in of.blocks():
             index.add(np.arange(start, start + len(block)), block, threads=options.threads)
             start += len(block)
         index.save(str(of.folder / "usearch"))
-        return "f16, connectivity 32, expansion_add 200"
+        return f"f16, connectivity {options.connectivity}, expansion_add {options.construction}"
 
     def open(self, of: Collection, options: argparse.Namespace) -> Search:
-        index = self._new(of)
+        index = self._new(of, options)
         index.load(str(of.folder / "usearch"))
 
         def search(query: Floats) -> NDArray[np.int64]:
@@ -219,10 +221,11 @@ class Usearch:
 
         return settled(of, options.recall, search, lambda effort: setattr(index, "expansion_search", effort))
 
-    def _new(self, of: Collection) -> Any:
+    def _new(self, of: Collection, options: argparse.Namespace) -> Any:
         from usearch.index import Index  # type: ignore
 
-        return Index(ndim=of.dim, metric="ip", dtype="f16", connectivity=32, expansion_add=200)
+        shape = {"connectivity": options.connectivity, "expansion_add": options.construction}
+        return Index(ndim=of.dim, metric="ip", dtype="f16", **shape)
 
 
 class Engine(Protocol):
@@ -284,6 +287,8 @@ def main() -> None:
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--connectivity", type=int, default=16, help="M of hnswlib and usearch")
+    parser.add_argument("--construction", type=int, default=100, help="their effort in building")
     parser.add_argument("--folder", type=Path, help="where descriptors and engines' files are, or are to be")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -304,15 +309,9 @@ def steps(engine: str, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for step in ("build", "search"):
         command = [sys.executable, __file__, str(options.index), "--folder", str(options.folder)]
-        command += [
-            "--recall",
-            str(options.recall),
-            "--threads",
-            str(options.threads),
-            "--child",
-            engine,
-            step,
-        ]
+        for name in ("recall", "threads", "connectivity", "construction"):
+            command += [f"--{name}", str(getattr(options, name))]
+        command += ["--child", engine, step]
         run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found |= json.loads(run.stdout.splitlines()[-1])
     print(engine, found, file=sys.stderr, flush=True)

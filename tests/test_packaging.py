@@ -165,7 +165,8 @@ SERVICES = sorted(compose()["services"])
 
 def test_the_services_of_the_compose_file() -> None:
     gpu = ["index-gpu", "service-gpu", "service-tls-gpu"]
-    assert sorted(["backup", "index", "proxy", "service", "service-tls", *gpu]) == SERVICES
+    cluster = ["index-cluster", "milvus", "ray-head", "ray-worker", "service-replica"]
+    assert sorted(["backup", "index", "proxy", "service", "service-tls", *gpu, *cluster]) == SERVICES
     assert "$" not in yaml.safe_dump(compose())
 
 
@@ -182,10 +183,13 @@ def test_every_container_is_limited_and_locked_down(name: str) -> None:
     assert not {"privileged", "devices", "pid", "ipc", "user"} & service.keys()
     log = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
     assert service["logging"] == ({"driver": "none"} if name == "backup" else log)
-    runs = name.startswith(("service", "proxy"))
+    runs = name.startswith(("service", "proxy", "ray", "milvus"))
     assert service["restart"] == ("unless-stopped" if runs else "no")
-    assert ("network_mode" in service) is not runs
-    assert all(volume.endswith(":ro") for volume in service["volumes"] if not volume.endswith(":/data"))
+    assert ("network_mode" in service) is not (runs or name == "index-cluster")
+    if "cluster" in service.get("profiles", []):
+        assert service["networks"] == ["cluster"]
+        assert compose()["networks"]["cluster"] == {"internal": True}
+    assert all(volume.endswith(":ro") for volume in service["volumes"] if not volume.endswith("/data"))
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -204,7 +208,8 @@ def test_what_the_proxy_opens_needs_keys(name: str, monkeypatch: pytest.MonkeyPa
     for variable, value in service["environment"].items():
         monkeypatch.setenv(variable, value)
     settings = Settings.load()
-    assert (settings.host, settings.port, settings.index) == ("0.0.0.0", 8000, Path("/data/index"))
+    index = Path("milvus://milvus" if name == "service-replica" else "/data/index")
+    assert (settings.host, settings.port, settings.index) == ("0.0.0.0", 8000, index)
     assert settings.decode_threads == 2
     assert settings.insecure is not ("tls" in name)
     grace = float(service["stop_grace_period"].removesuffix("s"))
