@@ -1,133 +1,102 @@
-"""What number formats cost in recall: one model, fitted once, its network run in each of them.
+"""What int8 costs in recall: one model, fitted once, its network run in each number format.
 
-    python benchmarks/precision.py ../shared/data --maps maps
+    python benchmarks/precision.py ../shared/data --image-size 320
 
-Clusters and reduction are fitted on bf16's maps (kept in `--maps`, as descriptors.py does); then database and
-queries go through the same model in bf16 and in each of the other formats. recall@1 of the nearest photo, not
-verified and verified; `pooled` is over all queries of all sets.
+Each set is indexed as usual, in int8; then its database and queries go through the same model, clusters and
+reduction in each format. recall@1 of the nearest photo in %, not verified and verified; `pooled` is over all
+queries of all sets.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from descriptors import Floats, Maker, Network, Photos, Way, chosen_reduction  # type: ignore
+from descriptors import Network, Photos  # type: ignore
 from numpy.typing import NDArray
 from recall import SETS  # type: ignore
 
-from indexer.fit import RANGE_PHOTOS, RANGE_SIDE
-from indexer.options import FitOptions
+from indexer.build import build_index
+from indexer.layout import Layout
+from indexer.options import BuildOptions
 from indexer.reading import Reader
 from indexer.verification import CANDIDATES, Features, inliers, raised
-from model.embedder import Embedder, with_ranges
-from model.images import read_photo
-from model.local_features import LOCAL_FEATURES
-from model.modelfile import ModelConfig, PlaceModel
-from model.poolings import TWO_LAYERS, TwoLayers, joined
+from model.embedder import Embedder, Seen
+from model.modelfile import PlaceModel, load_model
 
+Floats = NDArray[np.float32]
 Part = tuple[Floats, list[Features]]
+PRECISIONS = ("fp32", "int8")
 
 
-def fitted(photos: Photos) -> PlaceModel:
-    """The model that `loci index` would make, but for what it draws at random."""
-    maker = Maker(photos, 0)
-    both = Way(beside=True)
-    half = replace(both, beside=False, clusters=both.clusters // 2)
-    pooling = TwoLayers(maker.layer(half), maker.layer(replace(half, cut="conv4_3")))
-    reduction = chosen_reduction(maker.pooled(both))
-    dim = None if reduction is None else len(reduction.projection)
-    model = PlaceModel.unfitted(ModelConfig(local_features=LOCAL_FEATURES))
-    model = model.fitted(pooling, reduction, layers=TWO_LAYERS, dim=dim).eval()
-    drawn = np.random.default_rng(0).permutation(len(photos.database))[:RANGE_PHOTOS]
-    return with_ranges(model, [read_photo(photos.database[n], RANGE_SIDE) for n in drawn], "cpu")
+def seen(model: PlaceModel, precision: str, photos: Sequence[Path]) -> Part:
+    """Descriptors (n d) and local features, in the order of the photos."""
+    config = model.config
+    embedder = Embedder(model, device="cpu", precision=precision)
+    reader = Reader(config.image_size, min_image_size=config.min_image_size)
+    found: dict[str, Seen] = {}
+    for batch in embedder.stream([(str(photo), photo) for photo in photos], reader):
+        found |= {embedded.item[0]: embedded.seen[0] for embedded in batch}
+    local = [found[str(photo)].local for photo in photos]
+    rows = np.stack([found[str(photo)].descriptor for photo in photos])
+    return rows, [Features.of(each) for each in local if each is not None]
 
 
-@torch.inference_mode()
-def by_maps(model: PlaceModel, photos: Photos, part: Sequence[Path]) -> Part:
-    """In bf16, from the maps that are kept."""
-    rows, features = [], []
-    for photo in part:
-        upper, lower = (
-            torch.from_numpy(photos.network.maps(photos.name, photo, cut, 1.0).astype(np.float32))[None]
-            for cut in ("conv5_3", "conv4_3")
-        )
-        rows.append(model.reduce(model.pool(joined(upper, lower)))[0].numpy())
-        assert model.local is not None
-        features.append(Features.of(model.local(lower)[0]))
-    return np.stack(rows), features
-
-
-def by_embedder(embedder: Embedder, part: Sequence[Path]) -> Part:
-    reader = Reader(FitOptions().image_size, min_image_size=FitOptions().min_image_size)
-    rows, features = [], []
-    for batch in embedder.stream([(str(photo), photo) for photo in part], reader):
-        for embedded in batch:
-            rows.append(embedded.seen[0].descriptor)
-            local = embedded.seen[0].local
-            assert local is not None
-            features.append(Features.of(local))
-    return np.stack(rows), features
-
-
-def right(photos: Photos, database: Part, queries: Part) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which queries are answered rightly, not verified and verified."""
+def right(truth: NDArray[np.bool_], database: Part, queries: Part) -> NDArray[np.bool_]:
+    """Which queries are answered rightly, 2 q: not verified, and verified."""
     scores = np.asarray(queries[0] @ database[0].T, np.float64)
     plain = scores.argmax(1)
     for row, asked in zip(scores, queries[1], strict=True):
         for photo in np.argsort(-row, kind="stable")[:CANDIDATES].tolist():
             row[photo] = raised(row[photo], inliers(asked, database[1][photo]))
-    found = [np.take_along_axis(photos.right, best[:, None], 1)[:, 0] for best in (plain, scores.argmax(1))]
-    return found[0], found[1]
+    both = (plain, scores.argmax(1))
+    return np.stack([np.take_along_axis(truth, best[:, None], 1)[:, 0] for best in both])
+
+
+def measure(name: str, options: argparse.Namespace) -> tuple[dict[str, NDArray[np.bool_]], float]:
+    """Which queries of a set each format answers rightly, and the least cosine of two descriptors."""
+    database, _ = SETS[name][:2]
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Photos.read(name, options.data, Network(Path(folder)))
+        wanted = BuildOptions(precision="int8", device="cpu", image_size=options.image_size)
+        build_index([options.data / database], Path(folder) / "index", wanted)
+        model = load_model(Layout(Path(folder) / "index").model(1))
+    parts = {
+        precision: [seen(model, precision, part) for part in (photos.database, photos.queries)]
+        for precision in PRECISIONS
+    }
+    pairs = zip(*parts.values(), strict=True)
+    least = min(float((one[0] * other[0]).sum(1).min()) for one, other in pairs)
+    return {precision: right(photos.right, *part) for precision, part in parts.items()}, least
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--maps", type=Path, required=True, help="folder for conv maps in bf16")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "int8"), default=["int8"])
+    parser.add_argument("--image-size", type=int, default=640)
     options = parser.parse_args()
-    network = Network(options.maps)
-    names = ["bf16", *options.precisions]
-    print(f"| set | {' | '.join(f'{name}, verified' for name in names)} | least cosine to bf16's |")
-    print(f"|---|{'---|' * (len(names) + 1)}", flush=True)
-    pooled: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in names}
-    for name in options.sets:
-        photos = Photos.read(name, options.data, network)
-        model = fitted(photos)
-        reference = [by_maps(model, photos, part) for part in (photos.database, photos.queries)]
-        cells, least = [], []
-        for precision in names:
-            database, queries = reference
-            if precision != "bf16":
-                embedder = Embedder(model, device="cpu", precision=precision)
-                database = by_embedder(embedder, photos.database)
-                queries = by_embedder(embedder, photos.queries)
-                rows = zip((database[0], queries[0]), (reference[0][0], reference[1][0]), strict=True)
-                least.append(min(float((one * other).sum(1).min()) for one, other in rows))
-            found = right(photos, database, queries)
-            pooled[precision].append(np.stack(found))
-            cells.append(" / ".join(f"{100 * each.mean():.1f}" for each in found))
-        print(
-            f"| {name} | {' | '.join(cells)} | {', '.join(f'{value:.4f}' for value in least)} |", flush=True
-        )
-    totals = {name: np.concatenate(of, axis=1) for name, of in pooled.items()}
     print(
-        "| pooled | "
-        + " | ".join(" / ".join(f"{100 * value:.2f}" for value in total.mean(1)) for total in totals.values())
-        + " | |"
+        "| set | fp32, and verified | int8, and verified | right in int8 alone, fp32 alone | least cosine |"
     )
-    for name in options.precisions:
-        for label, one, other in zip(("not verified", "verified"), totals["bf16"], totals[name], strict=True):
-            print(
-                f"{name}, {label}: {(other & ~one).sum()} queries right that were wrong, "
-                f"{(one & ~other).sum()} wrong that were right, of {len(one)}"
-            )
+    print("|---|---|---|---|---|", flush=True)
+    everything: dict[str, list[NDArray[np.bool_]]] = {precision: [] for precision in PRECISIONS}
+    for name in options.sets:
+        found, least = measure(name, options)
+        for precision in PRECISIONS:
+            everything[precision].append(found[precision])
+        row(name, found, f"{least:.4f}")
+    row("pooled", {precision: np.concatenate(of, axis=1) for precision, of in everything.items()}, "")
+
+
+def row(name: str, found: dict[str, NDArray[np.bool_]], least: str) -> None:
+    cells = [" / ".join(f"{100 * each.mean():.2f}" for each in found[precision]) for precision in PRECISIONS]
+    one, other = (found[precision][1] for precision in PRECISIONS)
+    changed = f"{(other & ~one).sum()}, {(one & ~other).sum()} of {len(one)}"
+    print(f"| {name} | {' | '.join(cells)} | {changed} | {least} |", flush=True)
 
 
 if __name__ == "__main__":
