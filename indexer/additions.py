@@ -52,7 +52,7 @@ class Searched:
         for store in self.stores:
             _, ids = store.search(descriptor[None], min(k, store.count), among)
             ids = ids[0][ids[0] >= 0]
-            found += list(zip(_exactly(store.vectors(ids), descriptor), ids.tolist(), strict=True))
+            found += list(zip(exact_cosines(store.vectors(ids), descriptor), ids.tolist(), strict=True))
         return sorted(found, key=lambda hit: (-hit[0], hit[1]))[:k]
 
     def vectors(self, ids: Ids) -> Floats:
@@ -65,10 +65,10 @@ class Searched:
 
     def cosines(self, descriptor: Floats, ids: Ids) -> list[float]:
         """Cosines of a descriptor (d) with these, the same as a search gives."""
-        return _exactly(self.vectors(ids), descriptor)
+        return exact_cosines(self.vectors(ids), descriptor)
 
 
-def _exactly(vectors: Floats, descriptor: Floats) -> list[float]:
+def exact_cosines(vectors: Floats, descriptor: Floats) -> list[float]:
     """Cosines in fp64: in fp32 the last digits would depend on which store a descriptor is in."""
     cosines = np.einsum("nd,d->n", vectors, descriptor, dtype=np.float64)
     rounded: list[float] = np.round(cosines, 9).tolist()

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from indexer.additions import _exactly
+from indexer.additions import exact_cosines
 from indexer.answers import KNOWN_SHARE, Photo, Place
 from indexer.calibration import Calibration, check_known_share
 from indexer.catalogue import Hit
@@ -284,7 +284,7 @@ def _ranked(
         return []
     hits = {int(row["id"]): hit_of(row) for row in rows}
     passed = hits.keys() if filters is None or not filters.narrow else passing(filters, hits)
-    scores = _exactly(vectors_of(rows), descriptor)
+    scores = exact_cosines(vectors_of(rows), descriptor)
     found = [
         (score, int(row["id"]), hits[int(row["id"])])
         for score, row in zip(scores, rows, strict=True)
