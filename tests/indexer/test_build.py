@@ -18,6 +18,7 @@ from indexer.catalogue import Catalogue
 from indexer.errors import IndexerError, IndexMissing, ModelMismatch, NotFound, UsageError
 from indexer.layout import Layout
 from indexer.options import BuildOptions, FitOptions, load_options
+from indexer.posting import given_metadata, read_new
 from model.errors import ModelError
 from model.modelfile import ModelConfig, load_model, save_model
 from model.poolings import TwoLayers
@@ -446,3 +447,83 @@ def test_an_index_of_one_layer_stays_one(world: World) -> None:
         IndexerError, match=r"made with --layers conv5_3, not conv4_3\+conv5_3: leave that out"
     ):
         world.build(layers="conv4_3+conv5_3")
+
+
+# Nothing to do
+
+
+def test_a_run_with_nothing_to_do_looks_at_no_row_and_no_weight(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.build()
+
+    def looked(*_: object, **__: object) -> None:
+        pytest.fail("looked")
+
+    for name in ("live_descriptors", "files", "photos", "pending"):
+        monkeypatch.setattr(Catalogue, name, looked)
+    monkeypatch.setattr("indexer.build.load_model", looked)
+    report = world.build()
+    assert (report.unchanged, report.photos, report.embedded, report.snapshot) == (8, 8, 0, before.snapshot)
+    assert (report.model, report.places, report.reduction) == (before.model, before.places, before.reduction)
+
+
+@pytest.mark.parametrize("change", ["touched", "added", "gone", "failed", "table", "rehash"])
+def test_whatever_may_be_to_do_is_looked_at(world: World, change: str, paint: Paint) -> None:
+    before = world.build(rehash=True)  # in the copy, whose paths are others
+    options: dict[str, Any] = {}
+    if change == "touched":
+        os.utime(world.photo(0), (1, 1))
+    elif change == "added":
+        paint(world.photo(0, 9), 0, 9)
+    elif change == "gone":
+        world.photo(0).unlink()
+    elif change == "failed":
+        (world.photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+        world.build()
+        paint(world.photos / "broken.jpg", 0, 5)
+    elif change == "table":
+        options["metadata"] = world.photos.parent / "positions.csv"
+        options["metadata"].write_text("path,lat,lon\nwall0/view0.jpg,52,0.1\n")
+    else:
+        options["rehash"] = True
+    report = world.build(**options)
+    expected = {"touched": 8, "added": 9, "gone": 7, "failed": 9, "table": 8, "rehash": 8}[change]
+    assert report.photos == expected
+    assert (report.snapshot == before.snapshot) == (change in ("touched", "rehash"))
+    assert world.build().snapshot == report.snapshot
+
+
+def test_what_a_killed_run_found_is_published_though_nothing_is_to_do(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.build(places="folder")
+    assert len(world.open().places()) == 4
+    (world.photos / "wall9").mkdir()
+    world.photo(0).rename(world.photo(9))
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("indexer.build.publish", killed)
+        with pytest.raises(Killed):
+            world.build()
+    assert (world.index / "UNPUBLISHED").exists()
+    report = world.build()
+    assert (report.moved, report.embedded, report.places) == (0, 0, 5)
+    assert not (world.index / "UNPUBLISHED").exists()
+    assert world.build().snapshot == report.snapshot
+
+
+def test_a_photo_posted_meanwhile_is_in_the_next_run_s_snapshot(world: World, paint: Paint) -> None:
+    before = world.build()
+    index = world.open()
+    paint(world.photos.parent / "posted.jpg", 3, 7)
+    new = read_new((world.photos.parent / "posted.jpg").read_bytes(), given_metadata())
+    seen = index.see(world.photos.parent / "posted.jpg")
+    index.posting().add(new, seen.descriptor[None], [seen.local])
+    report = world.build()
+    assert report.snapshot > before.snapshot
+    assert (report.photos, report.embedded) == (9, 0)
+    assert world.build().snapshot == report.snapshot

@@ -257,7 +257,7 @@ def test_the_worst_and_a_sample_of_the_others(found: Evaluation) -> None:
 
     def made(name: str, like: QueryResult, score: float) -> QueryResult:
         best = replace(like.hits[0], score=score)
-        return replace(like, file=replace(like.file, relative=name), hits=(best, *like.hits[1:]))
+        return replace(like, file=like.file._replace(relative=name), hits=(best, *like.hits[1:]))
 
     by_name = {result.name: result for result in found.results}
     wrong = [made(f"w{n}", by_name["wrong.jpg"], n / 10) for n in range(4)]
