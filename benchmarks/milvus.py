@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("index", type=Path)
     parser.add_argument("queries", type=Path)
     parser.add_argument("store")
+    parser.add_argument("--most", type=int, default=1_000_000, help="queries")
     options = parser.parse_args()
     near = Index.open(options.index)
     started = time.perf_counter()
@@ -46,7 +47,7 @@ def main() -> None:
         "of one place": Filters(place=near.places()[0].id),
     }
     print("| | answers | differ | ms here, p50 | ms there, p50 | ratio |\n|---|---|---|---|---|---|")
-    seen = [near.see(file.path) for file in scan([options.queries]).files]
+    seen = [near.see(file.path) for file in scan([options.queries]).files[: options.most]]
     for name, narrow in filters.items():
         for verify in (False, True):
             differ, taken = 0, {near: [], far: []}  # type: ignore[var-annotated]

@@ -266,10 +266,11 @@ class FarSearcher(Searcher):
 
     def matched(self, question: Question, hits: Any, places: Any) -> Any:
         verified = {found.hit.photo.id: found for found in hits if found.inliers is not None}
+        views = self._milvus.views(self._collection, list(verified))
 
         def lines(photo: Any) -> Any:
             found = verified.get(photo.id)
-            if found is None or self._milvus.count(self._collection, f'photo == "{photo.id}"') > 1:
+            if found is None or views[photo.id] > 1:
                 return photo  # a panorama: positions in one of its views are not positions in the photo
             return replace(photo, matches=question.agreeing[found.number].shown())
 

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -215,6 +216,15 @@ class Milvus:
                 search_params={"metric_type": "IP", "params": settings},
             )
         return [{**hit["entity"], "id": hit["id"]} for hit in found]
+
+    def views(self, collection: str, photos: Sequence[str]) -> Counter[str]:
+        """How many descriptors photos have."""
+        if not photos:
+            return Counter()
+        names = ", ".join(f'"{photo}"' for photo in photos)
+        with _Explained(self.address, "read"):
+            rows = self._client.query(collection, filter=f"photo in [{names}]", output_fields=["photo"])
+        return Counter(str(row["photo"]) for row in rows)
 
     def local(self, collection: str, ids: Sequence[int]) -> dict[int, bytes]:
         """The packed local features of descriptors, where they have some."""
