@@ -46,6 +46,7 @@ from indexer.shards import RUN, ShardWriter
 from indexer.snapshot import Manifest, check_model, publish, published, read_manifest
 from indexer.spool import Spool
 from indexer.stored import Slot
+from indexer.stores.choice import choose
 from indexer.target import is_index, target, translated
 from indexer.workers import RayEmbedder, check_address
 from model.clusters import SAMPLE_PHOTOS
@@ -242,6 +243,9 @@ class _Run:
         number = max(number, 1)
         said = self._options
         options = Options(wanted, said.places_over(places), said.search_over(search))
+        # What cannot be had in the memory allowed is said before anything is embedded, or remembered.
+        views = self._catalogue.count() * (wanted.panoramas or 1)
+        choose(max(views, 1), wanted.dim, options.search.memory_bytes(), options.search.recall)
         save_options(self._layout.options(number), options)
         return number, options
 
