@@ -155,8 +155,8 @@ def test_interrupted_it_says_that_it_goes_on_and_does(
     loci: Loci, tmp_path: Path, photograph: Photograph
 ) -> None:
     folder, index = tmp_path / "photos", tmp_path / "index"
-    for view in range(5):
-        photograph(folder / f"{view}.jpg", view, 0)
+    for number in range(40):  # enough that it is still at it when the signal comes
+        photograph(folder / f"{number}.jpg", number % 5, number // 5)
     command = [sys.executable, "-m", "loci", "index", folder, "--into", index, "--clusters", "4"]
     run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None
@@ -170,7 +170,7 @@ def test_interrupted_it_says_that_it_goes_on_and_does(
     assert rest.splitlines()[-1] == "loci: interrupted; the same command goes on where it stopped"
     result = loci("index", folder, "--into", index, "--clusters", 4)
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"5 photos in {index}\n")
+    assert result.stdout.startswith(f"40 photos in {index}\n")
 
 
 def test_info_json_has_the_documented_names(loci: Loci, index: Path) -> None:
