@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,6 +45,15 @@ def start(*arguments: str) -> "subprocess.Popen[bytes]":
     )
 
 
+def listening(port: int) -> None:
+    """Wait until something listens on a port."""
+    for _ in range(600):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"nothing listens on port {port}")
+
+
 def kill(node: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         os.killpg(node.pid, signal.SIGKILL)
@@ -54,9 +64,10 @@ def kill(node: "subprocess.Popen[bytes]") -> None:
 def nodes() -> "Iterator[list[subprocess.Popen[bytes]]]":
     """The head, and another."""
     head = start("--head", f"--port={GCS}", f"--ray-client-server-port={CLIENT}", "--include-dashboard=false")
-    time.sleep(5)
+    listening(GCS)
     found = [head, start(f"--address=127.0.0.1:{GCS}")]
-    time.sleep(5)
+    listening(CLIENT)
+    time.sleep(5)  # for the other to join; should it take longer, it gets its worker later
     yield found
     for node in reversed(found):
         kill(node)
