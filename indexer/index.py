@@ -404,7 +404,7 @@ class Index:
         Raises:
             NotFound: there is no photo of that id.
         """
-        self._catalogue.photo(id)
+        self.photo(id)
         views = self._search.features(id)
         if seen.local is None or not views:
             return None

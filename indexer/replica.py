@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,22 +16,21 @@ import numpy as np
 from indexer.additions import exact_cosines
 from indexer.answers import KNOWN_SHARE, Photo, Place
 from indexer.calibration import Calibration, check_known_share
-from indexer.catalogue import Hit
-from indexer.errors import IndexerError, IndexMissing, ModelMismatch, NotFound, UsageError
-from indexer.evidence import WEIGHED
+from indexer.errors import IndexerError, IndexMissing, NotFound, UsageError
 from indexer.filters import Filters
 from indexer.index import Counts, Index
-from indexer.search import Question, Scored, Searcher, grouped
-from indexer.showing import PHOTOS_A_PLACE
+from indexer.search import Rank, Scored, Searcher
 from indexer.snapshot import Manifest, manifest_of, other_model
 from indexer.stores.address import SCHEME, Address
 from indexer.stores.milvus import Entity, Milvus, expression_of, hit_of, passing, vectors_of
 from indexer.stores.store import Floats
 from indexer.sureness import Judge
-from indexer.verification import Features, matches
+from indexer.verification import Features
 from model.embedder import Embedder
 from model.modelfile import load_model
 
+UNCOUNTED = sys.maxsize
+"""Places that photos on Milvus show at most."""
 ONLY_THE_WRITER = "a replica has no photos and changes none: ask the service of the index's folder"
 
 
@@ -48,7 +49,7 @@ class Replica(Index):
         self.embedder = embedder
         self.known_share = check_known_share(known_share)
         self._calibration = Calibration.from_json(self.manifest.calibration)
-        self._search: Any = FarSearcher(milvus, collection, self.manifest)
+        self._search = FarSearcher(milvus, collection, self.manifest)
         self._judge = Judge(self._calibration, self.known_share, sample=self._sample, ranks=self._ranks)
 
     @classmethod
@@ -108,15 +109,6 @@ class Replica(Index):
 
     def follow(self, *_: Any, **__: Any) -> NoReturn:
         raise UsageError("a camera's way is followed by the index's folder, not by a replica")
-
-    def matches(self, seen: Any, id: str) -> Any:
-        self.photo(id)
-        rows = self._of(f'photo == "{id}"')
-        views = self._search.packed([row["id"] for row in rows])
-        if seen.local is None or not views:
-            return None
-        asked = Features.of(seen.local)
-        return max((matches(asked, view) for view in views.values()), key=lambda found: len(found.query))
 
     def descriptors(self) -> NoReturn:
         _refuse()
@@ -214,72 +206,36 @@ class FarSearcher(Searcher):
         self._collection = collection
         self._manifest = manifest
         text = milvus.said(f"{collection}/local")
-        self._local = np.dtype([_field(field) for field in json.loads(text)]) if text else None
+        self._packed = np.dtype([_field(field) for field in json.loads(text)]) if text else None
 
-    def nearest(self, question: Question, n: int, filters: Filters | None = None) -> list[Scored]:
-        return self._verified(question, self._far_hits(question.descriptor, n, filters))
+    def _ranking(self, filters: Filters | None) -> tuple[Rank, int]:
+        return partial(self._far, expression_of(filters), filters), UNCOUNTED
 
-    def with_places(
-        self, question: Question, k: int, filters: Filters | None
-    ) -> tuple[list[Scored], tuple[Any, ...]]:
-        n = max(WEIGHED, 4 * PHOTOS_A_PLACE * k)
-        while True:
-            hits = self._verified(question, self._far_hits(question.descriptor, n, filters))
-            places = grouped(hits)
-            if len(places) >= k or len(hits) < n:
-                return hits, places
-            n *= 4
+    def _far(
+        self, expression: str, filters: Filters | None, descriptor: Floats, ask: int
+    ) -> tuple[list[Scored], bool]:
+        rows = self._milvus.search(self._collection, descriptor, ask, expression)
+        return _scored(rows, descriptor, filters), len(rows) < ask
 
-    def _far_hits(self, descriptor: Floats, n: int, filters: Filters | None) -> list[Scored]:
-        """The n nearest photos by their descriptors; a panorama counts once, by its best view."""
-        if descriptor.shape != (self._manifest.dim,):
-            raise ModelMismatch(
-                f"this index has {self._manifest.dim}-D descriptors, got one of shape {descriptor.shape}"
-            )
-        expression = expression_of(filters)
-        ask = n + 8
-        while True:
-            rows = self._milvus.search(self._collection, descriptor, ask, expression)
-            best: dict[str, Scored] = {}
-            for score, number, hit in _ranked(rows, descriptor, filters):
-                if hit.photo.id not in best:
-                    best[hit.photo.id] = Scored(score, number, hit)
-            if len(best) >= n or len(rows) < ask:
-                return list(best.values())[:n]
-            ask *= 4
-
-    def _compare(self, question: Question, features: Features, numbers: Sequence[int]) -> None:
-        new = [number for number in numbers if number not in question.agreeing]
-        for number, theirs in self.packed(new).items():
-            question.agreeing[number] = matches(features, theirs)
-
-    def packed(self, numbers: Sequence[int]) -> dict[int, Features]:
-        """Local features of descriptors, where they have some."""
-        if self._local is None:
+    def _local(self, numbers: Sequence[int]) -> dict[int, Features]:
+        if self._packed is None:
             return {}
         found = self._milvus.local(self._collection, numbers)
         return {
-            number: Features.of(np.frombuffer(found[number], self._local)[0])
+            number: Features.of(np.frombuffer(found[number], self._packed)[0])
             for number in numbers
             if number in found
         }
 
-    def matched(self, question: Question, hits: Any, places: Any) -> Any:
-        verified = {found.hit.photo.id: found for found in hits if found.inliers is not None}
-        views = self._milvus.views(self._collection, list(verified))
+    def _views(self, photos: Sequence[str]) -> Mapping[str, int]:
+        return self._milvus.views(self._collection, photos)
 
-        def lines(photo: Any) -> Any:
-            found = verified.get(photo.id)
-            if found is None or views[photo.id] > 1:
-                return photo  # a panorama: positions in one of its views are not positions in the photo
-            return replace(photo, matches=question.agreeing[found.number].shown())
-
-        return tuple(replace(place, photos=tuple(map(lines, place.photos))) for place in places)
+    def features(self, photo: str) -> list[Features]:
+        rows = self._milvus.entities(self._collection, f'photo == "{photo}"')
+        return list(self._local(sorted(int(row["id"]) for row in rows)).values())
 
 
-def _ranked(
-    rows: Sequence[Entity], descriptor: Floats, filters: Filters | None
-) -> list[tuple[float, int, Hit]]:
+def _scored(rows: Sequence[Entity], descriptor: Floats, filters: Filters | None) -> list[Scored]:
     """What a search found, scored as every store's hits are, best first, without what does not pass."""
     if not rows:
         return []
@@ -287,11 +243,11 @@ def _ranked(
     passed = hits.keys() if filters is None or not filters.narrow else passing(filters, hits)
     scores = exact_cosines(vectors_of(rows), descriptor)
     found = [
-        (score, int(row["id"]), hits[int(row["id"])])
-        for score, row in zip(scores, rows, strict=True)
-        if int(row["id"]) in passed
+        Scored(score, number, hits[number])
+        for score, number in zip(scores, hits, strict=True)
+        if number in passed
     ]
-    return sorted(found, key=lambda each: (-each[0], each[1]))
+    return sorted(found, key=lambda one: (-one.score, one.number))
 
 
 def _field(field: Sequence[Any]) -> tuple[Any, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +87,11 @@ class Scored:
         )
 
 
+Rank = Callable[[Floats, int], tuple[list[Scored], bool]]
+"""From a descriptor (d) and a number of descriptors to those nearest to it, best first, and whether that is
+all there are."""
+
+
 class Searcher:
     """Searches one snapshot and what was added since; may be asked from many threads."""
 
@@ -111,54 +117,63 @@ class Searcher:
 
     def nearest(self, question: Question, n: int, filters: Filters | None = None) -> list[Scored]:
         """The n photos most like the query, best first, the first CANDIDATES of them verified."""
-        searched, selection = self.selected(filters)
-        return self._verified(question, self._hits(question.descriptor, n, searched, selection, filters))
+        rank, _ = self._ranking(filters)
+        return self._photos(question, n, rank)
 
     def with_places(
         self, question: Question, k: int, filters: Filters | None
     ) -> tuple[list[Scored], tuple[PlaceHit, ...]]:
         """The nearest photos, as many as it takes to name k places (or all), and all places they show."""
-        searched, selection = self.selected(filters)
-        most = self._manifest.places + searched.count - self._manifest.count
-        if selection is not None:
-            most = selection.places
+        rank, most = self._ranking(filters)
         n = max(WEIGHED, 4 * PHOTOS_A_PLACE * k)
         while True:
-            hits = self._hits(question.descriptor, n, searched, selection, filters)
-            hits = self._verified(question, hits)
+            hits = self._photos(question, n, rank)
             places = grouped(hits)
             if len(places) >= min(k, most) or len(hits) < n:
                 return hits, places
             n *= 4
 
-    def _hits(
+    def _photos(self, question: Question, n: int, rank: Rank) -> list[Scored]:
+        """The n nearest photos, verified; a panorama counts once, by its best view."""
+        if question.descriptor.shape != (self._manifest.dim,):
+            raise ModelMismatch(
+                f"this index has {self._manifest.dim}-D descriptors, got one of shape "
+                f"{question.descriptor.shape}"
+            )
+        ask = n + 8
+        while True:
+            found, all_there_are = rank(question.descriptor, ask)
+            best: dict[str, Scored] = {}
+            for one in found:
+                best.setdefault(one.hit.photo.id, one)
+            if len(best) >= n or all_there_are:
+                return self._verified(question, list(best.values())[:n])
+            ask *= 4
+
+    def _ranking(self, filters: Filters | None) -> tuple[Rank, int]:
+        """What ranks the photos that pass, as they are now, and how many places they show at most."""
+        searched, selection = self.selected(filters)
+        most = self._manifest.places + searched.count - self._manifest.count
+        if selection is not None:
+            most = selection.places
+        return partial(self._ranked, searched, selection, filters), most
+
+    def _ranked(
         self,
-        descriptor: Floats,
-        n: int,
         searched: Searched,
         selection: Selection | None,
         filters: Filters | None,
-    ) -> list[Scored]:
-        """The n nearest photos by their descriptors; a panorama counts once, by its best view."""
-        if descriptor.shape != (self._manifest.dim,):
-            raise ModelMismatch(
-                f"this index has {self._manifest.dim}-D descriptors, got one of shape {descriptor.shape}"
-            )
+        descriptor: Floats,
+        ask: int,
+    ) -> tuple[list[Scored], bool]:
         among = None if selection is None else selection.ids
         count = searched.count if among is None else len(among)
-        ask = n + 8
-        while count:
-            found = searched.search(descriptor, min(ask, count), among)
-            shown = self._shown([number for _, number in found], filters if among is not None else None)
-            best: dict[str, Scored] = {}
-            for score, number in found:
-                hit = shown.get(number)
-                if hit is not None and hit.photo.id not in best:
-                    best[hit.photo.id] = Scored(score, number, hit)
-            if len(best) >= n or ask >= count:
-                return list(best.values())[:n]
-            ask *= 4
-        return []
+        if not count:
+            return [], True
+        found = searched.search(descriptor, min(ask, count), among)
+        shown = self._shown([number for _, number in found], filters if among is not None else None)
+        scored = [Scored(score, number, shown[number]) for score, number in found if number in shown]
+        return scored, ask >= count
 
     def _shown(self, numbers: Sequence[int], filters: Filters | None) -> dict[int, Hit]:
         """The photos of descriptors, without those removed since, or changed so that they do not pass."""
@@ -182,33 +197,43 @@ class Searcher:
         if question.features is None:
             return
         started = time.perf_counter()
-        self._compare(question, question.features, numbers)
+        new = [number for number in numbers if number not in question.agreeing]
+        for number, theirs in self._local(new).items():
+            question.agreeing[number] = matches(question.features, theirs)
         question.verify_ms += 1000 * (time.perf_counter() - started)
 
-    def _compare(self, question: Question, features: Features, numbers: Sequence[int]) -> None:
-        new = [number for number in numbers if number not in question.agreeing]
-        slots = self._catalogue.slots(self._generation, new)
+    def _local(self, numbers: Sequence[int]) -> dict[int, Features]:
+        """Local features of descriptors, where they have some."""
+        slots = self._catalogue.slots(self._generation, numbers)
         try:
             packed = read_local(self._layout.local(self._generation), [slot for _, slot in slots])
         except IndexerError:  # moved, or dropped by a newer model, since they were found
-            return
-        for (number, _), local in zip(slots, packed, strict=True):
-            if local is not None:
-                question.agreeing[number] = matches(features, Features.of(local))
+            return {}
+        return {
+            number: Features.of(local)
+            for (number, _), local in zip(slots, packed, strict=True)
+            if local is not None
+        }
 
     def matched(
         self, question: Question, hits: Sequence[Scored], places: Sequence[PlaceHit]
     ) -> tuple[PlaceHit, ...]:
         """The same places, with where each of their photos shows what the query shows."""
         verified = {found.hit.photo.id: found.number for found in hits if found.inliers is not None}
+        shown = {photo.id for place in places for photo in place.photos}
+        views = self._views(sorted(shown & verified.keys()))
 
         def lines(photo: PhotoHit) -> PhotoHit:
             number = verified.get(photo.id)
-            if number is None or len(self._catalogue.slots_of(self._generation, photo.id)) > 1:
+            if number is None or views[photo.id] > 1:
                 return photo  # a panorama: positions in one of its views are not positions in the photo
             return replace(photo, matches=question.agreeing[number].shown())
 
         return tuple(replace(place, photos=tuple(map(lines, place.photos))) for place in places)
+
+    def _views(self, photos: Sequence[str]) -> Mapping[str, int]:
+        """How many descriptors each of these photos has."""
+        return {photo: len(self._catalogue.slots_of(self._generation, photo)) for photo in photos}
 
     def features(self, photo: str) -> list[Features]:
         """Local features of each view of a photo; none where the index keeps none."""
