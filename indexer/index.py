@@ -486,24 +486,35 @@ class Index:
     def info(self) -> dict[str, Any]:
         """What is in the index and how it was made."""
         generation = generation_of(self.snapshot)
-        counts = self.counts()
         fit, places, search = load_options(self._layout.options(generation))
-        config = self.embedder.model.config
+        return self._described(self._catalogue.count("failed")) | {
+            "with_position": sum(photo.lat is not None for photo in self.photos()),
+            "local_bytes": disk_use(self._layout.local(generation)),
+            "panoramas": fit.panoramas,
+            "places_by": places.places,
+            "place_radius_m": places.place_radius_m,
+            "factory": self.manifest.factory,
+            "search_recall": self.manifest.recall,
+            "recall": search.recall,
+            "memory": search.memory,
+            "bytes": disk_use(self.path),
+        }
+
+    def _described(self, failed: int) -> dict[str, Any]:
+        """What manifest and model say of it; `failed`: how many photos could not be read."""
+        counts, config = self.counts(), self.embedder.model.config
         return {
             "photos": counts.photos,
-            "failed": self._catalogue.count("failed"),
+            "failed": failed,
             "places": counts.places,
             "dim": self.manifest.dim,
             "clusters": config.clusters,
             "model": self.manifest.model,
             "snapshot": self.snapshot,
             "descriptors": counts.descriptors,
-            "with_position": sum(photo.lat is not None for photo in self.photos()),
             "image_size": config.image_size,
             "min_image_size": config.min_image_size,
             "local_features": config.local_features,
-            "local_bytes": disk_use(self._layout.local(generation)),
-            "panoramas": fit.panoramas,
             "pooling": config.pooling,
             "layers": config.layers,
             "pooling_settings": config.pooling_settings(),
@@ -511,14 +522,7 @@ class Index:
             "weights": config.weights,
             "whitening_power": config.power,
             "fit": config.provenance,
-            "places_by": places.places,
-            "place_radius_m": places.place_radius_m,
-            "factory": self.manifest.factory,
-            "search_recall": self.manifest.recall,
-            "recall": search.recall,
-            "memory": search.memory,
             "calibration": self._calibration.summary() if self._calibration else None,
             "created_at": self.manifest.created_at,
             **self.embedder.describe(),
-            "bytes": disk_use(self.path),
         }

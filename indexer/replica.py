@@ -21,8 +21,8 @@ from indexer.filters import Filters
 from indexer.index import Counts, Index
 from indexer.search import Rank, Scored, Searcher
 from indexer.snapshot import Manifest, manifest_of, other_model
-from indexer.stores.address import SCHEME, Address
-from indexer.stores.milvus import Entity, Milvus, expression_of, hit_of, passing, vectors_of
+from indexer.stores.address import Address
+from indexer.stores.milvus import EXACT, Entity, Milvus, expression_of, hit_of, passing, vectors_of
 from indexer.stores.store import Floats
 from indexer.sureness import Judge
 from indexer.verification import Features
@@ -93,7 +93,7 @@ class Replica(Index):
 
     @property
     def path(self) -> Path:
-        return Path(f"{SCHEME}//{self._milvus.address.uri}/{self._milvus.address.name}")
+        return Path(self._milvus.address.uri)
 
     def _sample(self) -> Floats:
         text = self._milvus.said(f"{self._collection}/sample") or ""
@@ -159,38 +159,17 @@ class Replica(Index):
 
     def info(self) -> dict[str, Any]:
         """What is known of it here."""
-        counts, config = self.counts(), self.embedder.model.config
-        return {
-            "photos": counts.photos,
-            "failed": 0,
-            "places": counts.places,
-            "dim": self.manifest.dim,
-            "clusters": config.clusters,
-            "model": self.manifest.model,
-            "snapshot": self.snapshot,
-            "descriptors": counts.descriptors,
+        places_by, _, radius = self.manifest.places_by.partition(" within ")
+        return self._described(failed=0) | {
             "with_position": self._milvus.count(self._collection, "lat < 91.0"),
-            "image_size": config.image_size,
-            "min_image_size": config.min_image_size,
-            "local_features": config.local_features,
             "local_bytes": 0,
             "panoramas": None,
-            "pooling": config.pooling,
-            "layers": config.layers,
-            "pooling_settings": config.pooling_settings(),
-            "backbone": config.backbone,
-            "weights": config.weights,
-            "whitening_power": config.power,
-            "fit": config.provenance,
-            "places_by": self.manifest.places_by.partition(" within ")[0],
-            "place_radius_m": float(self.manifest.places_by.partition(" within ")[2].removesuffix(" m")),
+            "places_by": places_by,
+            "place_radius_m": float(radius.removesuffix(" m")),
             "factory": f"Milvus, {self._collection}",
-            "search_recall": 1.0,
-            "recall": 1.0,
+            "search_recall": 1.0 if self.manifest.count < EXACT else None,
+            "recall": None,
             "memory": None,
-            "calibration": self._calibration.summary() if self._calibration else None,
-            "created_at": self.manifest.created_at,
-            **self.embedder.describe(),
             "bytes": 0,
         }
 

@@ -33,6 +33,8 @@ LARGEST = 65_535
 """Characters of a field."""
 INSERTED = 500
 """Entities at a time: below the 64 MiB of a request, with 46 kB of local features each."""
+EXACT = 20_000
+"""Descriptors from which on a server searches by a graph, whose recall is not measured."""
 MOST = 16_384
 """Entities that Milvus finds at most."""
 
@@ -247,7 +249,7 @@ class Milvus:
 
 def _index_for(count: int) -> tuple[str, dict[str, int]]:
     """The server's kind of index for so many descriptors."""
-    return ("FLAT", {}) if count < 20_000 else ("HNSW", {"M": 32, "efConstruction": 200})
+    return ("FLAT", {}) if count < EXACT else ("HNSW", {"M": 32, "efConstruction": 200})
 
 
 class _Explained:
