@@ -43,7 +43,8 @@ def activation_ranges(backbone: nn.Module, batches: Iterable[Tensor]) -> tuple[f
     largest = dict.fromkeys(convolutions, 0.0)
 
     def measure(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        largest[layer] = max(largest[layer], float(inputs[0].abs().max()))  # type: ignore[index]
+        least, most = inputs[0].aminmax()
+        largest[layer] = max(largest[layer], -float(least), float(most))  # type: ignore[index]
 
     hooks = [layer.register_forward_pre_hook(measure) for layer in convolutions]
     try:
@@ -80,28 +81,32 @@ def _graph(backbone: VGG16, ranges: tuple[float, ...]) -> Any:
     from openvino import opset13 as ops
 
     images = ops.parameter([-1, 3, -1, -1], np.float32)
-    x, middle = images.output(0), None
     left = iter(ranges)
+    x, middle = _rounded(ops, images, next(left), signed=True), None
     for number, layer in enumerate(backbone, 1):
         if isinstance(layer, nn.Conv2d):
-            x = _convolution(ops, layer, x, next(left), signed=number == 1)
-        elif isinstance(layer, nn.ReLU):
-            x = ops.relu(x).output(0)
-        else:
+            x = _convolution(ops, layer, x)
+        elif isinstance(layer, nn.MaxPool2d):
             x = ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
-        if number == MIDDLE:
-            middle = x
+        else:
+            x = ops.relu(x).output(0)
+            middle = x if number == MIDDLE else middle
+            # Rounded before it is pooled, which gives the same and is pooled in 8 bits.
+            x = _rounded(ops, x, next(left), signed=False)
     return openvino.Model([middle, x], [images])
 
 
-def _convolution(ops: Any, layer: nn.Conv2d, x: Any, largest: float, *, signed: bool) -> Any:
+def _rounded(ops: Any, x: Any, largest: float, *, signed: bool) -> Any:
     bound = max(largest, 1e-6)  # its ends must be constants, or OpenVINO multiplies in bf16 what it rounds
     low, high = (ops.constant(np.full((1, 1, 1, 1), end, np.float32)) for end in (-bound * signed, bound))
-    rounded = ops.fake_quantize(x, low, high, low, high, _STEPS)
+    return ops.fake_quantize(x, low, high, low, high, _STEPS).output(0)
+
+
+def _convolution(ops: Any, layer: nn.Conv2d, x: Any) -> Any:
     weight = layer.weight.detach().float().cpu().numpy()
     scale = np.maximum(np.abs(weight).max((1, 2, 3), keepdims=True) / 127, 1e-12).astype(np.float32)
     codes = ops.constant(np.rint(weight / scale).astype(np.int8))
     weights = ops.multiply(ops.convert(codes, np.float32), ops.constant(scale))
-    sums = ops.convolution(rounded, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    sums = ops.convolution(x, weights, [1, 1], [1, 1], [1, 1], [1, 1])
     bias = cast(Tensor, layer.bias).detach().float().cpu().numpy()
     return ops.add(sums, ops.constant(bias.reshape(1, -1, 1, 1))).output(0)
