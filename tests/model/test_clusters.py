@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from model.clusters import SAMPLE_PER_PHOTO, kmeans, sample_local, sharpness
+from model.clusters import SAMPLE_PER_PHOTO, kmeans, lloyd, sample_local, sharpness
 from model.errors import ModelError
 
 Floats = NDArray[np.float32]
@@ -82,6 +82,23 @@ def test_kmeans_centres_are_the_means_of_their_points() -> None:
     nearest = np.square(points[:, None] - centres[None]).sum(2).argmin(1)
     for k in range(10):
         np.testing.assert_allclose(centres[k], points[nearest == k].mean(0), atol=1e-4)
+
+
+def test_kmeans_is_lloyds() -> None:
+    """From the same starts to the same centres, one iteration after the other; an empty cluster stays."""
+    points = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    starts = np.concatenate([points[:5], np.full((1, 4), 100, np.float32)])
+    expected = starts.astype(np.float64)
+    for iterations in range(1, 8):
+        nearest = np.square(points[:, None] - expected[None]).sum(2).argmin(1)
+        for k in set(nearest.tolist()):
+            expected[k] = points[nearest == k].mean(0)
+        squares, found = lloyd(points, starts, iterations)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    settled, found = lloyd(points, starts, 100)
+    assert settled == pytest.approx(spread_of(points, found), rel=1e-4)
+    assert settled <= squares
+    np.testing.assert_array_equal(found[5], starts[5])
 
 
 def test_kmeans_follows_its_seed() -> None:
