@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
 from indexer.catalogue import Catalogue
 from indexer.collect import nothing_readable
@@ -30,9 +32,9 @@ from indexer.workers import RayEmbedder
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder, with_ranges
 from model.errors import ImageError
-from model.fitting import fit_clusters, halves
-from model.modelfile import PlaceModel, load_model, save_model
-from model.poolings import CLUSTERED
+from model.fitting import fit_clusters
+from model.modelfile import ModelConfig, PlaceModel, load_model, save_model
+from model.poolings import CLUSTERED, TWO_LAYERS, apart, joined
 from model.reduction import choose_reduction, fit_reduction
 
 REDUCTION_VIEWS = 4096
@@ -152,18 +154,21 @@ def _spool(run: FitRun, embedded: Embedded[Pending], stage: str) -> None:
     if embedded.seen[0].local is not None:  # first, so that whoever finds the rest finds these
         run.spool.put_local(photo, [seen.local for seen in embedded.seen if seen.local is not None])
     if stage == "maps":
-        each = run.embedder.model.config.pooling in CLUSTERED
-        views = [_scaled(view, each_local=each) for view in embedded.outputs]
-        run.spool.put("maps", photo, np.stack(views))  # V D H W
+        maps = torch.from_numpy(np.stack(embedded.outputs))
+        run.spool.put("maps", photo, _scaled(maps, run.embedder.model.config).numpy())  # V D H W
     else:
         run.spool.put("pooled", photo, np.stack(embedded.outputs)[:, None])  # V 1 K·D
     run.progress.advance()
 
 
-def _scaled(view: Floats, *, each_local: bool) -> Floats:
-    """A map that fp16 holds, D H W: each local descriptor of unit length, as VLAD has it, or the longest."""
-    lengths = np.linalg.norm(view, axis=0)  # H W
-    scaled: Floats = view / np.maximum(lengths if each_local else lengths.max(), 1e-12)
+def _scaled(maps: Tensor, config: ModelConfig) -> Tensor:
+    """Maps that fp16 holds, V D H W: each local descriptor of unit length, as VLAD has it, or the longest."""
+    if config.layers == TWO_LAYERS:
+        return joined(*(F.normalize(layer, dim=1, eps=1e-12) for layer in apart(maps)))
+    lengths = torch.linalg.vector_norm(maps, dim=1, keepdim=True)  # V 1 H W
+    if config.pooling not in CLUSTERED:
+        lengths = lengths.amax((2, 3), keepdim=True)
+    scaled: Tensor = maps / lengths.clamp_min(1e-12)
     return scaled
 
 
@@ -189,10 +194,9 @@ def _fit_reduction(run: FitRun) -> PlaceModel:
 def _pool_maps(run: FitRun, photo: str) -> None:
     """Maps → descriptors of the whole and, for choosing the reduction, of its left and right halves."""
     maps = torch.from_numpy(run.spool.get("maps", photo))  # V D H W
-    pool = run.embedder.model.pool
     with torch.inference_mode():
-        parts = [pool(maps), *map(pool, halves(maps))]
-    run.spool.put("pooled", photo, torch.stack(parts, 1).numpy())  # V 3 K·D
+        parts = run.embedder.model.pooling.whole_and_halves(maps)  # V 3 K·D
+    run.spool.put("pooled", photo, parts.numpy())
     run.spool.drop("maps", photo)
 
 

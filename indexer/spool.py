@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from indexer.files import save_array
@@ -25,11 +26,12 @@ class Spool:
         """Keep an array; on disk when it returns."""
         path = self._path(kind, photo)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_array(path, array.astype(np.float16))
+        save_array(path, torch.from_numpy(array).half().numpy())  # several times as fast as NumPy's
 
     def get(self, kind: str, photo: str) -> Floats:
         """An array that was put."""
-        return np.load(self._path(kind, photo), allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+        array = torch.from_numpy(np.load(self._path(kind, photo), allow_pickle=False))
+        return array.float().numpy()
 
     def put_local(self, photo: str, local: Sequence[Packed]) -> None:
         """Keep the local features of a photo's views; on disk when it returns."""

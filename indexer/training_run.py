@@ -24,7 +24,7 @@ from model.clusters import SAMPLE_PHOTOS
 from model.deepface import INPUT_SIZE
 from model.embedder import DTYPES, Embedded, Embedder
 from model.errors import ImageError
-from model.fitting import fit_clusters, halves
+from model.fitting import fit_clusters
 from model.images import read_photo
 from model.modelfile import ModelConfig, PlaceModel, load_model, save_model
 from model.poolings import CLUSTERED, ONE_LAYER, build_pooling
@@ -182,9 +182,7 @@ class TrainingRun:
         pooled = np.empty((3, len(views), model.config.pooled_dim), np.float32)
         with torch.inference_mode():
             for i, photo in enumerate(views):
-                whole = torch.from_numpy(maps(photo))
-                for side, part in enumerate((whole, *halves(whole))):
-                    pooled[side, i] = model.pool(part)[0].numpy()
+                pooled[:, i] = model.pooling.whole_and_halves(torch.from_numpy(maps(photo)))[0].numpy()
         choice = choose_reduction(
             pooled[0], pooled[1], pooled[2], np.arange(len(views)), max_dim=options.fit.dim or FitOptions.dim
         )

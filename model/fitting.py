@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,14 @@ def fit_clusters(
     """
     if config.layers == TWO_LAYERS:
         return _fit_layers(config, photos, maps, seed=seed)
-    points = np.concatenate([_draw(maps(photo), photo, seed) for photo in photos])
+    return _fit_layer(config, photos, maps, [_draw(maps(photo), photo, seed) for photo in photos], seed)
+
+
+def _fit_layer(
+    config: ModelConfig, photos: Sequence[str], maps: Maps, drawn: Sequence[Floats], seed: int
+) -> tuple[NetVLAD | VLAD, dict[str, Any]]:
+    """Of one layer, by what was drawn of each photo, n D."""
+    points = np.concatenate(drawn)
     centres = torch.from_numpy(kmeans(points, config.clusters + config.ghosts, seed=seed))
     provenance: dict[str, Any] = {"cluster_photos": len(photos), "local_descriptors": len(points)}
     if config.pooling == "vlad":
@@ -56,12 +63,16 @@ def _fit_layers(
     def of(layer: int, photo: str) -> Floats:
         return apart(torch.from_numpy(maps(photo)))[layer].numpy()
 
+    drawn = [
+        [_draw(part.numpy(), photo, seed) for part in apart(torch.from_numpy(maps(photo)))]
+        for photo in photos
+    ]
     (upper, above), (lower, below) = (
-        fit_clusters(each, photos, partial(of, layer), seed=seed)
+        _fit_layer(each, photos, partial(of, layer), [parts[layer] for parts in drawn], seed)
         for layer, each in enumerate(config.each_layer())
     )
     provenance = above | {name: [above[name], below[name]] for name in above if name != "cluster_photos"}
-    return TwoLayers(cast(NetVLAD | VLAD, upper), cast(NetVLAD | VLAD, lower)), provenance
+    return TwoLayers(upper, lower), provenance
 
 
 def halves(maps: Tensor) -> tuple[Tensor, Tensor]:

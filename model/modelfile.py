@@ -201,7 +201,7 @@ class PlaceModel(nn.Module):
     def prepared(self, images: Tensor) -> Tensor:
         """Images (B 3 H W) as the backbone takes them."""
         weight = next(self.backbone.parameters(), self.mean)  # int8 has none
-        x = (images.to(weight.device) - self.mean) / self.std
+        x = (images.to(weight.device).contiguous() - self.mean) / self.std  # faster than across channels
         return x.to(weight.dtype, memory_format=torch.channels_last)
 
     def pool(self, maps: Tensor) -> Tensor:

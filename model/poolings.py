@@ -53,6 +53,25 @@ class Pooling(nn.Module):
             raise ModelError("a clip needs at least one frame, got none")
         return self.finish(torch.stack([self.accumulate(maps) for maps in frames]).sum(0))
 
+    def whole_and_halves(self, maps: Tensor) -> Tensor:
+        """The descriptors of maps, of their left halves and of their right ones, B D H W → B 3 C.
+
+        A middle column of an odd number belongs to neither half; a single column is both.
+        """
+        width = maps.shape[3]
+        half = width // 2
+        if not half:
+            return torch.stack([self(maps)] * 3, 1)
+        left = self.accumulate(self._columns(maps, 0, half))
+        right = self.accumulate(self._columns(maps, width - half, width))
+        whole = left + right
+        if width % 2:
+            whole = whole + self.accumulate(self._columns(maps, half, half + 1))
+        return torch.stack([self.finish(sums) for sums in (whole, left, right)], 1)
+
+    def _columns(self, maps: Tensor, start: int, stop: int) -> Tensor:
+        return maps[..., start:stop]
+
     def _local(self, maps: Tensor, like: Tensor | None = None) -> Tensor:
         """The local descriptors of each map in at least fp32, B D N."""
         dtype = like.dtype if like is not None else torch.promote_types(maps.dtype, torch.float32)
@@ -199,21 +218,26 @@ class TwoLayers(Pooling):
         descriptors = (self.upper.finish(sums[:, :border]), self.lower.finish(sums[:, border:]))
         return _unit(torch.cat(descriptors, 1))
 
+    def _columns(self, maps: Tensor, start: int, stop: int) -> Tensor:
+        upper, lower = apart(maps)
+        return joined(upper[..., start:stop], lower[..., 2 * start : 2 * stop])
+
 
 def joined(upper: Tensor, lower: Tensor) -> Tensor:
-    """Maps of conv5_3 (B 512 H W) and conv4_3 (B 512 2H 2W, or a row more) as one, B 2560 H W.
+    """Maps of conv5_3 (B 512 H W) and conv4_3 (B 512 2H 2W, or a row more) as one, B 2560 H W, fp32.
 
-    Every local descriptor of either has unit length; four of conv4_3 lie beside one of conv5_3.
+    One lies behind the other as they are in memory: `apart` moves nothing.
     """
     height, width = upper.shape[2:]
-    lower = F.normalize(lower[:, :, : 2 * height, : 2 * width].float(), dim=1, eps=EPSILON)
-    return torch.cat([F.normalize(upper.float(), dim=1, eps=EPSILON), F.pixel_unshuffle(lower, 2)], 1)
+    lower = lower[:, :, : 2 * height, : 2 * width].reshape(len(lower), -1, height, width)
+    return torch.cat([upper.float(), lower.float()], 1)
 
 
 def apart(maps: Tensor) -> tuple[Tensor, Tensor]:
     """What `joined` joined."""
     channels = maps.shape[1] // 5
-    return maps[:, :channels], F.pixel_shuffle(maps[:, channels:], 2)
+    height, width = maps.shape[2:]
+    return maps[:, :channels], maps[:, channels:].reshape(len(maps), channels, 2 * height, 2 * width)
 
 
 class Average(Pooling):

@@ -37,6 +37,15 @@ def made(name: str, *, seed: int = 0, **settings: Any) -> Pooling:
     return layer
 
 
+@ALL
+@pytest.mark.parametrize("width", [1, 4, 5])
+def test_whole_and_halves(name: str, width: int) -> None:
+    layer, maps = made(name), draw(2, D, 3, width)
+    half = max(1, width // 2)
+    expected = [layer(maps), layer(maps[..., :half]), layer(maps[..., -half:])]
+    torch.testing.assert_close(layer.whole_and_halves(maps), torch.stack(expected, 1))
+
+
 def locals_of(maps: Tensor) -> list[Tensor]:
     """Each local descriptor of one map, D H W."""
     return [maps[:, i, j] for i in range(maps.shape[1]) for j in range(maps.shape[2])]

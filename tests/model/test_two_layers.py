@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.backbone import VGG16
 from model.embedder import Embedder
@@ -46,8 +45,19 @@ def test_it_is_both_poolings_one_after_the_other(extra: int) -> None:
 def test_what_was_joined_comes_apart() -> None:
     upper, lower = maps(extra=1)
     again = apart(joined(upper, lower))
-    torch.testing.assert_close(again[0], F.normalize(upper, dim=1))
-    torch.testing.assert_close(again[1], F.normalize(lower[:, :, :6, :8], dim=1))
+    assert torch.equal(again[0], upper)
+    assert torch.equal(again[1], lower[:, :, :6, :8])
+
+
+@pytest.mark.parametrize("width", [1, 4, 5])
+def test_halves_are_those_of_each_layer(width: int) -> None:
+    both = TwoLayers(layer(3, 1), layer(2, 2, ghosts=1))
+    upper, lower = maps(width=width)
+    half = max(1, width // 2)
+    found = both.whole_and_halves(joined(upper, lower))
+    left = both(joined(upper[..., :half], lower[..., : 2 * half]))
+    right = both(joined(upper[..., -half:], lower[..., -2 * half :]))
+    torch.testing.assert_close(found, torch.stack([both(joined(upper, lower)), left, right], 1))
 
 
 def test_a_clip_is_the_sum_of_its_frames() -> None:
