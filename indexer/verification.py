@@ -114,23 +114,31 @@ class OwnPhotos:
         self._asked: tuple[str, list[Features]] = ("", [])
 
     def __call__(self, photo: str, hits: Sequence[PhotoHit]) -> list[PhotoHit]:
+        self._look(photo, [hit.id for hit in hits[:CANDIDATES]])
         first = [self._verified(photo, hit) for hit in hits[:CANDIDATES]]
         return sorted([*first, *hits[CANDIDATES:]], key=lambda hit: (-hit.score, hit.id))
 
     def _verified(self, photo: str, hit: PhotoHit) -> PhotoHit:
-        if (photo, hit.id) not in self._pairs:
-            self._pairs[photo, hit.id] = self._agreeing(photo, hit.id)
         agreeing = self._pairs[photo, hit.id]
         if agreeing is None:
             return hit
         return replace(hit, score=raised(hit.score, agreeing), inliers=agreeing)
 
-    def _agreeing(self, photo: str, other: str) -> int | None:
+    def _look(self, photo: str, others: Sequence[str]) -> None:
+        """Remember how many features of a photo agree with each of these, by the view that agrees most."""
         if self._asked[0] != photo:
             self._asked = (photo, stored_features(self._folder, self._slots[photo])[:1])
-        views = stored_features(self._folder, self._slots[other])
-        counts = [inliers(asked, view) for asked in self._asked[1] for view in views]
-        return max(counts, default=None)
+        views = [
+            (other, slot)
+            for other in others
+            if (photo, other) not in self._pairs
+            for slot in self._slots[other]
+        ]
+        self._pairs.update(dict.fromkeys((photo, other) for other, _ in views))
+        for (other, _), local in zip(views, read_local(self._folder, [s for _, s in views]), strict=True):
+            if local is not None and self._asked[1]:
+                agreeing = inliers(self._asked[1][0], Features.of(local))
+                self._pairs[photo, other] = max(agreeing, self._pairs[photo, other] or 0)
 
 
 def _agreeing(query: Features, photo: Features) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
