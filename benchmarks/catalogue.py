@@ -12,7 +12,6 @@ that costs nothing: what is measured is everything else.
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import json
 import os
@@ -218,7 +217,6 @@ def remove(index: Path, count: int) -> None:
 def child(name: str, folder: Path) -> dict[str, float]:
     Embedder.stream = free  # type: ignore
     act = step(name, folder)
-    gc.freeze()  # as the command does
     before = memory("RssAnon")
     begun = time.perf_counter()
     act()

@@ -48,7 +48,7 @@ from indexer.spool import Spool
 from indexer.stored import Slot
 from indexer.stores.choice import choose
 from indexer.target import is_index, target, translated
-from indexer.workers import RayEmbedder, check_address
+from indexer.workers import AnyEmbedder, RayEmbedder, check_address
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, Embedder, Seen
 from model.local_features import Packed
@@ -191,7 +191,7 @@ class _Run:
             manifest = published(self._layout, self._catalogue, generation, fingerprint, places, search)
             if manifest is not None:
                 return manifest, 0, config
-        embedder: Embedder | RayEmbedder | None = None
+        embedder: AnyEmbedder | None = None
         if not path.exists():
             embedder = self._embedder(self._measured(generation, options))
             model = fit.fit_model(self._fit_run(generation, options, embedder))
@@ -296,7 +296,7 @@ class _Run:
         made = self._catalogue.last_slot(generation, RUN) is not None
         return made and not self._layout.model(generation).exists()
 
-    def _embedder(self, model: PlaceModel) -> Embedder | RayEmbedder:
+    def _embedder(self, model: PlaceModel) -> AnyEmbedder:
         said = self._options
         settings: dict[str, Any] = {
             "device": said.device,
@@ -308,7 +308,8 @@ class _Run:
         if self._workers is None:
             self._progress.stage("looking for workers", None)
             self._workers = RayEmbedder(model, said.workers, **settings)
-        self._workers.set_model(model)
+        else:
+            self._workers.set_model(model)
         return self._workers
 
     def close(self) -> None:
@@ -316,12 +317,12 @@ class _Run:
         if self._workers is not None:
             self._workers.close()
 
-    def _fit_run(self, generation: int, options: FitOptions, embedder: Embedder | RayEmbedder) -> fit.FitRun:
+    def _fit_run(self, generation: int, options: FitOptions, embedder: AnyEmbedder) -> fit.FitRun:
         return fit.FitRun(
             self._layout, generation, options, self._catalogue, embedder, _reader(options), self._progress
         )
 
-    def _embed(self, generation: int, options: FitOptions, embedder: Embedder | RayEmbedder) -> int:
+    def _embed(self, generation: int, options: FitOptions, embedder: AnyEmbedder) -> int:
         """Descriptors of all pending photos into the shards, first those whose unreduced ones are spooled.
 
         Returns how many photos have one now.
@@ -368,7 +369,7 @@ class _Run:
 
 
 def _reduced(
-    items: Sequence[fit.Pending], spool: Spool, embedder: Embedder | RayEmbedder
+    items: Sequence[fit.Pending], spool: Spool, embedder: AnyEmbedder
 ) -> Iterator[list[Embedded[fit.Pending]]]:
     for start in range(0, len(items), 64):
         batch = []

@@ -12,7 +12,6 @@ from indexer.files import sha256_of
 from indexer.layout import Layout, generation_of
 from indexer.local_shards import read_local
 from indexer.options import load_options
-from indexer.searchable import problems
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, read_manifest
 from model.errors import ModelError
@@ -40,7 +39,7 @@ def check_index(path: Path) -> list[str]:
         problems = [
             *problems,
             *_model_problems(layout, manifest),
-            *_store_problems(layout, manifest),
+            *manifest.saved.problems(layout.snapshot(manifest.snapshot)),
             *_descriptor_problems(layout, catalogue, manifest),
             *_local_problems(layout, catalogue, manifest),
             *(_stored_problems(catalogue) if integrity == "ok" else []),
@@ -61,10 +60,6 @@ def _model_problems(layout: Layout, manifest: Manifest) -> list[str]:
     if found != manifest.model:
         return [f"the model file {path} is {found}, but the snapshot was made by {manifest.model}"]
     return []
-
-
-def _store_problems(layout: Layout, manifest: Manifest) -> list[str]:
-    return problems(layout.snapshot(manifest.snapshot), manifest.index_sha256, manifest.rows_sha256)
 
 
 def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> list[str]:

@@ -28,9 +28,9 @@ from indexer.options import FitOptions
 from indexer.progress import Progress
 from indexer.reading import Reader
 from indexer.spool import Spool
-from indexer.workers import RayEmbedder
+from indexer.workers import AnyEmbedder
 from model.clusters import SAMPLE_PHOTOS
-from model.embedder import Embedded, Embedder, with_ranges
+from model.embedder import Embedded, with_ranges
 from model.errors import ImageError
 from model.fitting import fit_clusters
 from model.modelfile import ModelConfig, PlaceModel, load_model, save_model
@@ -54,7 +54,7 @@ class FitRun:
     generation: int
     options: FitOptions
     catalogue: Catalogue
-    embedder: Embedder | RayEmbedder
+    embedder: AnyEmbedder
     reader: Reader
     progress: Progress
 

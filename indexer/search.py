@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexer.additions import Additions, Searched
 from indexer.answers import PhotoHit, PlaceHit
 from indexer.catalogue import Catalogue, Hit
-from indexer.columns import Selection, Table
+from indexer.columns import COLUMNS, Selection, Table
 from indexer.errors import IndexerError, ModelMismatch
 from indexer.evidence import WEIGHED
 from indexer.filters import Filters
@@ -103,7 +103,8 @@ class Searcher:
         self._additions = Additions(
             layout, catalogue, manifest.snapshot, manifest.dim, store, manifest.change
         )
-        self._table = Table(catalogue, self._generation)
+        saved = layout.snapshot(manifest.snapshot) / COLUMNS
+        self._table = Table(catalogue, self._generation, saved, manifest.change)
 
     def current(self) -> Searched:
         """What is searched now."""

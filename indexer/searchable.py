@@ -14,9 +14,9 @@ from indexer.files import replace_file, sha256_of
 from indexer.options import SearchOptions
 from indexer.shards import read_slots
 from indexer.stored import Slot
-from indexer.stores.choice import FLAT, SHARDS, Choice, choose
+from indexer.stores.choice import SHARDS, Choice, choose
 from indexer.stores.compressed import CompressedStore, Setting
-from indexer.stores.faiss import FaissStore
+from indexer.stores.faiss import FLAT, FaissStore
 from indexer.stores.rows import Rows
 from indexer.stores.store import Floats, Ids, Store
 from indexer.stores.tuning import tune
@@ -28,6 +28,43 @@ ROWS = "rows.npy"
 Live = tuple[int, str, Slot]  # a descriptor's id, its photo, and where its bytes are
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A store's files in a snapshot's folder, as its manifest says them."""
+
+    index_bytes: int
+    index_sha256: str
+    rows_sha256: str
+    """Of the table of rows, where there is one."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Saved:
+        """The files that are there."""
+        index, rows = folder / INDEX, folder / ROWS
+        return cls(
+            index.stat().st_size if index.exists() else 0,
+            sha256_of(index) if index.exists() else "",
+            sha256_of(rows) if rows.exists() else "",
+        )
+
+    def is_there(self, folder: Path) -> bool:
+        """Whether a folder has these files, by their sizes alone."""
+        index, rows = folder / INDEX, folder / ROWS
+        size = index.stat().st_size if index.is_file() else 0
+        return size == self.index_bytes and rows.is_file() == bool(self.rows_sha256)
+
+    def problems(self, folder: Path) -> list[str]:
+        """What is wrong with their bytes, a sentence for each file."""
+        found = []
+        for name, expected in ((INDEX, self.index_sha256), (ROWS, self.rows_sha256)):
+            path = folder / name
+            if expected and not path.is_file():
+                found.append(f"{path} is missing: 'loci index' makes it again")
+            elif expected and sha256_of(path) != expected:
+                found.append(f"{path} is damaged: 'loci index' makes it again")
+        return found
 
 
 @dataclass(frozen=True)
@@ -116,18 +153,6 @@ def _opened(folder: Path, shards: Path, dim: int, kind: Described) -> Store:
     if kind.factory == SHARDS:
         return CompressedStore(rows)
     return CompressedStore.load(folder / INDEX, rows, Setting(kind.probes, kind.depth))
-
-
-def problems(folder: Path, index_sha256: str, rows_sha256: str) -> list[str]:
-    """What is wrong with a saved store's bytes, a sentence for each file."""
-    found = []
-    for name, expected in ((INDEX, index_sha256), (ROWS, rows_sha256)):
-        path = folder / name
-        if expected and not path.is_file():
-            found.append(f"{path} is missing: 'loci index' makes it again")
-        elif expected and sha256_of(path) != expected:
-            found.append(f"{path} is damaged: 'loci index' makes it again")
-    return found
 
 
 def shards_named(snapshot: Path) -> set[int]:

@@ -8,19 +8,21 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 from indexer.answers import Photo
 from indexer.calibration import VERSION, Calibration
 from indexer.catalogue import Catalogue
+from indexer.columns import COLUMNS, save_columns
 from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
-from indexer.files import replace_text, sha256_of, sync_folder
+from indexer.files import replace_file, replace_text, sync_folder
 from indexer.layout import Layout, generation_of
 from indexer.options import PlaceOptions, SearchOptions
 from indexer.places import AssignedPlace, PlacePhoto, assign_places
 from indexer.scan import full_path
-from indexer.searchable import INDEX, ROWS, Described, Live, make_store, open_store, problems
+from indexer.searchable import Described, Live, Saved, make_store, open_store
 from indexer.self_queries import Collection, calibrate
 from indexer.stored import ROOT, Slot
 from indexer.stores.store import Store
@@ -54,13 +56,13 @@ class Manifest:
     content: str
     """Digest of what the snapshot was made from, to see whether another is due."""
     index_bytes: int
+    """As `Saved`, like the next."""
     index_sha256: str
     created_at: str
     format: int = FORMAT
     probes: int = 0
     depth: int = 0
     rows_sha256: str = ""
-    """Of the table of rows, where there is one."""
     change: int | None = None
     """Number of the catalogue's last change that it takes in; None from versions without."""
     search_by: str = SearchOptions().describe()
@@ -70,6 +72,11 @@ class Manifest:
     def described(self) -> Described:
         """Its store."""
         return Described(self.factory, self.recall, self.probes, self.depth)
+
+    @property
+    def saved(self) -> Saved:
+        """Its store's files."""
+        return Saved(self.index_bytes, self.index_sha256, self.rows_sha256)
 
 
 def publish(
@@ -105,7 +112,7 @@ def publish(
     last = _manifest(layout, previous) if previous else None
     calibrated = last is not None and (last.calibration or {}).get("version") == VERSION
     same = last is not None and (last.content, last.search_by) == (content, search.describe())
-    if last is not None and same and calibrated and _is_sound(layout, last):
+    if last is not None and same and calibrated and not last.saved.problems(layout.snapshot(last.snapshot)):
         layout.set_current(last.snapshot)  # which may have been damaged
         return last
     if not live:
@@ -115,7 +122,6 @@ def publish(
     folder = layout.snapshot(name)
     folder.mkdir(parents=True, exist_ok=True)
     store, described = make_store(folder, layout.shards(generation), dim, live, search)
-    index, rows = folder / INDEX, folder / ROWS
     manifest = Manifest(
         snapshot=name,
         model=model,
@@ -129,13 +135,12 @@ def publish(
             layout, catalogue, generation, last, store, live, assigned, options
         ).to_json(),
         content=content,
-        index_bytes=index.stat().st_size if index.exists() else 0,
-        index_sha256=sha256_of(index) if index.exists() else "",
+        **dataclasses.asdict(Saved.of(folder)),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        rows_sha256=sha256_of(rows) if rows.exists() else "",
         search_by=search.describe(),
     )
     manifest = replace(manifest, change=catalogue.replace_places(assigned, made_at))
+    replace_file(folder / COLUMNS, partial(save_columns, catalogue, generation))
     replace_text(layout.manifest(name), json.dumps(dataclasses.asdict(manifest), indent=1))
     sync_folder(folder.parent)
     _take_over(layout, catalogue, name, settle)
@@ -164,18 +169,10 @@ def published(
     made_by = (last.model, last.places_by, last.search_by, (last.calibration or {}).get("version"))
     if made_by != (model, options.describe(), search.describe(), VERSION):
         return None
-    if last.photos != catalogue.count() or not _is_there(layout, last):
+    if last.photos != catalogue.count() or not last.saved.is_there(layout.snapshot(last.snapshot)):
         return None
     layout.set_current(last.snapshot)
     return last
-
-
-def _is_there(layout: Layout, manifest: Manifest) -> bool:
-    """Whether a snapshot's files are there, of their sizes."""
-    folder = layout.snapshot(manifest.snapshot)
-    index, rows = folder / INDEX, folder / ROWS
-    size = index.stat().st_size if index.is_file() else 0
-    return size == manifest.index_bytes and rows.is_file() == bool(manifest.rows_sha256)
 
 
 def _take_over(layout: Layout, catalogue: Catalogue, name: str, settle: Callable[[], object] | None) -> None:
@@ -342,8 +339,3 @@ def _manifest(layout: Layout, name: str) -> Manifest | None:
         raise
     except IndexerError:
         return None
-
-
-def _is_sound(layout: Layout, manifest: Manifest) -> bool:
-    """Whether every byte of a snapshot is as it was written."""
-    return not problems(layout.snapshot(manifest.snapshot), manifest.index_sha256, manifest.rows_sha256)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from indexer.database import Database
 
@@ -24,8 +25,7 @@ class Slot:
     row: int
 
 
-@dataclass(frozen=True)
-class SearchedRow:
+class SearchedRow(NamedTuple):
     """A descriptor as filters see it."""
 
     id: int
@@ -154,6 +154,21 @@ class StoredPhotos(Database):
             values,
         )
         return [SearchedRow(id_, bool(live), *rest) for id_, live, *rest in rows]
+
+    def searched_parts(self, generation: int, most: int = 50_000) -> Iterator[list[SearchedRow]]:
+        """A generation's descriptors that are searched, by id, at most so many at a time."""
+        last = -1
+        while True:
+            rows = self._rows(
+                "SELECT d.id, 1, d.yaw, p.lat, p.lon, p.heading, p.taken_at, p.place_id FROM descriptors d "
+                "JOIN photos p ON p.id = d.photo WHERE d.generation = ? AND p.status = 'ok' AND d.id > ? "
+                "ORDER BY d.id LIMIT ?",
+                (generation, last, most),
+            )
+            if not rows:
+                return
+            yield list(map(SearchedRow._make, rows))
+            last = rows[-1][0]
 
     def searched_counts(self, generation: int) -> tuple[int, int, int]:
         """How many descriptors are searched, of how many photos, in how many places."""

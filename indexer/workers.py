@@ -275,6 +275,9 @@ class RayEmbedder:
         self._actors.append(_Actor(handle, node))
 
 
+AnyEmbedder = Embedder | RayEmbedder
+
+
 def _connected(address: str) -> Any:
     """Ray, connected to a cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves these machines

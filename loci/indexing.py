@@ -1,7 +1,6 @@
 """`loci index` and `loci remove`: what is in an index."""
 
 import contextlib
-import gc
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -237,7 +236,6 @@ def index(
         rehash=rehash,
         prune=prune,
     )
-    gc.freeze()  # what was imported stays: else it is searched for garbage again and again
     with _resumable(), showing_progress() as progress:
         report = build_index(photos, into, options, progress)
     if as_json:

@@ -42,6 +42,7 @@ def plan(
     Time, disk, memory and machines are told. The network runs for a few seconds first, to see how fast this
     machine is.
     """
+    from indexer.memory import machine_memory
     from indexer.options import BuildOptions, FitOptions, SearchOptions
     from indexer.pace import Pace, measure_pace
     from indexer.plan import make_plan
@@ -65,10 +66,10 @@ def plan(
         totals = {"disk": found.disk, "memory": found.memory, "photos_per_second": pace.photos}
         say_json(asdict(found) | totals)
     else:
-        facts(_facts(found, pace.photos))
+        facts(_facts(found, pace.photos, machine_memory()))
 
 
-def _facts(found: "Plan", photos_per_second: float) -> Iterator[tuple[str, object]]:
+def _facts(found: "Plan", photos_per_second: float, memory: int) -> Iterator[tuple[str, object]]:
     yield (
         "embedding",
         f"{duration(found.embedding_s)} at {photos_per_second:.1f} photos/s, as this machine does",
@@ -82,9 +83,7 @@ def _facts(found: "Plan", photos_per_second: float) -> Iterator[tuple[str, objec
     yield "  search", size(found.search_file)
     yield "  catalogue", size(found.catalogue)
     yield "  model", size(found.model)
-    from indexer.memory import machine_memory
-
-    much = ", more than this machine has: --store milvus://…" if found.memory > machine_memory() else ""
+    much = ", more than this machine has: --store milvus://…" if found.memory > memory else ""
     yield "memory", f"{size(found.memory)} to serve it{much}"
     yield "  search", size(found.search_memory)
     yield "  filters", f"{size(found.filter_memory)} once they are used"

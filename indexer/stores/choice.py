@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from indexer.errors import UsageError
 from indexer.stores.compressed import POINTS_A_LIST
+from indexer.stores.faiss import FLAT
 
-FLAT = "Flat"
 SHARDS = "Shards"
 """No FAISS index: every search reads the shards."""
 QUICK_BYTES = 256 * 2**20

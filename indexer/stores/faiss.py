@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
-from indexer.stores.store import Floats, Ids, Positions
+from indexer.stores.store import Floats, Ids, Positions, held
 
-FACTORY = "Flat"
+FLAT = "Flat"
+"""FAISS's description of an index that holds the descriptors themselves."""
 
 
 class FaissStore:
@@ -26,7 +27,7 @@ class FaissStore:
     @classmethod
     def build(cls, dim: int, blocks: Iterable[tuple[Ids, Floats]]) -> FaissStore:
         """From blocks of ids (n) and descriptors (n d)."""
-        index = faiss.IndexIDMap(faiss.index_factory(dim, FACTORY, faiss.METRIC_INNER_PRODUCT))
+        index = faiss.IndexIDMap(faiss.index_factory(dim, FLAT, faiss.METRIC_INNER_PRODUCT))
         for ids, descriptors in blocks:
             index.add_with_ids(np.ascontiguousarray(descriptors), ids)
         return cls(index)
@@ -80,10 +81,7 @@ class FaissStore:
 
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of these ids it holds."""
-        if not self.count:
-            return np.zeros(len(ids), bool)
-        at = np.minimum(np.searchsorted(self.ids, ids), self.count - 1)
-        return np.asarray(self.ids[at] == ids, bool)
+        return held(self.ids, ids)
 
     def scores(self, descriptor: Floats) -> Floats:
         """Cosines of a descriptor (d) with all that it holds, in the order of `ids`."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexer.errors import IndexerError
 from indexer.shards import open_shard, shard_path
 from indexer.stored import Slot
-from indexer.stores.store import Floats, Ids, Positions
+from indexer.stores.store import Floats, Ids, Positions, held
 
 BLOCK = 16_384
 """Descriptors that are in memory at a time while all are passed through."""
@@ -88,10 +88,7 @@ class Rows:
 
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of these ids it has."""
-        if not len(self):
-            return np.zeros(len(ids), bool)
-        at = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
-        return np.asarray(self.ids[at] == ids, bool)
+        return held(self.ids, ids)
 
     def positions(self, ids: Ids) -> Positions:
         """The positions of ids that it has."""

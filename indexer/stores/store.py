@@ -12,6 +12,14 @@ Ids = NDArray[np.int64]
 Positions = NDArray[np.intp]
 
 
+def held(ids: Ids, asked: Ids) -> NDArray[np.bool_]:
+    """Which of the ids asked for are among `ids`, which ascend."""
+    if not len(ids):
+        return np.zeros(len(asked), bool)
+    at = np.minimum(np.searchsorted(ids, asked), len(ids) - 1)
+    return np.asarray(ids[at] == asked, bool)
+
+
 class Store(Protocol):
     """Descriptors of unit length, compared by cosine."""
 

@@ -109,6 +109,7 @@ def test_a_backup_is_a_tar_file_that_others_can_read_and_check(thirty: Handmade,
     assert names(tmp_path / "saved.tar") == [
         "generations/01/options.json",
         "generations/01/shards/000001.npy",
+        "generations/01/snapshots/000001/columns.npz",
         "generations/01/snapshots/000001/index.faiss",
         "generations/01/snapshots/000001/manifest.json",
         "catalogue.sqlite",
@@ -154,6 +155,7 @@ def test_only_what_answers_is_taken(thirty: Handmade, tmp_path: Path) -> None:
         "generations/01/features/000001.npy",
         "generations/01/options.json",
         "generations/01/shards/000001.npy",
+        "generations/01/snapshots/000001/columns.npz",
         "generations/01/snapshots/000001/index.faiss",
         "generations/01/snapshots/000001/manifest.json",
     ]
@@ -368,7 +370,7 @@ def test_killed_at_any_moment_it_leaves_nothing_that_passes_for_a_backup(
             if ended[-2:] == [0, 0]:
                 break
     assert ended[-2:] == [0, 0]
-    assert (ended.count(-9), len(refused)) == (24, 18)
+    assert (ended.count(-9), len(refused)) == (26, 20)
     assert all("only part of" in sentence for sentence in refused)
     assert problems(thirty.folder) == []
     assert sorted(path.name for path in thirty.folder.iterdir() if "BACKUP" in path.name) == ["BACKUP"]

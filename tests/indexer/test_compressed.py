@@ -23,8 +23,9 @@ from indexer.options import SearchOptions
 from indexer.rebuild import rebuild
 from indexer.shards import ShardWriter
 from indexer.stores import compressed as compressed_module
-from indexer.stores.choice import FLAT, SHARDS, choose, lists_for
+from indexer.stores.choice import SHARDS, choose, lists_for
 from indexer.stores.compressed import CompressedStore, Setting, spread
+from indexer.stores.faiss import FLAT
 from indexer.stores.rows import Rows
 from indexer.stores.store import Floats
 from indexer.stores.tuning import NEAREST, measured, questions, tune

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from indexer.catalogue import Catalogue
+from indexer.columns import COLUMNS
 from indexer.errors import FieldError
 from indexer.filters import Filters, read_moment
 from indexer.index import Index
@@ -241,8 +243,6 @@ def test_a_few_among_many_are_found_whatever_they_score(handmade: Handmade, unit
 
 def test_filters_follow_what_changes(handmade: Handmade, unit: Unit) -> None:
     """A table given later, a run beside, places renamed: an opened index filters by what is so now."""
-    from indexer.catalogue import Catalogue
-
     draw = np.random.default_rng(4)
     query = unit(draw)
     here, there = Filters(lat=1.0, lon=1.0, radius_m=10.0), Filters(lat=2.0, lon=2.0, radius_m=10.0)
@@ -260,6 +260,50 @@ def test_filters_follow_what_changes(handmade: Handmade, unit: Unit) -> None:
         db.execute("UPDATE places SET name = 'renamed'")
     assert {hit.id for hit in index.nearest(query, 9, here)} == {*ids[1:]}
     assert len(index.nearest(query, 9, Filters(place="renamed"))) == 6
+
+
+@pytest.mark.parametrize("damage", [None, "missing", "cut", "other", "flipped"])
+def test_columns_saved_with_a_snapshot(handmade: Handmade, unit: Unit, damage: str | None) -> None:
+    """Opened anew, an index filters by the file and what changed since; without a sound file as well."""
+    draw = np.random.default_rng(4)
+    query = unit(draw)
+    places = [PhotoMetadata(lat=1.0 + i % 3, lon=1.0, taken_at=f"2024-05-0{1 + i}") for i in range(9)]
+    ids = handmade.make([(place, [unit(draw)]) for place in places])
+    path = handmade.folder / "generations/01/snapshots/000001" / COLUMNS
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "other":
+        np.savez(path, ids=np.arange(3))
+    elif damage == "flipped":
+        at = data.index(np.float64(3.0).tobytes())
+        path.write_bytes(data[:at] + np.float64(4.0).tobytes() + data[at + 8 :])
+    catalogue = Catalogue(handmade.folder, create=True)
+    with catalogue.transaction() as db:
+        catalogue.set_metadata(db, ids[0], PhotoMetadata(lat=3.0, lon=1.0))
+        catalogue.set_status(db, [ids[2]], "removed")
+    index = handmade.open()
+    near = Filters(lat=3.0, lon=1.0, radius_m=10.0)
+    assert {hit.id for hit in index.nearest(query, 9, near)} == {ids[0], ids[5], ids[8]}
+    assert {hit.id for hit in index.nearest(query, 9, Filters(taken_before="2024-05-05"))} == {
+        ids[i] for i in (0, 1, 3)
+    }
+    found = index.answer(query, 9, filters=near).places
+    (place,) = [place.id for place in found if ids[5] in {photo.id for photo in place.photos}]
+    assert {hit.id for hit in index.nearest(query, 9, Filters(place=place))} == {ids[5], ids[8]}
+
+
+def test_saved_columns_are_what_answers(handmade: Handmade, unit: Unit) -> None:
+    """Of the catalogue, all three would pass."""
+    draw = np.random.default_rng(4)
+    handmade.make([(PhotoMetadata(lat=1.0, lon=1.0), [unit(draw)]) for _ in range(3)])
+    path = handmade.folder / "generations/01/snapshots/000001" / COLUMNS
+    with np.load(path) as file:
+        columns = dict(file)
+    np.savez(path, **(columns | {"lat": np.array([1.0, 2.0, 2.0])}))
+    assert len(handmade.open().nearest(unit(draw), 9, Filters(lat=1.0, lon=1.0, radius_m=10.0))) == 1
 
 
 @pytest.mark.parametrize(
