@@ -1,10 +1,11 @@
-"""Runs the commands that RESULTS.md quotes, and writes down what they print, on which machine, with what.
+"""Runs the commands that RESULTS.md quotes, and puts there what they print, on which machine, with what.
 
     scripts/bench                       all of them: most of a day on two cores
     scripts/bench network large         those of benchmarks/network.py and benchmarks/large.py
 
-The commands are those in RESULTS.md, so that no figure there is without one. Both sides of every ratio are in
-each command's own run.
+The commands are those in RESULTS.md, so that no figure there is without one; what each prints comes between
+two marks below it, in the place of what was there. What is said about it stays. Both sides of every ratio are
+in each command's own run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,36 +24,49 @@ from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "RESULTS.md"
 PACKAGES = ("torch", "faiss-gpu", "numpy", "openvino", "ray", "pymilvus", "milvus-lite")
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+COMMANDS = re.compile(r"(?m)^(?:    (?:python benchmarks/|loci |pip |\w+=).*\n)+")
+"""Lines of RESULTS.md that are run together: a benchmark's, and before it those that prepare it."""
 
 
 def blocks(text: str) -> list[str]:
-    """The commands of RESULTS.md, each with those before it in the same block, which prepare it."""
-    found, lines = [], []
-    for line in [*text.splitlines(), ""]:
-        if re.match(r"    (python benchmarks/|loci |pip |\w+=)", line):
-            lines.append(line.strip())
-        elif lines:
-            if any(each.startswith("python benchmarks/") for each in lines):
-                found.append("\n".join(lines))
-            lines = []
-    return list(dict.fromkeys(found))
+    """The blocks of commands that have a benchmark, each once."""
+    found = (match[0] for match in COMMANDS.finditer(text))
+    return list(dict.fromkeys(block for block in found if scripts_of(block)))
 
 
 def scripts_of(block: str) -> set[str]:
     return set(re.findall(r"benchmarks/(\w+)\.py", block))
 
 
+def with_result(text: str, block: str, result: str) -> str:
+    """The text of RESULTS.md with what a block printed below it."""
+    before, found, after = text.partition(block)
+    assert found, f"RESULTS.md has no longer {block}"
+    after = re.sub(rf"\A\s*{BEGIN}.*?{END}\n", "\n", after, count=1, flags=re.DOTALL)
+    return f"{before}{block}\n{BEGIN}\n{result}\n{END}\n{after}"
+
+
+def shown(output: str) -> str:
+    """What a command printed, as Markdown: tables as they are, other lines as they were."""
+    lines = output.strip("\n").splitlines()
+    return "\n".join(line if line.startswith("|") or not line.strip() else f"    {line}" for line in lines)
+
+
 def machine() -> str:
     """What this runs on."""
-    model = platform.processor() or platform.machine()
+    model, fast = platform.processor() or platform.machine(), ""
     if Path("/proc/cpuinfo").exists():
-        names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        told = Path("/proc/cpuinfo").read_text()
+        names = re.findall(r"^model name\s*: (.*)$", told, re.MULTILINE)
         model = names[0] if names else model
+        flags = [flag for flag in ("avx512_vnni", "avx512_bf16", "amx_int8") if f" {flag}" in told]
+        fast = f" ({', '.join(flags)})" if flags else ""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, {gpu}; {platform.platform()}"
+    return f"{os.cpu_count()} cores of {model}{fast}, {memory:.0f} GiB, {gpu}; {platform.platform()}"
 
 
 def versions() -> str:
@@ -66,39 +81,41 @@ def versions() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    known = blocks((HERE / "RESULTS.md").read_text())
+    known = blocks(RESULTS.read_text())
     names = sorted(set().union(*map(scripts_of, known)))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--output", type=Path, default=HERE / "RUN.md")
     parser.add_argument("--list", action="store_true", help="say what would run")
     options = parser.parse_args()
     if unknown := set(options.names) - set(names):
         parser.error(f"no benchmark {', '.join(sorted(unknown))} in RESULTS.md: {', '.join(names)}")
     chosen = [block for block in known if not options.names or scripts_of(block) & set(options.names)]
     if options.list:
-        print("\n\n".join(chosen))
+        print("\n".join(chosen))
         return
-    with options.output.open("w") as file:
-        print(f"# A run of {datetime.now(UTC):%Y-%m-%d}\n{machine()}; {versions()}.\n", file=file, flush=True)
-        failed = [block for block in chosen if not run(block, file)]
-    print(f"{options.output}: {len(chosen) - len(failed)} of {len(chosen)} done")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "here"  # where the commands leave what they make
+        folder.mkdir()
+        (folder / "benchmarks").symlink_to(RESULTS.parent)
+        (folder.parent / "shared").symlink_to(RESULTS.parents[2] / "shared")
+        failed = [block for block in chosen if not run(block, folder)]
+    print(f"{RESULTS}: {len(chosen) - len(failed)} of {len(chosen)} measured")
     sys.exit(bool(failed))
 
 
-def run(block: str, file: object) -> bool:
-    """Run a block's commands; whether they ended well."""
+def run(block: str, folder: Path) -> bool:
+    """Run a block's commands in a folder and put down what they print; nothing where they end badly."""
     print(block, file=sys.stderr)
     started = time.perf_counter()
-    command = ["bash", "-euc", block]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    indented = "\n".join(f"    {line}" for line in block.splitlines())
-    ended = "" if done.returncode == 0 else f", ended with {done.returncode}"
-    print(
-        f"{indented}\n\n{done.stdout}\n({time.perf_counter() - started:.0f} s{ended})\n",
-        file=file,
-        flush=True,
-    )  # type: ignore[call-overload]
-    return done.returncode == 0
+    commands = "\n".join(line.strip() for line in block.splitlines())
+    done = subprocess.run(["bash", "-euc", commands], stdout=subprocess.PIPE, text=True, cwd=folder)
+    if done.returncode:
+        print(f"ended with {done.returncode}", file=sys.stderr)
+        return False
+    took = f"{time.perf_counter() - started:.0f} s"
+    said = f"*{datetime.now(UTC):%Y-%m-%d}, {machine()}; {versions()}; {took}.*"
+    text = with_result(RESULTS.read_text(), block, f"{said}\n\n{shown(done.stdout)}")
+    RESULTS.write_text(text)
+    return True
 
 
 if __name__ == "__main__":
