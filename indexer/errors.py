@@ -45,6 +45,10 @@ class IndexBusy(IndexerError):
     """Another writer has kept the catalogue for itself for too long: the same may work in a moment."""
 
 
+class StoreUnavailable(IndexerError):
+    """The store that an index answers from cannot be asked now: the same may work in a moment."""
+
+
 class Superseded(IndexerError):
     """Another model has taken over the index since it was opened: open it again, and embed again."""
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from indexer.errors import DiskFull, FieldError, IndexBusy, ModelMismatch, NotFound
+from indexer.errors import DiskFull, FieldError, IndexBusy, ModelMismatch, NotFound, StoreUnavailable
 from model.errors import ImageError, TooManyPixels
 from service.logs import request_id
 from service.schemas import ProblemDetail
@@ -20,6 +20,9 @@ PROBLEM_JSON = "application/problem+json"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 KIND = "loci.problem"
 """Where a request's scope keeps the kind of problem that it ended in."""
+
+
+STORE_UNAVAILABLE = "the store that holds the index cannot be asked now, try again"
 
 
 class ServiceError(Exception):
@@ -146,7 +149,16 @@ class KeysUnreadable(Problem):
 
 def install(app: FastAPI) -> None:
     """Answer the foreseen failures of `app` with problem+json; `Failures` does so for the others."""
-    for ours in (Problem, ImageError, NotFound, ModelMismatch, FieldError, DiskFull, IndexBusy):
+    for ours in (
+        Problem,
+        ImageError,
+        NotFound,
+        ModelMismatch,
+        FieldError,
+        DiskFull,
+        IndexBusy,
+        StoreUnavailable,
+    ):
         app.add_exception_handler(ours, respond)
     for theirs in (HTTPException, RequestValidationError, ClientDisconnect):
         app.add_exception_handler(theirs, respond)
@@ -171,6 +183,8 @@ def describe(error: Exception) -> ProblemDetail:
             return _problem(507, "disk-full", "Disk full", "the disk of the index has no room for it")
         case IndexBusy():
             return _problem(503, "index-busy", "Index busy", "the index is being written by a run, try again")
+        case StoreUnavailable():
+            return _problem(503, "store-unavailable", "Store unavailable", STORE_UNAVAILABLE)
         case RequestValidationError():
             return _invalid(error.errors())
         case HTTPException():
@@ -220,7 +234,7 @@ def _headers(error: Exception) -> dict[str, str]:
         headers |= dict(error.headers or {})
     if isinstance(error, Problem):
         headers |= error.headers()
-    if isinstance(error, IndexBusy):
+    if isinstance(error, IndexBusy | StoreUnavailable):
         headers["Retry-After"] = str(NotReady.retry_after)
     return headers
 

@@ -5,15 +5,18 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from indexer.errors import IndexerError
+from indexer.errors import IndexerError, StoreUnavailable
 from model.errors import ModelError
-from service.errors import NotReady
+from service.errors import STORE_UNAVAILABLE, NotReady
 from service.interfaces import ServedIndex, WritableIndex
 
 logger = logging.getLogger(__name__)
 
 Opener = Callable[[], ServedIndex]
 Listener = Callable[[dict[str, Any]], None]
+
+
+_LOADING = "the index is being loaded"
 
 
 class LiveIndex:
@@ -36,7 +39,7 @@ class LiveIndex:
         self._index = index
         self._on_change = on_change
         self._on_failure = on_failure
-        self._trouble = "the index is being loaded"
+        self._trouble = _LOADING if index is None else None
         self._info: dict[str, Any] | None = None
         self._refreshing = asyncio.Lock()
 
@@ -45,10 +48,10 @@ class LiveIndex:
         """The snapshot to answer from.
 
         Raises:
-            NotReady: none is loaded yet; the sentence says why.
+            NotReady: none is loaded yet, or its store cannot be asked now; the sentence says why.
         """
-        if self._index is None:
-            raise NotReady(self._trouble)
+        if self._index is None or self._trouble is not None:
+            raise NotReady(self._trouble or _LOADING)
         return self._index
 
     async def info(self) -> dict[str, Any]:
@@ -58,8 +61,8 @@ class LiveIndex:
         return await asyncio.to_thread(self.current.info)
 
     def trouble(self) -> str | None:
-        """Say why there is no index, or None when there is one."""
-        return self._trouble if self._index is None else None
+        """Say why no index can be asked, or None when one can."""
+        return self._trouble
 
     async def watch(self) -> None:
         """Open the index, then look for a newer snapshot again and again; ends only by cancellation."""
@@ -104,12 +107,21 @@ class LiveIndex:
                 newest = await asyncio.to_thread(index.latest)
                 if newest is not index or self._info is None:
                     await self._take(newest)
+            self._trouble = None
             await self.recount()
+        except StoreUnavailable as error:
+            self._lose(error)
         except Exception:
+            self._trouble = None
             logger.exception("no newer snapshot could be opened, %s goes on serving", index.snapshot)
+
+    def _lose(self, error: StoreUnavailable) -> None:
+        if self._trouble is None:
+            logger.error("%s; until it can, no query is answered", error)
+        self._trouble = STORE_UNAVAILABLE
 
     async def _take(self, index: ServedIndex) -> None:
         info = await asyncio.to_thread(index.info)
-        self._index, self._info = index, info
+        self._index, self._info, self._trouble = index, info, None
         self._on_change(info)
         logger.info("serving snapshot %s of model %s", index.snapshot, index.model_fingerprint)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from indexer.answers import Photo, Place
 from indexer.catalogue import Hit
 from indexer.columns import Columns, PlaceNumbers, columns_of
-from indexer.errors import IndexerError
+from indexer.errors import IndexerError, StoreUnavailable
 from indexer.filters import Filters
 from indexer.geo import band_degrees
 from indexer.stores.address import Address
@@ -48,7 +48,7 @@ Entity = dict[str, Any]
 
 
 class Milvus:
-    """One store; raises IndexerError where it cannot be reached, or refuses."""
+    """One store; raises StoreUnavailable where it cannot be reached, or refuses."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -253,7 +253,7 @@ def _index_for(count: int) -> tuple[str, dict[str, int]]:
 
 
 class _Explained:
-    """Turns whatever Milvus, gRPC or the network has to say into an IndexerError."""
+    """Turns whatever Milvus, gRPC or the network has to say into StoreUnavailable."""
 
     def __init__(self, address: Address, done: str) -> None:
         self._what = f"the Milvus store {address.uri} ({address.name}) cannot be {done}"
@@ -269,7 +269,7 @@ class _Explained:
         ):
             return
         words = " ".join((getattr(error, "message", "") or str(error)).split()) or type(error).__name__
-        raise IndexerError(f"{self._what}: {words[:300]}") from error
+        raise StoreUnavailable(f"{self._what}: {words[:300]}") from error
 
 
 # Entities

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from indexer.errors import IndexMissing
+from indexer.errors import IndexMissing, StoreUnavailable
 from service.interfaces import ServedIndex
 
 if TYPE_CHECKING:
@@ -73,6 +73,48 @@ def test_a_failed_refresh_keeps_the_old_snapshot(
     assert tries.acquire(timeout=10), "it goes on looking"
     assert snapshot(client) == "01/000001"
     assert client.post("/v1/query", files={"image": make_photo()}).status_code == 200
+
+
+def test_an_index_whose_store_is_gone_is_not_ready_until_it_is_back(
+    start: Start,
+    index: FakeIndex,
+    monkeypatch: pytest.MonkeyPatch,
+    problem: Problem,
+    wait: Wait,
+    make_photo: MakePhoto,
+) -> None:
+    gone = threading.Event()
+
+    def latest() -> ServedIndex:
+        if gone.is_set():
+            raise StoreUnavailable("the Milvus store http://10.0.0.7:19530 (loci) cannot be read: no route")
+        return index
+
+    monkeypatch.setattr(index, "latest", latest, raising=False)
+    client = start(index, refresh_seconds=0.02)
+    assert client.post("/v1/query", files={"image": make_photo()}).status_code == 200
+    gone.set()
+    wait(lambda: client.get("/readyz").status_code == 503)
+    for response in (client.get("/readyz"), client.post("/v1/query", files={"image": make_photo()})):
+        told = problem(response, 503)
+        assert told["type"] == "urn:loci:problem:not-ready"
+        assert told["detail"] == "the store that holds the index cannot be asked now, try again"
+        assert response.headers["Retry-After"] == "5"
+    assert client.get("/healthz").status_code == 200
+    gone.clear()
+    wait(lambda: client.get("/readyz").status_code == 200)
+    assert client.post("/v1/query", files={"image": make_photo()}).status_code == 200
+
+
+def test_a_store_that_goes_while_it_is_asked(
+    start: Start, index: FakeIndex, problem: Problem, make_photo: MakePhoto
+) -> None:
+    index.answer_error = StoreUnavailable("the Milvus store http://10.0.0.7:19530 (loci) cannot be searched")
+    response = start(index).post("/v1/query", files={"image": make_photo()})
+    told = problem(response, 503)
+    assert told["type"] == "urn:loci:problem:store-unavailable"
+    assert "10.0.0.7" not in told["detail"]
+    assert response.headers["Retry-After"] == "5"
 
 
 def test_until_the_index_is_open_the_service_says_so(
