@@ -68,7 +68,7 @@ class Replica(Index):
             UsageError: no such address, no model, or pymilvus is not installed.
             IndexMissing: there is no snapshot.
             ModelMismatch: it was made by another model.
-            IndexerError: the store cannot be reached.
+            StoreUnavailable: the store cannot be reached.
         """
         check_known_share(known_share)
         if model is None:
@@ -85,8 +85,12 @@ class Replica(Index):
 
         Raises:
             ModelMismatch: that was made by another model, whose file is not here.
+            StoreUnavailable: the store cannot be reached, or not be asked yet.
         """
         collection = _current(self._milvus)
+        self._milvus.count(
+            collection
+        )  # a server that was just started says where it is, and has yet to load it
         if collection == self._collection:
             return self
         return Replica(self._milvus, collection, self.embedder, self.known_share)

@@ -12,7 +12,15 @@ import pytest
 
 from indexer import sending
 from indexer.catalogue import Catalogue, Hit
-from indexer.errors import FieldError, IndexerError, IndexMissing, ModelMismatch, NotFound, UsageError
+from indexer.errors import (
+    FieldError,
+    IndexerError,
+    IndexMissing,
+    ModelMismatch,
+    NotFound,
+    StoreUnavailable,
+    UsageError,
+)
 from indexer.filters import Filters
 from indexer.index import Index
 from indexer.metadata import PhotoMetadata
@@ -106,6 +114,21 @@ FILTERS = [
     Filters(place="nowhere"),
     Filters(place='"quoted\\ 1"', heading=90, lat=52.0, lon=180, radius_m=1000),
 ]
+
+
+@pytest.mark.usefixtures("made")
+def test_a_collection_that_is_not_loaded_is_no_snapshot_to_answer_by(store: str) -> None:
+    """As after a start of the server, which names the collection seconds before it can search it."""
+    if store.endswith(".db"):
+        pytest.skip("a file is always loaded")
+    replica = far(store)
+    assert replica.latest() is replica
+    client = pymilvus.MilvusClient(uri=Address.parse(store).uri)
+    client.release_collection(replica._collection)
+    with pytest.raises(StoreUnavailable, match=r"cannot be read: .*load"):
+        replica.latest()
+    client.load_collection(replica._collection)
+    assert replica.latest() is replica
 
 
 def test_the_answers_are_the_same(made: Any, store: str, unit: Draw) -> None:
