@@ -107,7 +107,7 @@ def make(folder: Path, source: Path, count: int, *, files: bool) -> None:
     begun = time.perf_counter()
     fingerprint = read_header(layout.model(1))["fingerprint"]
     publish(layout, catalogue, 1, fingerprint, manifest.dim, PlaceOptions())
-    print(f"the first snapshot of {count:,} took {time.perf_counter() - begun:.1f} s", file=sys.stderr)
+    print(f"the first snapshot of {count:,} took {time.perf_counter() - begun:.1f} s", flush=True)
 
 
 def write(path: Path, data: bytes, photo: str) -> FileRow:
