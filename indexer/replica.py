@@ -88,9 +88,8 @@ class Replica(Index):
             StoreUnavailable: the store cannot be reached, or not be asked yet.
         """
         collection = _current(self._milvus)
-        self._milvus.count(
-            collection
-        )  # a server that was just started says where it is, and has yet to load it
+        # A server that was just started names the collection before it has loaded it.
+        self._milvus.count(collection)
         if collection == self._collection:
             return self
         return Replica(self._milvus, collection, self.embedder, self.known_share)
