@@ -17,7 +17,7 @@ from model.local_features import DIM
 CATALOGUE_BYTES = 700
 """Of a photo with its file, descriptor and place; measured on 100,000 photos."""
 FILTER_BYTES = 60
-"""Of a descriptor's columns, once a query is filtered."""
+"""Of a descriptor's columns, on disk, and in memory once a query is filtered."""
 MODEL_BYTES = 96 * 2**20
 """Of a model file with clusters and a reduction to 512 numbers."""
 SPOOL_BYTES = 500 * 8 * 2**20 + 3596 * 32_768 * 4
@@ -41,6 +41,7 @@ class Plan:
     shards: int
     local_features: int
     search_file: int
+    """Of a snapshot: what is searched, and columns for filters."""
     catalogue: int
     model: int
     temporary: int
@@ -91,7 +92,7 @@ def make_plan(
         search_s=_search_s(choice, descriptors, fit.dim, search, pace),
         shards=descriptors * fit.dim * 2,
         local_features=descriptors * fit.local_features * FEATURE_BYTES,
-        search_file=choice.memory,
+        search_file=choice.memory + descriptors * FILTER_BYTES,
         catalogue=photos * CATALOGUE_BYTES,
         model=MODEL_BYTES,
         temporary=int(SPOOL_BYTES * min(1.0, photos / 4096)),
