@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from indexer.errors import IndexerError
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".avif", ".tif", ".tiff"})
-_HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".avif", ".tif", ".tiff")
+_HEIF_SUFFIXES = (".heic", ".heif")
 # Copies of POSTed photos inside an index are not a collection of their own.
 _INDEX_MARK = "catalogue.sqlite"
 
@@ -59,19 +59,14 @@ class ScanResult:
     """What could not be looked into, and why."""
 
 
-def _suffix(name: str) -> str:
-    """A name's ending, lower case; for a hundred thousand, a Path each would take longer than the disk."""
-    return name[name.rfind(".") :].lower()
-
-
 def full_path(root: str, relative: str) -> str:
     """The path of a file by its folder and where it lies in it."""
     return f"{root.rstrip('/')}/{relative}"
 
 
-def photo_suffixes() -> frozenset[str]:
+def photo_suffixes() -> tuple[str, ...]:
     """Endings of the files taken for photos, lower case; HEIC only where a reader for it is installed."""
-    return _SUFFIXES | _HEIF_SUFFIXES if find_spec("pillow_heif") else _SUFFIXES
+    return _SUFFIXES + _HEIF_SUFFIXES if find_spec("pillow_heif") else _SUFFIXES
 
 
 def scan(sources: Sequence[Path]) -> ScanResult:
@@ -89,9 +84,7 @@ def scan(sources: Sequence[Path]) -> ScanResult:
     walk.follow_links()
     for single in singles:
         walk.add_file(single.parent, single.name, single)
-    files = sorted(walk.files, key=attrgetter("relative"))
-    files.sort(key=attrgetter("folder"))
-    return ScanResult(folders, files, sorted(walk.problems))
+    return ScanResult(folders, sorted(walk.files), sorted(walk.problems))
 
 
 def _sort_out(sources: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -122,9 +115,12 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 class _Walk:
-    """The state of one scan; links wait until all that lies in place is known."""
+    """The state of one scan; links wait until all that lies in place is known.
 
-    def __init__(self, suffixes: frozenset[str]) -> None:
+    For each file little is done: for a hundred thousand, a Path each would take longer than the disk.
+    """
+
+    def __init__(self, suffixes: tuple[str, ...]) -> None:
         self.files: list[ScannedFile] = []
         self.problems: list[tuple[Path, str]] = []
         self._suffixes = suffixes
@@ -156,7 +152,7 @@ class _Walk:
             if path.is_dir():
                 if self._first_visit(path):
                     self._add_tree(root, relative)
-            elif path.suffix.lower() in self._suffixes:
+            elif path.name.lower().endswith(self._suffixes):
                 self.add_file(root, relative, path)
 
     def add_file(self, root: Path, relative: str, path: Path) -> None:
@@ -167,16 +163,16 @@ class _Walk:
             reason = "link to nothing" if path.is_symlink() else str(error.strerror)
             self.problems.append((path, reason))
             return
-        self._add_found(root, relative, found)
+        self._add_found(str(root), relative, found)
 
-    def _add_found(self, root: Path, relative: str, found: os.stat_result) -> None:
+    def _add_found(self, folder: str, relative: str, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
             return
         if self._may_repeat:
             if _identity(found) in self._seen and found.st_nlink == 1:
                 return
             self._seen.add(_identity(found))
-        self.files.append(ScannedFile(str(root), relative, found.st_size, found.st_mtime_ns))
+        self.files.append(ScannedFile(folder, relative, found.st_size, found.st_mtime_ns))
 
     def _first_visit(self, folder: Path) -> bool:
         try:
@@ -190,28 +186,29 @@ class _Walk:
 
     def _add_tree(self, root: Path, start: str) -> None:
         waiting = [start]
+        name = str(root)
         while waiting:
             folder = waiting.pop()
             entries = self._entries(root / folder)
             if _INDEX_MARK in [entry.name for entry in entries]:
                 continue
+            below = f"{folder}/" if folder else ""
+            folders = []
             for entry in entries:
-                relative = f"{folder}/{entry.name}" if folder else entry.name
+                relative = below + entry.name
                 if entry.is_symlink():
                     self._links.append((root, relative))
                 elif entry.is_dir():
                     if self._first_visit(root / relative):
-                        waiting.append(relative)
-                elif _suffix(entry.name) in self._suffixes:
-                    self._add_entry(root, relative, entry)
-
-    def _add_entry(self, root: Path, relative: str, entry: os.DirEntry[str]) -> None:
-        try:
-            found = entry.stat(follow_symlinks=False)
-        except OSError:  # gone since it was listed
-            self.add_file(root, relative, root / relative)
-            return
-        self._add_found(root, relative, found)
+                        folders.append(relative)
+                elif entry.name.lower().endswith(self._suffixes):
+                    try:
+                        found = entry.stat(follow_symlinks=False)
+                    except OSError:  # gone since it was listed
+                        self.add_file(root, relative, root / relative)
+                    else:
+                        self._add_found(name, relative, found)
+            waiting += reversed(folders)  # so that files come nearly sorted
 
     def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
         try:
@@ -220,12 +217,11 @@ class _Walk:
         except OSError as error:
             self.problems.append((folder, f"cannot be listed: {error.strerror}"))
             return []
-        return sorted((e for e in entries if self._is_nameable(folder, e)), key=lambda entry: entry.name)
+        nameable = [e for e in entries if e.name.isascii() or self._is_nameable(folder, e)]
+        return sorted(nameable, key=attrgetter("name"))
 
     def _is_nameable(self, folder: Path, entry: os.DirEntry[str]) -> bool:
         # Such a name can go neither into the catalogue nor into JSON.
-        if entry.name.isascii():
-            return True
         try:
             entry.name.encode()
         except UnicodeEncodeError:
