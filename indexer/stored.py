@@ -144,14 +144,14 @@ class StoredPhotos(Database):
             (generation, shard),
         )
 
-    def searched_rows(self, generation: int, after: int | None = None) -> list[SearchedRow]:
-        """A generation's descriptors, all or those of photos changed after the change numbered `after`."""
-        changed = "" if after is None else "JOIN changes c ON c.photo = d.photo AND c.number > ?"
-        values = (generation,) if after is None else (after, generation)
+    def searched_rows(self, generation: int, after: int) -> list[SearchedRow]:
+        """A generation's descriptors of photos changed after the change numbered `after`."""
+        # CROSS JOIN has SQLite begin with the changes: from the descriptors on, a million take four seconds.
         rows = self._rows(
             "SELECT d.id, p.status = 'ok', d.yaw, p.lat, p.lon, p.heading, p.taken_at, p.place_id "
-            f"FROM descriptors d JOIN photos p ON p.id = d.photo {changed} WHERE d.generation = ?",
-            values,
+            "FROM changes c CROSS JOIN descriptors d ON d.photo = c.photo JOIN photos p ON p.id = d.photo "
+            "WHERE c.number > ? AND d.generation = ?",
+            (after, generation),
         )
         return [SearchedRow(id_, bool(live), *rest) for id_, live, *rest in rows]
 
