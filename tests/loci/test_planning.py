@@ -25,7 +25,7 @@ def test_what_a_million_photos_need(loci: Loci) -> None:
     assert lines[2].startswith("making the search")
     assert lines[2].endswith(", IVF4096,RaBitQfs")
     found = dict(line.strip().split("  ", 1) for line in lines[3:])
-    assert found["disk"].strip() == "35.9 GB, and 4.7 GB until the model is fitted"
+    assert found["disk"].strip() == "36.0 GB, and 4.7 GB until the model is fitted"
     assert found["descriptors"].strip() == "1.0 GB"
     assert found["memory"].strip().endswith("to serve it")
 
