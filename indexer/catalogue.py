@@ -297,6 +297,17 @@ class Catalogue(StoredPhotos):
 
     # Places
 
+    def placed(self) -> list[tuple[Any, ...]]:
+        """Each photo's id, lat, lon, place's name, root and relative path of a file, POSTed name; by these.
+
+        A photo of several files comes as often.
+        """
+        return self._rows(
+            "SELECT p.id, p.lat, p.lon, p.place, f.root, f.relative, s.name FROM photos p "
+            "LEFT JOIN files f ON f.photo = p.id LEFT JOIN stored s ON s.photo = p.id "
+            "WHERE p.status = 'ok' ORDER BY p.id, f.root, f.relative"
+        )
+
     def replace_places(self, places: Iterable[AssignedPlace], made_at: int | None = None) -> int:
         """Put a new assignment in the old one's place; photos changed since it was made keep theirs.
 

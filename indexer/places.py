@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,7 @@ PlaceKind = Literal["auto", "gps", "folder", "frames", "photo"]
 _PLAIN_KINDS: dict[str, PlaceKind] = {"auto": "auto", "gps": "gps", "folder": "folder", "photo": "photo"}
 
 
-@dataclass(frozen=True)
-class PlacePhoto:
+class PlacePhoto(NamedTuple):
     """What of a photo decides its place."""
 
     id: str

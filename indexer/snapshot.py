@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from indexer.answers import Photo
 from indexer.calibration import VERSION, Calibration
 from indexer.catalogue import Catalogue
 from indexer.columns import COLUMNS, save_columns
@@ -295,18 +294,16 @@ def place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
 
     In full paths, so that two folders of one name stay two; POSTed ones lie with those of their place.
     """
-    paths: dict[str, str] = {}
-    for root, relative, photo in catalogue.paths():
-        if root != ROOT:
-            paths.setdefault(photo, full_path(root, relative))
-    return [
-        PlacePhoto(photo.id, paths.get(photo.id) or _posted_path(photo), photo.lat, photo.lon, photo.place)
-        for photo in catalogue.photos()
-    ]
+    found: dict[str, PlacePhoto] = {}
+    for photo, lat, lon, place, root, relative, posted in catalogue.placed():  # the first of its files first
+        if photo not in found:
+            path = full_path(root, relative) if root else _posted_path(photo, place, posted or "")
+            found[photo] = PlacePhoto(photo, path, lat, lon, place)
+    return list(found.values())
 
 
-def _posted_path(photo: Photo) -> str:
-    return f"{ROOT}/{photo.place or photo.id}/{PurePosixPath(photo.path).name}"
+def _posted_path(photo: str, place: str | None, name: str) -> str:
+    return f"{ROOT}/{place or photo}/{PurePosixPath(name).name}"
 
 
 def check_model(layout: Layout, generation: int, fingerprint: str) -> None:
