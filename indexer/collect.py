@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -81,7 +81,8 @@ def collect(
     if table is not None:
         _apply_table(catalogue, before, scanned.files, table)
     gone = _gone(before, scanned)
-    held = {row.photo for key, row in catalogue.files().items() if full_path(*key) not in gone}
+    photo_of = {full_path(*key): row.photo for key, row in catalogue.files().items()}
+    held = {photo for path, photo in photo_of.items() if path not in gone}
     held |= catalogue.stored().keys()  # POSTed photos never vanish
     vanished = _vanished(catalogue, before, gone, held)
     if not prune:
@@ -89,7 +90,7 @@ def collect(
     if not held & catalogue.with_status("ok"):
         raise nothing_readable(catalogue, outcomes.unreadable)
     _forget(catalogue, before, gone)
-    return outcomes.summary(catalogue, len(vanished))
+    return outcomes.summary(catalogue, photo_of, len(vanished))
 
 
 def _all_unchanged(catalogue: Catalogue, scanned: ScanResult) -> int | None:
@@ -174,8 +175,9 @@ class _Outcomes:
         elif facts.id not in self._stayed and facts.id not in self._before.stored:  # else a copy
             self._moved.add(facts.id)
 
-    def summary(self, catalogue: Catalogue, vanished: int) -> Collected:
-        present = {row.photo for key, row in catalogue.files().items() if full_path(*key) in self._paths}
+    def summary(self, catalogue: Catalogue, photo_of: Mapping[str, str], vanished: int) -> Collected:
+        """In all; `photo_of` tells the photo of each path."""
+        present = {photo for path, photo in photo_of.items() if path in self._paths}
         counted = self._added | self._changed | self._moved | self._returned
         live = catalogue.with_status("ok") | catalogue.with_status("failed")
         return Collected(
