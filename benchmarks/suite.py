@@ -45,7 +45,7 @@ def with_result(text: str, block: str, result: str) -> str:
     """The text of RESULTS.md with what a block printed below it."""
     before, found, after = text.partition(block)
     assert found, f"RESULTS.md has no longer {block}"
-    after = re.sub(rf"\A\s*{BEGIN}.*?{END}\n", "\n", after, count=1, flags=re.DOTALL)
+    after = re.sub(rf"\A\s*{BEGIN}.*?{END}\n", "", after, count=1, flags=re.DOTALL)
     return f"{before}{block}\n{BEGIN}\n{result}\n{END}\n{after}"
 
 
