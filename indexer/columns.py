@@ -177,14 +177,15 @@ def _load(path: Path, places: PlaceNumbers) -> Columns | None:
 class Table:
     """The columns of a generation, read when first asked for and brought up to date when asked again."""
 
-    def __init__(
-        self, catalogue: Catalogue, generation: int, saved: Path | None = None, change: int | None = None
-    ) -> None:
-        """Of a generation; `saved` is a file of them that takes in all up to the change of this number."""
+    def __init__(self, catalogue: Catalogue, generation: int, saved: Path, change: int | None) -> None:
+        """Of a generation; `saved` is a file of them that takes in all up to the change of this number.
+
+        None: unknown, and the file is not read.
+        """
         self._catalogue = catalogue
         self._generation = generation
-        self._saved = None if change is None else saved
-        self._saved_change = change or 0
+        self._saved = saved
+        self._saved_change = change
         self._places = PlaceNumbers()
         self._columns: Columns | None = None
         self._change = 0
@@ -224,7 +225,7 @@ class Table:
 
     def _first(self, change: int) -> tuple[Columns, int]:
         """The columns, and the number of the last change that they surely take in."""
-        if self._saved is not None and self._saved.exists():  # versions without left none
+        if self._saved_change is not None and self._saved.exists():  # versions without left none
             columns = _load(self._saved, self._places)
             if columns is not None:
                 return columns, self._saved_change
