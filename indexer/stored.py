@@ -40,6 +40,10 @@ class SearchedRow(NamedTuple):
     """The place's id."""
 
 
+_SEARCHED = "d.id, p.status = 'ok', d.yaw, p.lat, p.lon, p.heading, p.taken_at, p.place_id"
+"""Columns of a `SearchedRow`, of a descriptor d and its photo p."""
+
+
 class StoredPhotos(Database):
     """Questions and changes about POSTed photos and about changes, in SQL."""
 
@@ -148,20 +152,19 @@ class StoredPhotos(Database):
         """A generation's descriptors of photos changed after the change numbered `after`."""
         # CROSS JOIN has SQLite begin with the changes: from the descriptors on, a million take four seconds.
         rows = self._rows(
-            "SELECT d.id, p.status = 'ok', d.yaw, p.lat, p.lon, p.heading, p.taken_at, p.place_id "
-            "FROM changes c CROSS JOIN descriptors d ON d.photo = c.photo JOIN photos p ON p.id = d.photo "
-            "WHERE c.number > ? AND d.generation = ?",
+            f"SELECT {_SEARCHED} FROM changes c CROSS JOIN descriptors d ON d.photo = c.photo "
+            "JOIN photos p ON p.id = d.photo WHERE c.number > ? AND d.generation = ?",
             (after, generation),
         )
-        return [SearchedRow(id_, bool(live), *rest) for id_, live, *rest in rows]
+        return list(map(SearchedRow._make, rows))
 
     def searched_parts(self, generation: int, most: int = 50_000) -> Iterator[list[SearchedRow]]:
         """A generation's descriptors that are searched, by id, at most so many at a time."""
         last = -1
         while True:
             rows = self._rows(
-                "SELECT d.id, 1, d.yaw, p.lat, p.lon, p.heading, p.taken_at, p.place_id FROM descriptors d "
-                "JOIN photos p ON p.id = d.photo WHERE d.generation = ? AND p.status = 'ok' AND d.id > ? "
+                f"SELECT {_SEARCHED} FROM descriptors d JOIN photos p ON p.id = d.photo "
+                "WHERE d.generation = ? AND p.status = 'ok' AND d.id > ? "
                 "ORDER BY d.id LIMIT ?",
                 (generation, last, most),
             )
