@@ -276,6 +276,7 @@ class RayEmbedder:
 
 
 AnyEmbedder = Embedder | RayEmbedder
+"""What embeds a run's photos, here or elsewhere."""
 
 
 def _connected(address: str) -> Any:
