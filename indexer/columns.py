@@ -169,8 +169,8 @@ def _load(path: Path, places: PlaceNumbers) -> Columns | None:
             found = {name: file[name] for name in Columns.__dataclass_fields__}
             numbers = np.array([*map(places.of, file["places"].tolist()), -1], np.int32)
         return Columns(**(found | {"place": numbers[found["place"]]}))  # of −1, the last: −1
-    except (OSError, ValueError, LookupError, EOFError, BadZipFile) as error:
-        log.warning("%s: %s; reading the catalogue instead", path, error)
+    except (OSError, ValueError, LookupError, EOFError, BadZipFile):
+        log.warning("%s is damaged; reading the catalogue instead", path)
         return None
 
 
