@@ -310,6 +310,11 @@ def _check_int8(device: torch.device, model: PlaceModel) -> None:
             "this model does not know its ranges for int8: those of an index are measured when it is made "
             "('loci index --refit' makes it anew)"
         )
+    if not computes_int8():
+        raise ModelError(
+            "this processor does not compute in int8: it has neither VNNI nor AMX, without which sums of "
+            "8-bit products overflow"
+        )
 
 
 def _cpu_computes_bf16() -> bool:

@@ -13,9 +13,11 @@ from indexer.layout import Layout
 from indexer.options import BuildOptions, FitOptions
 from indexer.spool import Spool
 from model.errors import ModelError
+from model.int8 import computes_int8
 from model.modelfile import load_model, save_model
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
+pytestmark = pytest.mark.skipif(not computes_int8(), reason="this processor has neither VNNI nor AMX")
 DEMO = Path(__file__).parents[2] / "loci/demo/photos"
 SMALL = {"image_size": 160, "clusters": 4, "device": "cpu"}
 
