@@ -133,16 +133,21 @@ class Collection:
         return float(np.median(taken)), float(np.quantile(taken, 0.99))
 
 
+@dataclasses.dataclass(frozen=True)
 class Ours:
     """As `loci index` and an opened index have it."""
+
+    graph: bool = False
 
     def build(self, of: Collection, options: argparse.Namespace) -> str:
         snapshot = of.folder / "snapshot"
         snapshot.mkdir(exist_ok=True)
-        wanted = SearchOptions(recall=options.recall)
+        wanted = SearchOptions(recall=options.recall, graph=self.graph)
         _, kind = make_store(snapshot, of.shards, of.dim, of.live, wanted)
         (snapshot / "kind.json").write_text(json.dumps(dataclasses.asdict(kind)))
-        looked = f"{kind.probes} lists and {K * kind.depth} candidates looked at"
+        looked = (
+            f"{kind.probes} {'nodes' if self.graph else 'lists'} and {K * kind.depth} candidates looked at"
+        )
         return f"{kind.factory}, {looked}, its own measure of recall {kind.recall}"
 
     def open(self, of: Collection, options: argparse.Namespace) -> Search:  # noqa: ARG002
@@ -240,6 +245,7 @@ class Engine(Protocol):
 
 ENGINES: dict[str, Engine] = {
     "loci": Ours(),
+    "loci, by a graph": Ours(graph=True),
     "FAISS Flat": Flat("Flat"),
     "FAISS SQfp16": Flat("SQfp16"),
     "hnswlib": Hnswlib(),

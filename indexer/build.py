@@ -245,7 +245,8 @@ class _Run:
         options = Options(wanted, said.places_over(places), said.search_over(search))
         # What cannot be had in the memory allowed is said before anything is embedded, or remembered.
         views = self._catalogue.count() * (wanted.panoramas or 1)
-        choose(max(views, 1), wanted.dim, options.search.memory_bytes(), options.search.recall)
+        searched = options.search
+        choose(max(views, 1), wanted.dim, searched.memory_bytes(), searched.recall, graph=searched.graph)
         save_options(self._layout.options(number), options)
         return number, options
 

@@ -30,6 +30,7 @@ EARLIER = {
     "memory": None,
     "recall": RECALL,
     "store": None,
+    "graph": False,
 }
 """What indexes were made with before there was an option for it."""
 POOLING_OPTIONS = {
@@ -98,6 +99,8 @@ class SearchOptions:
     """Share of the nearest that a search is to find; 1: all."""
     store: str | None = None
     """Where snapshots are sent, too: see `indexer.stores.milvus.Address`."""
+    graph: bool = False
+    """Search many descriptors by a graph, where it fits the memory, rather than by lists."""
 
     def memory_bytes(self) -> int:
         """`memory` in bytes."""
@@ -105,7 +108,8 @@ class SearchOptions:
 
     def describe(self) -> str:
         """What a snapshot hangs on in a few words, to see whether it has changed."""
-        return f"recall {self.recall} in {self.memory or 'half the memory'}"
+        graph = ", by a graph" if self.graph else ""
+        return f"recall {self.recall} in {self.memory or 'half the memory'}{graph}"
 
 
 class Options(NamedTuple):
@@ -138,6 +142,7 @@ class BuildOptions:
     memory: str | None = None
     recall: float | None = None
     store: str | None = None
+    graph: bool | None = None
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None

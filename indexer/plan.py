@@ -83,7 +83,7 @@ def make_plan(
     if within_s is not None and not within_s > 0:
         raise UsageError("--within must be more than 0 hours")
     descriptors = photos * (fit.panoramas or 1)
-    choice = choose(descriptors, fit.dim, search.memory_bytes(), search.recall)
+    choice = choose(descriptors, fit.dim, search.memory_bytes(), search.recall, graph=search.graph)
     embedding_s = descriptors / pace.photos
     return Plan(
         photos=photos,

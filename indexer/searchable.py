@@ -76,7 +76,7 @@ class Described:
     recall: float
     """Share of the ten nearest that a search for ten finds, measured."""
     probes: int
-    """Lists of an inverted file that are looked into; 0 where there are none."""
+    """Lists of an inverted file that are looked into, or nodes of a graph; 0 where there are none."""
     depth: int
     """Descriptors that are compared for each that is asked for; 0 where all are."""
 
@@ -90,7 +90,7 @@ def make_store(
         UsageError: it cannot be had in the memory that `options` allow.
         IndexerError: a shard cannot be read, or the disk not be written.
     """
-    choice = choose(len(live), dim, options.memory_bytes(), options.recall)
+    choice = choose(len(live), dim, options.memory_bytes(), options.recall, graph=options.graph)
     if not choice.compressed:
         store = FaissStore.build(dim, _blocks(shards, dim, live))
         replace_file(folder / INDEX, store.save)

@@ -33,6 +33,9 @@ def plan(
     recall: Annotated[
         float | None, typer.Option(metavar="R", help="That a search is to have. [default: 0.99]")
     ] = None,
+    graph: Annotated[
+        bool | None, typer.Option("--graph/--no-graph", help="Search by an HNSW graph. [default: no]")
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     as_json: JsonFlag = False,
@@ -53,6 +56,7 @@ def plan(
         panoramas=panoramas,
         memory=memory,
         recall=recall,
+        graph=graph,
         device=device,
         precision=precision,
     )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from indexer.errors import UsageError
-from indexer.stores.compressed import POINTS_A_LIST
+from indexer.stores.compressed import LINKS, POINTS_A_LIST
 from indexer.stores.faiss import FLAT
 
 SHARDS = "Shards"
@@ -15,6 +15,10 @@ QUICK_BYTES = 256 * 2**20
 """Descriptors (fp32) up to this are compared one and all: in less time than the network takes for a photo."""
 ROW_BYTES = 24
 """Of each descriptor, beside its code: its id, and where it lies."""
+
+
+LINK_BYTES = 2 * LINKS * 4 * 17 // 16
+"""Of a graph's node: links on the lowest level, and what the few on others add."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Choice:
         return self.factory != FLAT
 
 
-def choose(count: int, dim: int, memory: int, recall: float) -> Choice:
+def choose(count: int, dim: int, memory: int, recall: float, *, graph: bool = False) -> Choice:
     """The kind of index for `count` descriptors of `dim` numbers.
 
     Exact in memory while that is quick; else an inverted file of codes: RaBitQ's, of a bit a number, or where
@@ -42,6 +46,7 @@ def choose(count: int, dim: int, memory: int, recall: float) -> Choice:
     Args:
         memory: bytes that it may keep in memory.
         recall: share of the nearest that is to be found; 1: all, compared one by one.
+        graph: rather a graph than an inverted file, where it fits the memory.
 
     Raises:
         UsageError: not even the shortest codes fit.
@@ -51,6 +56,9 @@ def choose(count: int, dim: int, memory: int, recall: float) -> Choice:
         return flat
     if recall >= 1:
         return Choice(SHARDS, count * ROW_BYTES)
+    linked = count * (dim + LINK_BYTES + ROW_BYTES)
+    if graph and linked <= memory:
+        return Choice(f"HNSW{LINKS},SQ8", linked)
     lists = lists_for(count, dim, memory)
     fitting = 0
     for kind, code in _codes(dim):

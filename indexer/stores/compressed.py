@@ -1,8 +1,9 @@
 """Descriptors too many for memory: searched by short codes first, then exactly, where they lie in the shards.
 
 FAISS keeps the codes in an inverted file (IVF; Jégou et al., PAMI 2011), the lists of which hold RaBitQ's
-bit for each number (Gao and Long, SIGMOD 2024) or product quantisation's four bits for several. The codes
-name candidates; their cosines are those of the stored descriptors. Only the codes are in memory.
+bit for each number (Gao and Long, SIGMOD 2024) or product quantisation's four bits for several; or a byte for
+each number in a graph (HNSW; Malkov and Yashunin, PAMI 2018). The codes name candidates; their cosines are
+those of the stored descriptors. Only the codes are in memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ EXHAUSTIVE = 50_000
 """Descriptors left by filters up to which all of them are compared."""
 POINTS_A_LIST = 40
 """Descriptors that a list's centre is fitted on; FAISS warns below 39."""
+LINKS = 32
+"""Of a graph's node on each level; on the lowest, where all are, twice as many. Half as many stay at .86."""
+CONSTRUCTION = 200
+"""Nodes that are looked at to link a new one (efConstruction)."""
+CODE_SAMPLE = 65_536
+"""Descriptors that tell in which range the bytes of a graph's codes lie."""
+LEAST_EFFORT, MOST_EFFORT = 16, 4096
+"""Nodes of a graph that a search keeps in sight (efSearch)."""
+NODE_COST = 8 * LINKS
+"""Codes of a list that are compared in the time that one more such node takes."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Setting:
     """How thoroughly codes are searched."""
 
     probes: int
-    """Lists looked into."""
+    """Lists looked into, or a graph's nodes kept in sight."""
     depth: int
     """Candidates for each answer asked for."""
 
@@ -48,14 +59,14 @@ class CompressedStore:
         """Fit codes on a sample of the descriptors, then encode all, some at a time; not tuned yet.
 
         Args:
-            factory: FAISS's description of an inverted file.
+            factory: FAISS's description of an inverted file or a graph.
         """
         index: Any = faiss.index_factory(rows.dim, factory, faiss.METRIC_INNER_PRODUCT)
-        lists: Any = faiss.extract_index_ivf(index)
-        if faiss.get_num_gpus():
-            lists.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(rows.dim))
-        index.train(rows.read(spread(len(rows), POINTS_A_LIST * lists.nlist)))
-        lists.clustering_index = None
+        if isinstance(index, faiss.IndexHNSW):
+            index.hnsw.efConstruction = CONSTRUCTION
+            index.train(rows.read(spread(len(rows), CODE_SAMPLE)))
+        else:
+            _fit_lists(index, rows)
         for block in rows.blocks():
             index.add(block)
         return cls(rows, index)
@@ -75,9 +86,24 @@ class CompressedStore:
         return CompressedStore(self.rows, self._codes, setting)
 
     @property
+    def is_graph(self) -> bool:
+        return isinstance(self._codes, faiss.IndexHNSW)
+
+    @property
     def lists(self) -> int:
         """How many lists the codes lie in."""
         return lists_of(self._codes)
+
+    @property
+    def efforts(self) -> list[int]:
+        """Numbers of lists, or of nodes, that are worth trying: each 1.3 to 1.5 times the last."""
+        least, most = (LEAST_EFFORT, min(MOST_EFFORT, self.count)) if self.is_graph else (1, self.lists)
+        steps = [step << power for power in range(most.bit_length()) for step in (2, 3)]
+        return [least, *(step for step in steps if least < step < most), *([most] if most > least else [])]
+
+    def cost(self, effort: int) -> float:
+        """Of looking for candidates with such effort, in codes of a list compared."""
+        return effort * (NODE_COST if self.is_graph else self.count / self.lists)
 
     @property
     def count(self) -> int:
@@ -121,7 +147,9 @@ class CompressedStore:
             return self.exact(queries, k, positions)
         count = k * self.setting.depth
         # Of what few descriptors are left, as many are to be seen as of all.
-        probes = max(self.setting.probes * self.count // left, 2 * count * self.lists // left)
+        probes = self.setting.probes * self.count // left
+        if not self.is_graph:
+            probes = max(probes, 2 * count * self.lists // left)
         candidates = self.candidates(queries, count, probes, positions)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), -1, np.int64)
@@ -137,13 +165,16 @@ class CompressedStore:
         self, queries: Floats, count: int, probes: int, positions: Positions | None = None
     ) -> Positions:
         """Positions (B count) of what by its code is nearest to queries (B d), the nearest first, or −1."""
-        chosen: dict[str, Any] = {"nprobe": min(self.lists, probes)}
+        library: Any = faiss
+        chosen: dict[str, Any] = {}
         if positions is not None:
             bits = chosen_bits(positions)  # kept until the search is done: FAISS only points at them
-            library: Any = faiss
             chosen["sel"] = library.IDSelectorBitmap(bits)
         codes: Any = self._codes
-        parameters = faiss.SearchParametersIVF(**chosen)
+        if self.is_graph:
+            parameters = library.SearchParametersHNSW(efSearch=max(probes, count), **chosen)
+        else:
+            parameters = library.SearchParametersIVF(nprobe=min(self.lists, probes), **chosen)
         return np.asarray(codes.search(queries, count, params=parameters)[1], np.intp)
 
     def exact(
@@ -177,6 +208,14 @@ def _best(k: int, *parts: tuple[Floats, Ids]) -> tuple[Floats, Ids]:
         scores, ids = np.take_along_axis(scores, kept, 1), np.take_along_axis(ids, kept, 1)
     order = np.lexsort((ids, -scores), axis=1)[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def _fit_lists(index: Any, rows: Rows) -> None:
+    lists: Any = faiss.extract_index_ivf(index)
+    if faiss.get_num_gpus():
+        lists.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(rows.dim))
+    index.train(rows.read(spread(len(rows), POINTS_A_LIST * lists.nlist)))
+    lists.clustering_index = None
 
 
 def lists_of(index: Any) -> int:

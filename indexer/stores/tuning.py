@@ -75,24 +75,18 @@ def measured(store: CompressedStore, asked: Questions, setting: Setting) -> floa
 
 def _cheapest(store: CompressedStore, asked: Questions, recall: float) -> Setting:
     deepest = min(max(DEPTHS), max(1, (store.count - 1) // NEAREST))
-    best, least = Setting(store.lists, deepest), np.inf
-    a_list = store.count / store.lists
-    for probed in _probes(store.lists):
-        found = _found(store, asked, probed, deepest * NEAREST)
+    best, least = Setting(store.efforts[-1], deepest), np.inf
+    for effort in store.efforts:
+        most = min(deepest, (effort - 1) // NEAREST) if store.is_graph else deepest  # it sees no more
+        found = _found(store, asked, effort, most * NEAREST)
         reached = found.cumsum(1).mean(0) / NEAREST  # with so many candidates
         for depth in DEPTHS:
-            cost = probed * a_list + depth * NEAREST * ROW_COST
-            if depth <= deepest and reached[depth * NEAREST - 1] >= recall + MARGIN and cost < least:
-                best, least = Setting(probed, depth), cost
-        if probed * a_list >= least:  # more of them only cost more
+            cost = store.cost(effort) + depth * NEAREST * ROW_COST
+            if depth <= most and reached[depth * NEAREST - 1] >= recall + MARGIN and cost < least:
+                best, least = Setting(effort, depth), cost
+        if store.cost(effort) >= least:  # more of them only cost more
             break
     return best
-
-
-def _probes(lists: int) -> list[int]:
-    """Numbers of lists to try, each about 1.4 times the last: 1, 2, 3, 4, 6, 8, 12 …, all."""
-    steps = [step << power for power in range(lists.bit_length()) for step in (2, 3)]
-    return [1, *(probes for probes in steps if probes < lists), *([lists] if lists > 1 else [])]
 
 
 def _found(store: CompressedStore, asked: Questions, probes: int, candidates: int) -> NDArray[np.bool_]:

@@ -23,7 +23,7 @@ from indexer.options import SearchOptions
 from indexer.rebuild import rebuild
 from indexer.shards import ShardWriter
 from indexer.stores import compressed as compressed_module
-from indexer.stores.choice import SHARDS, choose, lists_for
+from indexer.stores.choice import ROW_BYTES, SHARDS, choose, lists_for
 from indexer.stores.compressed import CompressedStore, Setting, spread
 from indexer.stores.faiss import FLAT
 from indexer.stores.rows import Rows
@@ -32,7 +32,7 @@ from indexer.stores.tuning import NEAREST, measured, questions, tune
 
 DIM = 64
 COUNT = 3000
-CODES = ["IVF64,RaBitQfs", "IVF32_HNSW32,RaBitQfs", "IVF64,PQ16x4fs", "IVF64,SQ8"]
+CODES = ["IVF64,RaBitQfs", "IVF32_HNSW32,RaBitQfs", "IVF64,PQ16x4fs", "IVF64,SQ8", "HNSW32,SQ8"]
 
 
 def streets(count: int = COUNT, dim: int = DIM, seed: int = 0) -> Floats:
@@ -232,7 +232,7 @@ def test_the_recall_that_was_wanted_is_reached_and_no_more_is_done(
     if half != setting:
         assert measured(store, asked, half) < measured(store, asked, setting)
     if recall == 0.6:
-        assert setting.probes < store.lists
+        assert setting.probes < store.efforts[-1]
 
 
 def test_a_recall_that_codes_cannot_reach_is_told_as_it_is(rows: Rows) -> None:
@@ -269,6 +269,21 @@ def test_large_ones_by_codes_that_fit_the_memory() -> None:
         match=r"--memory is too little for 10,000,000 descriptors of 512 numbers: it takes \d+ MiB",
     ):
         choose(10**7, 512, 100 * 2**20, 0.99)
+
+
+def test_a_graph_where_it_is_wanted_and_fits_the_memory() -> None:
+    million = choose(10**6, 512, 8 * 2**30, 0.99, graph=True)
+    assert million.factory == "HNSW32,SQ8"
+    assert 750 * 2**20 < million.memory < 850 * 2**20
+    assert choose(10**6, 512, 512 * 2**20, 0.99, graph=True) == choose(10**6, 512, 512 * 2**20, 0.99)
+    assert choose(1000, 512, 2**30, 0.99, graph=True).factory == FLAT
+    assert choose(10**6, 512, 2**30, 1.0, graph=True).factory == SHARDS
+
+
+def test_a_graph_takes_the_memory_that_was_told(rows: Rows, tmp_path: Path) -> None:
+    CompressedStore.build(rows, "HNSW32,SQ8").save(tmp_path / "index.faiss")
+    told = choose(10**9, DIM, 2**50, 0.99, graph=True).memory / 10**9 - ROW_BYTES
+    assert (tmp_path / "index.faiss").stat().st_size / COUNT == pytest.approx(told, rel=0.1)
 
 
 def test_exact_where_all_are_wanted() -> None:
