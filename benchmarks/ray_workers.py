@@ -88,9 +88,9 @@ def main() -> None:
     given: Counter[str] = Counter()
     give = workers.RayEmbedder._give
 
-    def counted(self: Any, actor: Any, task: Any, read: Any, stage: str) -> None:
+    def counted(self: Any, actor: Any, task: Any, reader: Any, stage: str) -> None:
         given.update(photo for photo, _ in task.items)
-        give(self, actor, task, read, stage)
+        give(self, actor, task, reader, stage)
 
     workers.RayEmbedder._give = counted  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as temporary:

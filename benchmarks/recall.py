@@ -22,7 +22,7 @@ from indexer.build import build_index
 from indexer.evaluation import evaluate
 from indexer.index import Index
 from indexer.options import BuildOptions
-from model.local_features import LOCAL_FEATURES, Packed
+from model.local_features import LOCAL_FEATURES
 from model.modelfile import PlaceModel
 from model.poolings import ONE_LAYER
 
@@ -41,7 +41,7 @@ class RememberedMaps:
 
     def __init__(self) -> None:
         self._compute = PlaceModel.maps_and_local
-        self._seen: dict[bytes, tuple[Tensor, Packed]] = {}
+        self._seen: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
     def install(cls) -> None:
@@ -49,18 +49,19 @@ class RememberedMaps:
         remembered = cls()
         PlaceModel.maps_and_local = lambda model, images: remembered(model, images)  # type: ignore
 
-    def __call__(self, model: PlaceModel, images: Tensor) -> tuple[Tensor, Packed | None]:
+    def __call__(self, model: PlaceModel, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         if model.config.layers != ONE_LAYER:
             return self._compute(model, images)  # five times the numbers: too many to remember
         keys = [hashlib.sha256(image.contiguous().numpy()).digest() for image in images]
         if any(key not in self._seen for key in keys):
             # With local features whether or not this model keeps them: the next one may.
             maps, local = self._compute(model.fitted(local_features=LOCAL_FEATURES), images)
-            self._seen.update(zip(keys, zip(maps, local, strict=True), strict=True))  # type: ignore
+            assert local is not None
+            self._seen.update(zip(keys, zip(maps, *local, strict=True), strict=True))
         # In the network's own memory order, so that every sum rounds as if nothing were remembered.
-        stacked = torch.stack([self._seen[key][0] for key in keys])
-        packed = None if model.local is None else np.stack([self._seen[key][1] for key in keys])
-        return stacked.contiguous(memory_format=torch.channels_last), packed
+        maps, cells, codes = map(torch.stack, zip(*(self._seen[key] for key in keys), strict=True))
+        local = None if model.local is None else (cells, codes)
+        return maps.contiguous(memory_format=torch.channels_last), local
 
 
 def truth_file(name: str, data: Path, folder: Path) -> Path | None:

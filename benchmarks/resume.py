@@ -32,14 +32,14 @@ from model.embedder import Embedder
 
 def child(folder: Path, into: Path, log: Path, image_size: int) -> None:
     """Index, writing down each photo's id when the network is about to see it."""
-    embed = Embedder._embed_batch
+    embed = Embedder._send_batch
 
     def logged(self: Embedder, batch: list, stage: str) -> list:  # type: ignore[type-arg]
         with log.open("a") as file:
             file.write(json.dumps([item[0] for item, _ in batch]) + "\n")
         return embed(self, batch, stage)
 
-    Embedder._embed_batch = logged  # type: ignore[method-assign]
+    Embedder._send_batch = logged  # type: ignore[method-assign, assignment]
     build_index([folder], into, BuildOptions(image_size=image_size))
 
 

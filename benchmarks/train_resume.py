@@ -60,13 +60,13 @@ def child(options: argparse.Namespace) -> None:
     """Train, writing down what happens."""
     into, path = options.child
     log = Log(path)
-    embed = Embedder._embed_batch
+    embed = Embedder._send_batch
 
     def logged(self: Embedder, batch: list, stage: str) -> list:  # type: ignore[type-arg]
         log.write("batch", [item.relative for item, _ in batch])
         return embed(self, batch, stage)
 
-    Embedder._embed_batch = logged  # type: ignore[method-assign]
+    Embedder._send_batch = logged  # type: ignore[method-assign, assignment]
     photos = [file.path for file in scan([options.folder]).files[: options.photos]]
     told = TrainingOptions(
         fit=BuildOptions(image_size=options.image_size),

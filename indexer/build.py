@@ -50,7 +50,9 @@ from indexer.stores.choice import choose
 from indexer.target import is_index, target, translated
 from indexer.workers import AnyEmbedder, RayEmbedder, check_address
 from model.clusters import SAMPLE_PHOTOS
+from model.decoding import Read
 from model.embedder import Embedded, Embedder, Seen
+from model.images import read_photo
 from model.local_features import Packed
 from model.modelfile import ModelConfig, PlaceModel, load_model, read_config
 from model.weights import load_weights
@@ -275,7 +277,8 @@ class _Run:
         """The unfitted model, with what it needs to run in int8."""
         pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
         spool = Spool(self._layout.spool(generation))
-        return fit.measured(self._unfitted(options), spool, pending, _reader(options), self._options.device)
+        reader = _reader(options, read_photo)
+        return fit.measured(self._unfitted(options), spool, pending, reader, self._options.device)
 
     def _go_on(self, finished: int, fitted: FitOptions, wanted: FitOptions) -> int:
         """The generation after a finished one: itself, or where it is to be fitted again, the next."""
@@ -319,8 +322,9 @@ class _Run:
             self._workers.close()
 
     def _fit_run(self, generation: int, options: FitOptions, embedder: AnyEmbedder) -> fit.FitRun:
+        reader = _reader(options, embedder.read)
         return fit.FitRun(
-            self._layout, generation, options, self._catalogue, embedder, _reader(options), self._progress
+            self._layout, generation, options, self._catalogue, embedder, reader, self._progress
         )
 
     def _embed(self, generation: int, options: FitOptions, embedder: AnyEmbedder) -> int:
@@ -336,13 +340,13 @@ class _Run:
         spool = Spool(self._layout.spool(generation))
         pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
         spooled = [item for item in pending if spool.has("pooled", item[0])]
-        stored = 0
+        reader, stored = _reader(options, embedder.read), 0
         for batch in _reduced(spooled, spool, embedder):
-            stored += self._store(generation, writer, batch, _reader(options))
+            stored += self._store(generation, writer, batch, reader)
         rest = [item for item in pending if not spool.has("pooled", item[0])]
         self._progress.stage("embedding", len(rest))
-        for batch in embedder.stream(rest, _reader(options)):
-            stored += self._store(generation, writer, batch, _reader(options))
+        for batch in embedder.stream(rest, reader):
+            stored += self._store(generation, writer, batch, reader)
             self._progress.advance(len(batch))
         return stored
 
@@ -385,8 +389,8 @@ def _reduced(
         yield batch
 
 
-def _reader(options: FitOptions) -> Reader:
-    return Reader(options.image_size, options.panoramas, options.min_image_size)
+def _reader(options: FitOptions, read: Read) -> Reader:
+    return Reader(options.image_size, options.panoramas, options.min_image_size, read)
 
 
 def _notes(collected: Collected, scanned: ScanResult, config: ModelConfig, manifest: Manifest) -> list[str]:

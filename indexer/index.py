@@ -34,9 +34,10 @@ from indexer.stores.store import Store
 from indexer.sureness import Judge, Judgement
 from indexer.verification import Features, Matches, matches
 from indexer.whereabouts import frame_ranks
+from model.decoding import Image
 from model.embedder import Embedder, Seen
 from model.errors import ImageError
-from model.images import Source, read_photo
+from model.images import MAX_PIXELS, Source
 from model.modelfile import load_model, read_header
 
 Floats = NDArray[np.float32]
@@ -305,11 +306,11 @@ class Index:
     @property
     def reader(self) -> Reader:
         """What reads query photos as this index's network takes them."""
-        return Reader(self.image_size, min_image_size=self.min_image_size)
+        return Reader(self.image_size, None, self.min_image_size, self.embedder.read)
 
-    def read(self, photo: Source) -> NDArray[np.uint8]:
+    def read(self, photo: Source, *, max_pixels: int = MAX_PIXELS) -> Image:
         """A photo as this index's network takes it, H W 3. Raises ImageError."""
-        return read_photo(photo, self.image_size, self.min_image_size)
+        return self.embedder.read(photo, self.image_size, self.min_image_size, max_pixels=max_pixels)
 
     def answer(
         self,
@@ -460,7 +461,9 @@ class Index:
             IndexerError: the index cannot be written.
         """
         if self._posting is None:
-            self._posting = Posting(self._layout, generation_of(self.snapshot), self.manifest.dim)
+            self._posting = Posting(
+                self._layout, generation_of(self.snapshot), self.manifest.dim, self.embedder.read
+            )
         return self._posting
 
     def counts(self) -> Counts:

@@ -34,7 +34,8 @@ from indexer.sending import Mirror
 from indexer.shards import POSTED, Floats, ShardWriter
 from indexer.stored import Slot
 from indexer.target import translated
-from model.images import MAX_PIXELS, open_photo, upright_size
+from model.decoding import Read
+from model.images import MAX_PIXELS, open_photo, read_photo, upright_size
 
 SUFFIXES = {
     "JPEG": ".jpg",
@@ -126,13 +127,13 @@ def _label(field: str, text: str) -> str:
 class Posting:
     """Adds photos to one generation of an index, and removes them; safe beside a run and beside others."""
 
-    def __init__(self, layout: Layout, generation: int, dim: int) -> None:
+    def __init__(self, layout: Layout, generation: int, dim: int, read: Read = read_photo) -> None:
         self._layout = layout
         self._generation = generation
         self._dim = dim
         fitted, self._places, search = load_options(layout.options(generation))
         self._mirror = None if search.store is None else Mirror(layout, search.store)
-        self.reader = Reader(fitted.image_size, fitted.panoramas, fitted.min_image_size)
+        self.reader = Reader(fitted.image_size, fitted.panoramas, fitted.min_image_size, read)
         with translated(layout.folder):
             self._catalogue = Catalogue(layout.folder, create=True)
 

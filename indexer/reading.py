@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from model.decoding import Image, Read
 from model.images import Source, open_photo, read_photo
 from model.panorama import cut_views, is_panorama, source_width
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads photos for one model: `image_size` pixels at most, 360° photos cut into `panoramas` views."""
+    """Reads photos for one model: `image_size` pixels at most, 360° photos cut into `panoramas` views.
+
+    Whole photos are read by `read`, which is an embedder's own.
+    """
 
     image_size: int
     panoramas: int | None = None
     min_image_size: int = 0
+    read: Read = read_photo
 
-    def __call__(self, item: tuple[str, Source]) -> list[NDArray[np.uint8]]:
+    def __call__(self, item: tuple[str, Source]) -> list[Image]:
         """The images of a photo (id, file or its bytes). Raises ImageError."""
         photo = item[1]
         if self.panoramas is None or not _is_panorama(photo):
-            return [read_photo(photo, self.image_size, self.min_image_size)]
+            return [self.read(photo, self.image_size, self.min_image_size)]
         whole = read_photo(photo, source_width(self.image_size, self.panoramas))
         return [view.image for view in cut_views(whole, self.panoramas)]
 

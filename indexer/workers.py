@@ -12,16 +12,19 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from indexer.errors import IndexerError, UsageError
+from indexer.reading import Reader
+from model.decoding import Read
 from model.embedder import Embedded, Embedder
+from model.images import read_photo
 from model.modelfile import PlaceModel
 
 SCHEME = "ray://"
@@ -72,7 +75,7 @@ class Worker:
         return version("geniusloci")
 
     def embed(
-        self, number: int, model: PlaceModel, sent: Sequence[Sent], read: Callable[[Any], Any], stage: str
+        self, number: int, model: PlaceModel, sent: Sequence[Sent], reader: Reader, stage: str
     ) -> Outcome:
         """What `Embedder.stream` makes of photos, in their order.
 
@@ -86,7 +89,7 @@ class Worker:
         self._number = number
         found = {
             embedded.item[0]: Embedded(embedded.item[0], embedded.seen, embedded.error)
-            for batch in self._embedder.stream(sent, read, stage)
+            for batch in self._embedder.stream(sent, replace(reader, read=self._embedder.read), stage)
             for embedded in batch
         }
         return [found[photo] for photo, _ in sent]
@@ -138,6 +141,8 @@ class RayEmbedder:
         self._actors: list[_Actor] = []
         self._looked = 0.0
         self._number = 0
+        self.read: Read = read_photo
+        """For the run itself; a worker has its own."""
         self.set_model(model)
 
     def set_model(self, model: PlaceModel) -> None:
@@ -155,7 +160,7 @@ class RayEmbedder:
         self._ray.shutdown()
 
     def stream(
-        self, items: Iterable[Item], read: Callable[[Any], Any], stage: str = "descriptors"
+        self, items: Iterable[Item], reader: Reader, stage: str = "descriptors"
     ) -> Iterator[list[Embedded[Item]]]:
         """As `Embedder.stream`, in the order of the items.
 
@@ -173,7 +178,7 @@ class RayEmbedder:
                     break
                 if not again:
                     waiting.append(left[0])
-                self._give(actor, again.popleft() if again else left.popleft(), read, stage)
+                self._give(actor, again.popleft() if again else left.popleft(), reader, stage)
             for task in self._collect():
                 if task.outcome is None:
                     again.extend(_retried(task, waiting))
@@ -194,9 +199,9 @@ class RayEmbedder:
         ]
         return min(free, key=lambda actor: len(actor.tasks), default=None)
 
-    def _give(self, actor: _Actor, task: _Task, read: Callable[[Any], Any], stage: str) -> None:
+    def _give(self, actor: _Actor, task: _Task, reader: Reader, stage: str) -> None:
         sent = [(photo, _content(path)) for photo, path in task.items]
-        reference = actor.handle.embed.remote(self._number, self._sent, sent, read, stage)
+        reference = actor.handle.embed.remote(self._number, self._sent, sent, reader, stage)
         actor.tasks[reference] = task
 
     def _collect(self) -> list[_Task]:

@@ -1,4 +1,8 @@
-"""Runs the network: device and precision, batches of equal shape, decoding overlapped, memory survived."""
+"""Runs the network: device and precision, batches of equal shape, decoding overlapped, memory survived.
+
+On a GPU a batch is on its way while the next is made ready: images go up on a stream of their own, results
+come down into pinned memory, and only who looks at them waits.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,26 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.backbone import VGG16
+from model.decoding import GpuReader, Image, reader
 from model.errors import ImageError, ModelError
+from model.graphs import Graphs, Outputs
 from model.int8 import Int8VGG16, activation_ranges, computes_int8, has_runtime
-from model.local_features import Packed
+from model.local_features import STRIDE, Packed, pack
 from model.modelfile import PlaceModel
 
 T = TypeVar("T")
-Image = NDArray[np.uint8]
+_Opened = tuple[T, Sequence[Image] | ImageError]
+"""An item with its images, or why there are none."""
 
 STAGES = ("maps", "sums", "pooled", "descriptors")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -79,14 +88,23 @@ class Embedder:
         self._asked = precision
         if batch_size is not None and batch_size < 1:
             raise ModelError(f"the batch size must be at least 1, got {batch_size}")
-        self.batch_size = batch_size or (32 if self.device.type == "cuda" else 4)
+        self.batch_size = batch_size or (32 if self._is_gpu else 4)
         self.set_model(model)
+        self.read = reader(self.device)
+        """`read_photo`, on the GPU where that decodes; from any thread."""
+        if self._is_gpu:
+            self._uploads = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    @property
+    def _is_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     def set_model(self, model: PlaceModel) -> None:
         """Run another model from now on, with the same device and precision."""
         self.precision = _precision(self._asked, self.device, model)
         self.model = model  # as given: a copy in bf16 would be saved as other weights
         self._running = copy.deepcopy(model).to(self.device).eval()
+        self._graphs = Graphs() if self._is_gpu else None  # of another network none is right
         if self.precision == "int8":
             backbone, ranges = cast(VGG16, model.backbone), model.config.activation_ranges
             self._running.backbone = Int8VGG16(backbone, ranges, threads=torch.get_num_threads())
@@ -98,10 +116,11 @@ class Embedder:
         return Embedder(model, device=str(self.device), precision=self._asked, batch_size=self.batch_size)
 
     def describe(self) -> dict[str, str]:
-        """Device and precision in words."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        """Device, precision and what decodes JPEGs, in words."""
+        name = torch.cuda.get_device_name(self.device) if self._is_gpu else "CPU"
         names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
-        return {"device": name, "precision": names[self.precision]}
+        decoding = "GPU" if isinstance(self.read, GpuReader) else "CPU"
+        return {"device": name, "precision": names[self.precision], "decoding": decoding}
 
     def ranges(self, images: Sequence[Image]) -> tuple[float, ...]:
         """How far activations reach on these images: `model.int8.activation_ranges`."""
@@ -157,46 +176,54 @@ class Embedder:
         return [seen.descriptor for seen in self._see(images, stage)]
 
     def _see(self, images: Sequence[Image], stage: str) -> list[Seen]:
+        return _arrived(self._send(images, stage))
+
+    def _send(self, images: Sequence[Image], stage: str) -> list[_Sent]:
+        """Have the device see images: of one shape together, in batches."""
         if stage not in STAGES:
             raise ModelError(f"unknown stage {stage!r}: one of {', '.join(STAGES)}")
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
-            groups.setdefault(image.shape, []).append(index)
-        outputs: dict[int, Seen] = {}
+            groups.setdefault(tuple(image.shape), []).append(index)
+        sent: list[_Sent] = []
         for indices in groups.values():
             while indices:  # the batch size shrinks where memory runs out
                 batch, indices = indices[: self.batch_size], indices[self.batch_size :]
-                outputs.update(zip(batch, self._run([images[i] for i in batch], stage), strict=True))
-        return [outputs[i] for i in range(len(images))]
+                sent += self._run(batch, images, stage)
+        return sent
 
     def stream(
         self, items: Iterable[T], read: Callable[[T], Sequence[Image]], stage: str = "descriptors"
     ) -> Iterator[list[Embedded[T]]]:
         """Embed items a batch at a time, reading ahead in threads while the network runs.
 
-        `read` gives an item's images (several for a panorama) or raises `ImageError`; what else it
-        raises is raised here. Batches come as they fill: a batch holds images of one shape where
-        there are enough.
+        `read` gives an item's images (several for a panorama), best by this embedder's own `read`, or
+        raises `ImageError`; what else it raises is raised here. Batches come as they fill: a batch holds
+        images of one shape where there are enough.
         """
         threads = min(4, os.cpu_count() or 1)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        ahead = 1 if self._is_gpu else 0  # batches that the device has beside the one that is waited for
+        under_way: deque[tuple[list[_Opened[T]], list[_Sent]]] = deque()
         try:
             for batch in self._batches(_read_ahead(pool, items, read, 2 * self.batch_size + threads)):
-                yield self._embed_batch(batch, stage)
+                under_way.append((batch, self._send_batch(batch, stage)))
+                if len(under_way) > ahead:
+                    yield _embedded(*under_way.popleft())
+            while under_way:
+                yield _embedded(*under_way.popleft())
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, nothing more is read
 
-    def _batches(
-        self, read: Iterator[tuple[T, Future[Sequence[Image]]]]
-    ) -> Iterator[list[tuple[T, Sequence[Image] | ImageError]]]:
+    def _batches(self, read: Iterator[tuple[T, Future[Sequence[Image]]]]) -> Iterator[list[_Opened[T]]]:
         """Group by shape; a shape that waits longer than four batches goes as it is."""
-        waiting: dict[object, list[tuple[T, Sequence[Image] | ImageError]]] = {}
+        waiting: dict[object, list[_Opened[T]]] = {}
         for item, future in read:
             try:
                 images: Sequence[Image] | ImageError = future.result()
             except ImageError as error:
                 images = error
-            key = None if isinstance(images, ImageError) else tuple(i.shape for i in images)
+            key = None if isinstance(images, ImageError) else tuple(tuple(i.shape) for i in images)
             group = waiting.setdefault(key, [])
             group.append((item, images))
             if len(group) * len(key or (1,)) >= self.batch_size:
@@ -205,50 +232,131 @@ class Embedder:
                 yield waiting.pop(next(iter(waiting)))
         yield from waiting.values()
 
-    def _embed_batch(
-        self, batch: list[tuple[T, Sequence[Image] | ImageError]], stage: str
-    ) -> list[Embedded[T]]:
-        images = [image for _, found in batch if not isinstance(found, ImageError) for image in found]
-        seen = iter(self._see(images, stage))
-        return [
-            Embedded(item, error=str(found))
-            if isinstance(found, ImageError)
-            else Embedded(item, tuple(next(seen) for _ in found))
-            for item, found in batch
-        ]
+    def _send_batch(self, batch: Sequence[_Opened[T]], stage: str) -> list[_Sent]:
+        found = (images for _, images in batch if not isinstance(images, ImageError))
+        return self._send([image for images in found for image in images], stage)
 
-    def _run(self, images: list[Image], stage: str) -> list[Seen]:
+    def _run(self, indices: list[int], images: Sequence[Image], stage: str) -> list[_Sent]:
         """One batch of one shape; out of memory, each half by itself."""
         try:
-            return self._forward(images, stage)
+            return [self._forward(indices, [images[i] for i in indices], stage)]
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
-            if len(images) == 1:
+            if len(indices) == 1:
+                height, width = images[indices[0]].shape[:2]
                 raise ModelError(
-                    f"not enough memory on {self.device} for one image of {images[0].shape[1]}×"
-                    f"{images[0].shape[0]}: use a smaller --image-size"
+                    f"not enough memory on {self.device} for one image of {width}×{height}: "
+                    "use a smaller --image-size"
                 ) from error
-        if self.device.type == "cuda":
+        if self._graphs is not None:
+            self._graphs.clear()
             torch.cuda.empty_cache()
-        half = len(images) // 2
+        half = len(indices) // 2
         self.batch_size = max(half, 1)
-        return self._run(images[:half], stage) + self._run(images[half:], stage)
+        return self._run(indices[:half], images, stage) + self._run(indices[half:], images, stage)
 
-    def _stacked(self, images: Sequence[Image]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)  # B 3 H W
+    def _stacked(self, images: Sequence[Image]) -> Tensor:
+        """Images of one shape on the device, B 3 H W."""
+        if not self._is_gpu:
+            stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        elif any(isinstance(image, Tensor) for image in images):
+            stacked = torch.stack([self._decoded(image) for image in images])
+        else:
+            stacked = self._uploaded(cast(Sequence[NDArray[np.uint8]], images))
+        return stacked.permute(0, 3, 1, 2)
+
+    def _decoded(self, image: Image) -> Tensor:
+        """An image on the GPU, which must not be overwritten before the network has read it."""
+        if not isinstance(image, Tensor):
+            return torch.from_numpy(image).to(self.device)
+        image.record_stream(torch.cuda.current_stream())  # its memory is the decoding thread's
+        return image
+
+    def _uploaded(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Images on the GPU, copied while it still computes something else."""
+        pinned = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
+        np.stack(images, out=pinned.numpy())
+        with torch.cuda.stream(self._uploads):
+            stacked = pinned.to(self.device, non_blocking=True)
+        torch.cuda.current_stream().wait_stream(self._uploads)
+        stacked.record_stream(torch.cuda.current_stream())
+        return stacked
 
     @torch.inference_mode()
-    def _forward(self, images: list[Image], stage: str) -> list[Seen]:
-        output, local = self._running.maps_and_local(self._stacked(images))
+    def _forward(self, indices: list[int], images: list[Image], stage: str) -> _Sent:
+        height, width = images[0].shape[:2]
+        with self._on_device():
+            stacked = self._stacked(images)
+            if self._graphs is None:
+                outputs = self._outputs(stacked, stage)
+            else:
+                outputs = self._graphs(stage, lambda given: self._outputs(given, stage), stacked)
+            return _Sent(indices, outputs, self._running.config.local_features, (height, width))
+
+    def _outputs(self, images: Tensor, stage: str) -> Outputs:
+        """What the stage makes of images, B 3 H W, in fp32, and what `LocalFeatures` finds."""
+        output, local = self._running.maps_and_local(images)
         if stage == "sums":
             output = self._running.pooling.accumulate(output)
         elif stage != "maps":
             output = self._running.pool(output)
         if stage == "descriptors":
             output = self._running.reduce(output)
-        rows = output.float().cpu().numpy()
-        return [Seen(row, None if local is None else local[i]) for i, row in enumerate(rows)]
+        return output.float(), *(local or ())
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self.device) if self._is_gpu else nullcontext()
+
+
+class _Sent:
+    """A batch on its way: what the device makes of it comes down when it is there."""
+
+    def __init__(
+        self, indices: list[int], outputs: Outputs, local_features: int, size: tuple[int, int]
+    ) -> None:
+        """`indices`: of the images among those given; `size`: their height and width."""
+        self.indices = indices
+        self._local_features = local_features
+        self._size = size
+        self._there: torch.cuda.Event | None = None
+        if outputs[0].is_cuda:
+            outputs = tuple(_pinned(output) for output in outputs)
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._there.record()
+        self._outputs = outputs
+
+    def seen(self) -> list[Seen]:
+        """What became of each image; waits for it."""
+        if self._there is not None:
+            self._there.synchronize()
+        rows, *local = self._outputs
+        if not local:
+            return [Seen(row) for row in rows.numpy()]
+        height, width = (side // STRIDE for side in self._size)
+        packed = pack(local[0], local[1], self._local_features, height, width)
+        return [Seen(row, one) for row, one in zip(rows.numpy(), packed, strict=True)]
+
+
+def _pinned(output: Tensor) -> Tensor:
+    pinned = torch.empty_like(output, device="cpu", pin_memory=True)
+    return pinned.copy_(output, non_blocking=True)
+
+
+def _arrived(sent: Iterable[_Sent]) -> list[Seen]:
+    """What became of all images that were sent, in their order."""
+    seen = {i: one for batch in sent for i, one in zip(batch.indices, batch.seen(), strict=True)}
+    return [seen[i] for i in range(len(seen))]
+
+
+def _embedded(batch: Sequence[_Opened[T]], sent: Sequence[_Sent]) -> list[Embedded[T]]:
+    seen = iter(_arrived(sent))
+    return [
+        Embedded(item, error=str(images))
+        if isinstance(images, ImageError)
+        else Embedded(item, tuple(next(seen) for _ in images))
+        for item, images in batch
+    ]
 
 
 def with_ranges(model: PlaceModel, images: Sequence[Image], device: str = "auto") -> PlaceModel:

@@ -82,12 +82,17 @@ def read_photo(
         ImageError: see `open_photo`; also a photo that is truncated or damaged inside.
     """
     with open_photo(source, max_pixels=max_pixels) as image:
-        try:
-            return _pixels(image, image_size, min_size)
-        except ImageError:
-            raise
-        except Exception as error:  # a decoder raises whatever it meets in a damaged file
-            raise ImageError(_reason(error)) from error
+        return pixels(image, image_size, min_size)
+
+
+def pixels(image: Image.Image, image_size: int, min_size: int = 0) -> NDArray[np.uint8]:
+    """The pixels of a photo that was opened, as `read_photo` gives them. Raises ImageError."""
+    try:
+        return _pixels(image, image_size, min_size)
+    except ImageError:
+        raise
+    except Exception as error:  # a decoder raises whatever it meets in a damaged file
+        raise ImageError(_reason(error)) from error
 
 
 def target_size(width: int, height: int, image_size: int, min_size: int = 0) -> tuple[int, int]:
@@ -100,7 +105,7 @@ def target_size(width: int, height: int, image_size: int, min_size: int = 0) -> 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in pixels once turned by EXIF orientation; nothing is decoded."""
     width, height = image.size
-    turn = _orientation(image)
+    turn = orientation(image)
     return (height, width) if turn in _SIDEWAYS else (width, height)
 
 
@@ -114,11 +119,11 @@ _SIDEWAYS = (
 
 def _pixels(image: Image.Image, image_size: int, min_size: int) -> NDArray[np.uint8]:
     if image.format in ("JPEG", "MPO"):
-        _check_scans(image)
+        jpeg_data(image)
     size = target_size(*image.size, image_size, min_size)
     image.draft("RGB", size)  # JPEG only: decodes at ½, ¼ or ⅛ where that is still large enough
     image.load()
-    upright = _orientation(image)  # only now: Pillow turns a TIFF while loading it, and drops its tag
+    upright = orientation(image)  # only now: Pillow turns a TIFF while loading it, and drops its tag
     rgb = _to_rgb(image)
     if rgb.size != size:
         rgb = rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
@@ -127,20 +132,27 @@ def _pixels(image: Image.Image, image_size: int, min_size: int) -> NDArray[np.ui
     return np.array(rgb, dtype=np.uint8)  # a copy: Pillow's own buffer is read-only
 
 
-def _check_scans(image: Image.Image) -> None:
-    """Refuse a JPEG of thousands of scans: a few bytes each, they would take the decoder many minutes."""
+def jpeg_data(image: Image.Image) -> bytes:
+    """The file of a JPEG that was opened.
+
+    Raises:
+        ImageError: it has thousands of scans: a few bytes each, they would take the decoder many minutes.
+    """
     file = image.fp if isinstance(image, ImageFile.ImageFile) else None
     if file is None:
-        return
+        return b""
     position = file.tell()
     file.seek(0)
-    scans = file.read().count(b"\xff\xda")  # never within compressed data: there 0xff is followed by 0
+    data = file.read()
     file.seek(position)
+    scans = data.count(b"\xff\xda")  # never within compressed data: there 0xff is followed by 0
     if scans > MAX_SCANS:
         raise ImageError(f"a JPEG of {scans} scans, {MAX_SCANS} at most are read")
+    return data
 
 
-def _orientation(image: Image.Image) -> Image.Transpose | None:
+def orientation(image: Image.Image) -> Image.Transpose | None:
+    """How the photo is to be turned, by its EXIF."""
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,

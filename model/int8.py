@@ -22,7 +22,7 @@ _STEPS = 256
 
 
 def computes_int8() -> bool:
-    """Whether this processor adds 8-bit products up in 32 bits; elsewhere they overflow, and maps are wrong."""
+    """Whether this processor adds 8-bit products up in 32 bits; elsewhere they overflow: maps are wrong."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in _INSTRUCTIONS)
 

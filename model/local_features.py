@@ -39,7 +39,8 @@ def packed_type(count: int) -> np.dtype[Any]:
 class LocalFeatures(nn.Module):
     """Chooses and describes the cells of conv4_3 with the longest activations.
 
-    Input: B 512 H W, after the ReLU. Output: B records of `packed_type(count)`.
+    Input: B 512 H W, after the ReLU. Output: their numbers in the map, row by row (B M, M ≤ `count`), and
+    their codes (B M 64, int8), which `pack` brings into records.
     """
 
     projection: Tensor
@@ -57,21 +58,26 @@ class LocalFeatures(nn.Module):
         features.projection = load(data)["projection"].float()
         return features
 
-    def forward(self, middle: Tensor) -> Packed:
-        height, width = middle.shape[2:]
+    def forward(self, middle: Tensor) -> tuple[Tensor, Tensor]:
         cells = middle.flatten(2).float()  # B 512 N
         strength = torch.linalg.vector_norm(cells, dim=1)  # B N
-        count = min(self.count, height * width)
+        count = min(self.count, cells.shape[2])
         # By index where equal, so that the choice is the same on every machine.
         chosen = strength.argsort(dim=1, descending=True, stable=True)[:, :count]  # B M
         kept = cells.gather(2, chosen[:, None].expand(-1, CHANNELS, -1)).mT  # B M 512
         codes = F.normalize(F.normalize(kept, dim=2, eps=1e-12) @ self.projection, dim=2, eps=1e-12)
-        packed = np.zeros(len(middle), packed_type(self.count))
-        packed["size"] = height, width
-        packed["cells"] = _NO_CELL
-        packed["cells"][:, :count] = torch.stack([chosen // width, chosen % width], 2).cpu().numpy()
-        packed["codes"][:, :count] = (codes * _SCALE).round().clamp(-127, 127).to(torch.int8).cpu().numpy()
-        return packed
+        return chosen, (codes * _SCALE).round().clamp(-127, 127).to(torch.int8)
+
+
+def pack(chosen: Tensor, codes: Tensor, count: int, height: int, width: int) -> Packed:
+    """What `LocalFeatures(count)` found in maps of `height` and `width`: B records of `packed_type`."""
+    found = chosen.shape[1]
+    packed = np.zeros(len(chosen), packed_type(count))
+    packed["size"] = height, width
+    packed["cells"] = _NO_CELL
+    packed["cells"][:, :found] = torch.stack([chosen // width, chosen % width], 2).cpu().numpy()
+    packed["codes"][:, :found] = codes.cpu().numpy()
+    return packed
 
 
 def unpack(packed: Packed) -> tuple[Floats, Floats]:

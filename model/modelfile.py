@@ -21,7 +21,7 @@ from model.backbone import CHANNELS, VGG16, imagenet_backbone, vgg16_conv5
 from model.deepface import DeepFace
 from model.errors import ModelError
 from model.images import DEFAULT_IMAGE_SIZE
-from model.local_features import LocalFeatures, Packed
+from model.local_features import LocalFeatures
 from model.poolings import (
     CLUSTERED,
     LAYERS,
@@ -186,8 +186,8 @@ class PlaceModel(nn.Module):
         maps: Tensor = self.backbone(self.prepared(images))
         return maps
 
-    def maps_and_local(self, images: Tensor) -> tuple[Tensor, Packed | None]:
-        """`maps`, and the local features found on the way, B records; None where the model keeps none."""
+    def maps_and_local(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """`maps`, and what `LocalFeatures` makes of conv4_3 on the way; None where the model keeps none."""
         if self.local is None:
             return self.maps(images), None
         middle, maps = self._both(images)

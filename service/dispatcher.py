@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from model.decoding import Image
 from model.embedder import Seen
 from service.device import free_memory, is_broken, is_out_of_memory
 from service.errors import NotReady, OutOfMemory, Overloaded
-from service.interfaces import Embeds, Image
+from service.interfaces import Embeds
 
 logger = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from indexer.filters import Filters
 from indexer.index import Index
 from indexer.metadata import PhotoMetadata
 from indexer.posting import NewPhoto, read_new
+from model.decoding import Image
 from model.embedder import Seen
 from model.errors import ImageError
-from model.images import read_photo
 from service.access import Access
 from service.admission import Room
 from service.dispatcher import Dispatcher
 from service.errors import NotReady, NotWritable
-from service.interfaces import Collects, Descriptor, Image, ServedIndex, WritableIndex
+from service.interfaces import Collects, Descriptor, ServedIndex, WritableIndex
 from service.live import LiveIndex
 from service.memory import Trimmer
 from service.metrics import Metrics
@@ -219,15 +219,7 @@ class Engine:
 
     async def _decode(self, index: ServedIndex, photo: bytes, number: int, total: int) -> Image:
         try:
-            return await self.workers.run(
-                partial(
-                    read_photo,
-                    photo,
-                    index.image_size,
-                    index.min_image_size,
-                    max_pixels=self.settings.max_pixels,
-                )
-            )
+            return await self.workers.run(partial(index.read, photo, max_pixels=self.settings.max_pixels))
         except ImageError as error:
             if total == 1:
                 raise

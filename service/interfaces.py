@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from indexer.answers import Answer, Photo, Place
 from indexer.filters import Filters
 from indexer.posting import NewPhoto
+from model.decoding import Image
 from model.embedder import Seen
 from model.local_features import Packed
 
-Image = NDArray[np.uint8]
-"""H W 3, RGB, as the model sees it."""
 Descriptor = NDArray[np.float32]
 """D numbers, unit length."""
 
@@ -41,18 +40,12 @@ class ServedIndex(Protocol):
         ...
 
     @property
-    def image_size(self) -> int:
-        """Longest side in pixels of the images that the model takes."""
-        ...
-
-    @property
-    def min_image_size(self) -> int:
-        """Longest side in pixels to which smaller images are enlarged."""
-        ...
-
-    @property
     def embedder(self) -> Embeds:
         """The network; shared by snapshots of the same model."""
+        ...
+
+    def read(self, photo: bytes, /, *, max_pixels: int) -> Image:
+        """Decode a photo as the network takes it; from any thread. Raises ImageError."""
         ...
 
     def latest(self) -> "ServedIndex":

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from indexer.posting import NewPhoto
 from indexer.shards import RUN, ShardWriter
 from indexer.snapshot import opened_store, publish, read_manifest
 from model.backbone import CHANNELS
+from model.images import read_photo
 
 WALLS, VIEWS = 4, 2
 LAT, LON, STEP = 52.0, 0.25, 0.01
@@ -208,9 +210,9 @@ class Handmade:
         """Without a network: it answers descriptors only."""
         manifest = read_manifest(self.layout, self.layout.current())
         catalogue = Catalogue(self.folder)
-        nothing: Any = None
+        network: Any = SimpleNamespace(read=read_photo)  # which sees nothing
         return Index(
-            self.layout, manifest, catalogue, opened_store(self.layout, catalogue, manifest), nothing
+            self.layout, manifest, catalogue, opened_store(self.layout, catalogue, manifest), network
         )
 
     def new(self, number: int, metadata: PhotoMetadata | None = None, name: str | None = None) -> NewPhoto:

@@ -50,13 +50,13 @@ class Told:
         """Take as events what is synced, renamed and embedded; `photo` names an item of a batch."""
         os.fsync = self.around(os.fsync)
         os.replace = self.around(os.replace)
-        embed = Embedder._embed_batch
+        embed = Embedder._send_batch
 
         def embed_batch(embedder: Embedder, batch: Any, stage: str) -> Any:
             self.write(["batch", [photo(item) for item, _ in batch]])
             return self.around(embed)(embedder, batch, stage)
 
-        Embedder._embed_batch = embed_batch  # type: ignore[method-assign, assignment]
+        Embedder._send_batch = embed_batch  # type: ignore[method-assign, assignment]
 
     def around(self, act: Callable[..., Any]) -> Callable[..., Any]:
         """`act` as an event."""

@@ -14,6 +14,7 @@ import pytest
 from indexer import workers
 from indexer.errors import IndexerError, UsageError
 from indexer.options import BuildOptions
+from indexer.reading import Reader
 from indexer.workers import RayEmbedder, Worker, check_address
 from model.embedder import Embedded, Seen
 
@@ -132,10 +133,13 @@ def photos(folder: Path, count: int, **contents: bytes) -> list[tuple[str, Path]
     return items
 
 
+READER = Reader(64)
+
+
 def stream(items: list[tuple[str, Path]]) -> list[Embedded[tuple[str, Path]]]:
     model: Any = None
     embedder = RayEmbedder(model, "ray://made-up:1")
-    return [embedded for batch in embedder.stream(items, lambda _: []) for embedded in batch]
+    return [embedded for batch in embedder.stream(items, READER) for embedded in batch]
 
 
 def test_results_come_in_the_order_of_the_photos_whoever_is_first(ray: MadeUp, tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_a_node_that_dies_costs_what_it_was_at_and_nothing_else(ray: MadeUp, tmp
 def test_nodes_that_join_get_a_worker(ray: MadeUp, tmp_path: Path) -> None:
     ray.alive = ["node0"]
     embedder = RayEmbedder(None, "ray://made-up:1")  # type: ignore[arg-type]
-    stream_of = embedder.stream(photos(tmp_path, 60), lambda _: [])
+    stream_of = embedder.stream(photos(tmp_path, 60), READER)
     next(stream_of)
     ray.alive.append("late")
     assert sum(len(batch) for batch in stream_of) == 56

@@ -198,7 +198,7 @@ def test_description(small_model: PlaceModel) -> None:
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     for precision, name in names.items():
         embedder = Embedder(small_model, device="cpu", precision=precision)
-        assert embedder.describe() == {"device": "CPU", "precision": name}
+        assert embedder.describe() == {"device": "CPU", "precision": name, "decoding": "CPU"}
     assert Embedder(small_model, device="cpu").describe()["precision"] in names.values()
 
 

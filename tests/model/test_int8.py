@@ -112,7 +112,7 @@ def measured(model: PlaceModel, precision: str) -> Embedder:
 def test_the_embedder_sees_in_int8_what_it_sees_in_fp32(model: PlaceModel) -> None:
     plain, fast = Embedder(model, device="cpu", precision="fp32"), measured(model, "auto")
     fast = Embedder(fast.model, device="cpu", precision="int8")
-    assert fast.describe() == {"device": "CPU", "precision": "int8"}
+    assert fast.describe() == {"device": "CPU", "precision": "int8", "decoding": "CPU"}
     photos = [photo(96, 128, 7), photo(90, 60, 8), photo(96, 128, 9)]
     for one, other in zip(plain.see([[p] for p in photos]), fast.see([[p] for p in photos]), strict=True):
         assert one.descriptor @ other.descriptor > 0.999

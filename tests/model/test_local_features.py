@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from model.backbone import VGG16
@@ -15,6 +16,7 @@ from model.local_features import (
     STRIDE,
     LocalFeatures,
     extent,
+    pack,
     packed_type,
     unpack,
 )
@@ -27,11 +29,16 @@ def maps(seed: int = 0, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).relu()
 
 
+def records(count: int, middle: torch.Tensor) -> NDArray[np.void]:
+    chosen, codes = LocalFeatures.shipped(count)(middle)
+    return pack(chosen, codes, count, *middle.shape[2:])
+
+
 def test_the_strongest_cells_are_kept_with_their_places_strongest_first() -> None:
     middle = maps(0, 1, CHANNELS, 5, 7)
     middle[0, :, 4, 6] *= 9
     middle[0, :, 1, 2] *= 4
-    packed = LocalFeatures.shipped(3)(middle)[0]
+    packed = records(3, middle)[0]
     assert packed["size"].tolist() == [5, 7]
     assert packed["cells"][:2].tolist() == [[4, 6], [1, 2]]
     positions, _ = unpack(packed)
@@ -42,7 +49,7 @@ def test_the_strongest_cells_are_kept_with_their_places_strongest_first() -> Non
 def test_codes_are_the_projected_activations_to_a_byte() -> None:
     features = LocalFeatures.shipped(20)
     middle = maps(1, 2, CHANNELS, 4, 5)
-    packed = features(middle)
+    packed = records(20, middle)
     for image, record in zip(middle, packed, strict=True):
         positions, codes = unpack(record)
         assert codes.shape == (20, DIM)
@@ -53,7 +60,7 @@ def test_codes_are_the_projected_activations_to_a_byte() -> None:
 
 
 def test_a_small_map_has_fewer_features_and_a_dead_one_no_nan() -> None:
-    packed = LocalFeatures.shipped(50)(torch.zeros(1, CHANNELS, 2, 3))
+    packed = records(50, torch.zeros(1, CHANNELS, 2, 3))
     positions, codes = unpack(packed[0])
     assert len(positions) == 6
     assert np.isfinite(codes).all()
@@ -80,7 +87,10 @@ def test_the_network_finds_them_on_its_way_and_its_maps_stay_as_they_are() -> No
     assert local is not None
     assert (middle >= 0).all()
     strongest = middle.flatten(2).norm(dim=1).argmax(1)
-    assert [record["cells"][0].tolist() for record in local] == [[int(i) // 8, int(i) % 8] for i in strongest]
+    records = pack(*local, 12, 6, 8)
+    assert [record["cells"][0].tolist() for record in records] == [
+        [int(i) // 8, int(i) % 8] for i in strongest
+    ]
 
 
 def test_a_photo_is_seen_with_them_and_a_clip_without() -> None:

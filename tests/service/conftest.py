@@ -14,7 +14,6 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from numpy.typing import NDArray
 from PIL import Image
 
 from indexer.answers import Answer, Photo, PhotoHit, Place, PlaceHit, Position
@@ -22,7 +21,9 @@ from indexer.build import build_index
 from indexer.errors import NotFound
 from indexer.filters import Filters
 from indexer.options import BuildOptions
+from model import decoding
 from model.embedder import Seen
+from model.images import read_photo
 from service.app import create_app
 from service.interfaces import Descriptor, ServedIndex
 from service.server import configure
@@ -45,13 +46,13 @@ class Network:
     error: Exception | None = None
     """Raised instead of an answer."""
 
-    def see(self, clips: Sequence[Sequence[NDArray[np.uint8]]]) -> list[Seen]:
+    def see(self, clips: Sequence[Sequence[decoding.Image]]) -> list[Seen]:
         self.batches.append(sum(map(len, clips)))
         self.entered.release()
         self.open.wait(10)
         if self.error is not None:
             raise self.error
-        means = [sum(image.mean(axis=(0, 1)) for image in clip) for clip in clips]
+        means = [sum(np.asarray(image).mean(axis=(0, 1)) for image in clip) for clip in clips]
         rows = np.stack(means).astype(np.float32)
         return [Seen(row / np.linalg.norm(row)) for row in rows]
 
@@ -66,8 +67,6 @@ class FakeIndex:
     newer: list[ServedIndex]
     snapshot: str = "01/000001"
     model_fingerprint: str = "f00d"
-    image_size: int = 64
-    min_image_size: int = 0
     answer_error: Exception | None = None
     known: bool | None = None
     confidence: float | None = None
@@ -79,6 +78,9 @@ class FakeIndex:
     @property
     def embedder(self) -> Network:
         return self.network
+
+    def read(self, photo: bytes, *, max_pixels: int) -> decoding.Image:
+        return read_photo(photo, 64, max_pixels=max_pixels)
 
     def latest(self) -> ServedIndex:
         return self.newer[-1] if self.newer else self

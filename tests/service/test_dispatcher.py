@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.decoding import Image
 from model.embedder import Seen
 from service.dispatcher import Dispatcher
 from service.errors import NotReady, OutOfMemory, Overloaded
@@ -28,7 +29,7 @@ class SlowNetwork:
         self.fail_above: int | None = None
         """Batches of more images find no memory."""
 
-    def see(self, clips: Sequence[Sequence[NDArray[np.uint8]]]) -> list[Seen]:
+    def see(self, clips: Sequence[Sequence[Image]]) -> list[Seen]:
         values = [sum(int(image[0, 0, 0]) for image in clip) for clip in clips]
         self.batches.append(values)
         self.entered.set()

@@ -1,0 +1,198 @@
+"""JPEGs decoded and resized on a GPU, by nvJPEG; every other photo as `model.images.read_photo` reads it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.images import (
+    DEFAULT_IMAGE_SIZE,
+    MAX_PIXELS,
+    Source,
+    jpeg_data,
+    open_photo,
+    orientation,
+    pixels,
+    read_photo,
+    target_size,
+)
+
+Image = NDArray[np.uint8] | Tensor
+"""uint8, H W 3, RGB, in memory or on a GPU."""
+Read = Callable[..., Image]
+"""`read_photo`, or a `GpuReader` in its place."""
+
+GPU_PIXELS = 50_000_000
+"""Of a photo decoded on the GPU, at most: in fp32 they take 12 bytes each, beside the network."""
+ALIKE = 3.0
+"""Mean difference of a pixel from the CPU's, of 256, up to which the GPU is trusted."""
+_FRACTIONS = (8, 4, 2)  # at which the CPU's decoder decodes, too
+
+log = logging.getLogger(__name__)
+
+
+def reader(device: torch.device) -> Read:
+    """What reads photos for a network on this device.
+
+    A `GpuReader` where there is a GPU and TorchCodec, and both do what they should; else `read_photo`.
+    """
+    if device.type != "cuda" or find_spec("torchcodec") is None:
+        return read_photo
+    try:
+        found = GpuReader(device)
+        trouble = found.trouble()
+    except (ImportError, OSError, RuntimeError) as error:  # TorchCodec made for another PyTorch
+        trouble = str(error).partition("\n")[0]
+    if trouble is None:
+        return found
+    log.warning("JPEGs are decoded on the CPU: on %s, %s", device, trouble)
+    return read_photo
+
+
+class GpuReader:
+    """Reads photos as `read_photo` does, and leaves them on the GPU. Any number of threads may use it.
+
+    A JPEG is decoded whole and averaged where the CPU's decoder computes a half, a quarter or an eighth; its
+    pixels are the CPU's to a few of 256 steps. What nvJPEG does not take, what it fails on and what was
+    cut off is read on the CPU, which says what is wrong with it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """`device`: a GPU; on a CPU the same is computed there, by libjpeg."""
+        from torchcodec.decoders import decode_jpeg  # type: ignore[attr-defined]
+
+        self.device = device
+        self._decode: Callable[..., Any] = decode_jpeg
+        self._own = threading.local()
+
+    def __call__(
+        self,
+        source: Source,
+        image_size: int = DEFAULT_IMAGE_SIZE,
+        min_size: int = 0,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Image:
+        """See `read_photo`; what was decoded on the GPU is a tensor there, H W 3, and ready."""
+        with open_photo(source, max_pixels=max_pixels) as image:
+            found = self._on_gpu(image, target_size(*image.size, image_size, min_size))
+            return pixels(image, image_size, min_size) if found is None else found
+
+    def trouble(self) -> str | None:
+        """Why the GPU's pixels cannot be trusted, found out on a picture; None where they are the CPU's."""
+        y, x = np.mgrid[:240, :320]
+        picture = np.stack([x % 256, y, (x + y) % 256], 2).astype(np.uint8)
+        file = io.BytesIO()
+        Pillow.fromarray(picture).save(file, "JPEG", quality=95)
+        for size in (320, 64):
+            with open_photo(file) as image:
+                found = self._on_gpu(image, target_size(*image.size, size))
+            if found is None:
+                return "no JPEG can be decoded"
+            away = np.abs(found.cpu().numpy().astype(float) - read_photo(file, size)).mean()
+            if away > ALIKE:
+                return f"the pixels of a JPEG are {away:.1f} of 256 off"
+        return None
+
+    @torch.inference_mode()
+    def _on_gpu(self, image: Pillow.Image, size: tuple[int, int]) -> Tensor | None:
+        """The photo's pixels, H W 3, brought to `size` (width, height) and turned; None: to be read here."""
+        if not _is_common(image):
+            return None
+        data = bytearray(jpeg_data(image))
+        scan = _hide_exif(data)  # else TorchCodec turns the photo before it is resized
+        if scan is None or data.find(b"\xff\xd9", scan) < 0:  # a JPEG without its end was cut off
+            return None
+        try:
+            with self._aside():
+                decoded = self._decode(torch.frombuffer(data, dtype=torch.uint8), device=self.device)
+                return turned(resized(decoded, size), orientation(image)).contiguous()
+        except RuntimeError as error:  # what nvJPEG cannot read, or what the GPU has no memory for
+            log.debug("read on the CPU: %s", error)
+            return None
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Within it, the GPU works for this thread alone, beside the network; done when it ends."""
+        if self.device.type != "cuda":
+            yield
+            return
+        if not hasattr(self._own, "stream"):
+            self._own.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._own.stream):
+            yield
+            self._own.stream.synchronize()
+
+
+def resized(decoded: Tensor, size: tuple[int, int]) -> Tensor:
+    """A decoded JPEG (uint8, 3 H W) brought to `size` (width, height) as Pillow does: uint8, h w 3.
+
+    Pillow has the JPEG decoded at the smallest of ½, ¼ and ⅛ that is no smaller than wanted; the means of
+    squares of pixels take their place. The rest is its bicubic filter, widened where the photo shrinks.
+    """
+    width, height = size
+    fraction = min(decoded.shape[2] // width, decoded.shape[1] // height)
+    x = decoded[None].float()  # 1 3 H W
+    for step in _FRACTIONS:
+        if fraction >= step:
+            x = F.avg_pool2d(x, step, ceil_mode=True)
+            break
+    if x.shape[2:] != (height, width):
+        x = F.interpolate(x, (height, width), mode="bicubic", align_corners=False, antialias=True)
+    return x[0].round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
+
+
+def turned(image: Tensor, turn: Pillow.Transpose | None) -> Tensor:
+    """An image (H W 3) turned as Pillow's `transpose` does."""
+    match turn:
+        case Pillow.Transpose.FLIP_LEFT_RIGHT:
+            return image.flip(1)
+        case Pillow.Transpose.FLIP_TOP_BOTTOM:
+            return image.flip(0)
+        case Pillow.Transpose.ROTATE_90:
+            return image.rot90(1)
+        case Pillow.Transpose.ROTATE_180:
+            return image.rot90(2)
+        case Pillow.Transpose.ROTATE_270:
+            return image.rot90(3)
+        case Pillow.Transpose.TRANSPOSE:
+            return image.transpose(0, 1)
+        case Pillow.Transpose.TRANSVERSE:
+            return image.rot90(2).transpose(0, 1)
+    return image
+
+
+def _is_common(image: Pillow.Image) -> bool:
+    """Whether nvJPEG reads it as libjpeg does: a JPEG in YCbCr or grey that the GPU has memory for."""
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return False
+    components = [layer[0] for layer in getattr(image, "layer", [])]
+    in_rgb = image.info.get("adobe_transform") == 0 or components == list(b"RGB")
+    return not (image.mode == "RGB" and in_rgb) and image.width * image.height <= GPU_PIXELS
+
+
+def _hide_exif(data: bytearray) -> int | None:
+    """Call a JPEG's EXIF something that nobody reads (APP1 → APP15), and give where its pixels begin.
+
+    None where its headers do not follow one another.
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        if data[at + 1 : at + 2] == b"\xda":
+            return at
+        if data[at + 1 : at + 2] == b"\xe1":
+            data[at + 1] = 0xEF
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
