@@ -125,7 +125,8 @@ class Embedder:
     def ranges(self, images: Sequence[Image]) -> tuple[float, ...]:
         """How far activations reach on these images: `model.int8.activation_ranges`."""
         batches = (self._running.prepared(self._stacked([image])) for image in images)
-        return activation_ranges(self._running.backbone, batches)
+        with self._on_device():
+            return activation_ranges(self._running.backbone, batches)
 
     def embed(self, images: Sequence[Image]) -> NDArray[np.float32]:
         """Descriptors (B d, unit length) of images (uint8, H W 3), in their order."""
@@ -201,7 +202,7 @@ class Embedder:
         raises `ImageError`; what else it raises is raised here. Batches come as they fill: a batch holds
         images of one shape where there are enough.
         """
-        threads = min(4, os.cpu_count() or 1)
+        threads = min(16 if self._is_gpu else 4, os.cpu_count() or 1)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         ahead = 1 if self._is_gpu else 0  # batches that the device has beside the one that is waited for
         under_way: deque[tuple[list[_Opened[T]], list[_Sent]]] = deque()
@@ -243,15 +244,15 @@ class Embedder:
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
+            if self._graphs is not None:
+                self._graphs.clear()
+                torch.cuda.empty_cache()
             if len(indices) == 1:
                 height, width = images[indices[0]].shape[:2]
                 raise ModelError(
                     f"not enough memory on {self.device} for one image of {width}×{height}: "
                     "use a smaller --image-size"
                 ) from error
-        if self._graphs is not None:
-            self._graphs.clear()
-            torch.cuda.empty_cache()
         half = len(indices) // 2
         self.batch_size = max(half, 1)
         return self._run(indices[:half], images, stage) + self._run(indices[half:], images, stage)
@@ -292,7 +293,10 @@ class Embedder:
                 outputs = self._outputs(stacked, stage)
             else:
                 outputs = self._graphs(stage, lambda given: self._outputs(given, stage), stacked)
-            return _Sent(indices, outputs, self._running.config.local_features, (height, width))
+            sent = _Sent(indices, outputs, self._running.config.local_features, (height, width))
+            if self._is_gpu:
+                sent.bring_down()
+            return sent
 
     def _outputs(self, images: Tensor, stage: str) -> Outputs:
         """What the stage makes of images, B 3 H W, in fp32, and what `LocalFeatures` finds."""
@@ -319,12 +323,14 @@ class _Sent:
         self.indices = indices
         self._local_features = local_features
         self._size = size
-        self._there: torch.cuda.Event | None = None
-        if outputs[0].is_cuda:
-            outputs = tuple(_pinned(output) for output in outputs)
-            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._there.record()
         self._outputs = outputs
+        self._there: torch.cuda.Event | None = None
+
+    def bring_down(self) -> None:
+        """Have the outputs copied to where the CPU reads them, when they are there; does not wait."""
+        self._outputs = tuple(_pinned(output) for output in self._outputs)
+        self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._there.record()
 
     def seen(self) -> list[Seen]:
         """What became of each image; waits for it."""
