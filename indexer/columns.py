@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -177,11 +177,21 @@ def _load(path: Path, places: PlaceNumbers) -> Columns | None:
 class Table:
     """The columns of a generation, read when first asked for and brought up to date when asked again."""
 
-    def __init__(self, catalogue: Catalogue, generation: int, saved: Path, change: int | None) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        generation: int,
+        saved: Path,
+        change: int | None,
+        damaged: Callable[[], object],
+    ) -> None:
         """Of a generation; `saved` is a file of them that takes in all up to the change of this number.
 
-        None: unknown, and the file is not read.
+        Args:
+            change: None: unknown, and the file is not read.
+            damaged: called where the file is damaged.
         """
+        self._damaged = damaged
         self._catalogue = catalogue
         self._generation = generation
         self._saved = saved
@@ -229,4 +239,5 @@ class Table:
             columns = _load(self._saved, self._places)
             if columns is not None:
                 return columns, self._saved_change
+            self._damaged()
         return _read(self._catalogue, self._generation, self._places), change

@@ -104,7 +104,7 @@ class Searcher:
             layout, catalogue, manifest.snapshot, manifest.dim, store, manifest.change
         )
         saved = layout.snapshot(manifest.snapshot) / COLUMNS
-        self._table = Table(catalogue, self._generation, saved, manifest.change)
+        self._table = Table(catalogue, self._generation, saved, manifest.change, layout.mark_damaged)
 
     def current(self) -> Searched:
         """What is searched now."""

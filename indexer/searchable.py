@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.columns import COLUMNS
 from indexer.errors import IndexerError
 from indexer.files import replace_file, sha256_of
 from indexer.options import SearchOptions
@@ -32,33 +33,36 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Saved:
-    """A store's files in a snapshot's folder, as its manifest says them."""
+    """A snapshot's files, as its manifest says them."""
 
     index_bytes: int
     index_sha256: str
     rows_sha256: str
     """Of the table of rows, where there is one."""
+    columns_sha256: str
+    """Of the columns for filters; "" of versions that kept none, or not its digest."""
 
     @classmethod
     def of(cls, folder: Path) -> Saved:
         """The files that are there."""
-        index, rows = folder / INDEX, folder / ROWS
-        return cls(
-            index.stat().st_size if index.exists() else 0,
-            sha256_of(index) if index.exists() else "",
-            sha256_of(rows) if rows.exists() else "",
-        )
+        index = folder / INDEX
+        digests = [
+            sha256_of(path) if path.exists() else "" for path in (index, folder / ROWS, folder / COLUMNS)
+        ]
+        return cls(index.stat().st_size if index.exists() else 0, *digests)
 
     def is_there(self, folder: Path) -> bool:
         """Whether a folder has these files, by their sizes alone."""
         index, rows = folder / INDEX, folder / ROWS
         size = index.stat().st_size if index.is_file() else 0
-        return size == self.index_bytes and rows.is_file() == bool(self.rows_sha256)
+        columns = not self.columns_sha256 or (folder / COLUMNS).is_file()
+        return size == self.index_bytes and rows.is_file() == bool(self.rows_sha256) and columns
 
     def problems(self, folder: Path) -> list[str]:
         """What is wrong with their bytes, a sentence for each file."""
         found = []
-        for name, expected in ((INDEX, self.index_sha256), (ROWS, self.rows_sha256)):
+        named = ((INDEX, self.index_sha256), (ROWS, self.rows_sha256), (COLUMNS, self.columns_sha256))
+        for name, expected in named:
             path = folder / name
             if expected and not path.is_file():
                 found.append(f"{path} is missing: 'loci index' makes it again")

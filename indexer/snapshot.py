@@ -62,6 +62,7 @@ class Manifest:
     probes: int = 0
     depth: int = 0
     rows_sha256: str = ""
+    columns_sha256: str = ""
     change: int | None = None
     """Number of the catalogue's last change that it takes in; None from versions without."""
     search_by: str = SearchOptions().describe()
@@ -75,7 +76,7 @@ class Manifest:
     @property
     def saved(self) -> Saved:
         """Its store's files."""
-        return Saved(self.index_bytes, self.index_sha256, self.rows_sha256)
+        return Saved(self.index_bytes, self.index_sha256, self.rows_sha256, self.columns_sha256)
 
 
 def publish(
@@ -121,6 +122,9 @@ def publish(
     folder = layout.snapshot(name)
     folder.mkdir(parents=True, exist_ok=True)
     store, described = make_store(folder, layout.shards(generation), dim, live, search)
+    calibration = _calibration(layout, catalogue, generation, last, store, live, assigned, options)
+    change = catalogue.replace_places(assigned, made_at)
+    replace_file(folder / COLUMNS, partial(save_columns, catalogue, generation))
     manifest = Manifest(
         snapshot=name,
         model=model,
@@ -130,16 +134,13 @@ def publish(
         places=len(assigned),
         places_by=options.describe(),
         **dataclasses.asdict(described),
-        calibration=_calibration(
-            layout, catalogue, generation, last, store, live, assigned, options
-        ).to_json(),
+        calibration=calibration.to_json(),
         content=content,
         **dataclasses.asdict(Saved.of(folder)),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        change=change,
         search_by=search.describe(),
     )
-    manifest = replace(manifest, change=catalogue.replace_places(assigned, made_at))
-    replace_file(folder / COLUMNS, partial(save_columns, catalogue, generation))
     replace_text(layout.manifest(name), json.dumps(dataclasses.asdict(manifest), indent=1))
     sync_folder(folder.parent)
     _take_over(layout, catalogue, name, settle)

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from indexer.catalogue import Catalogue
+from indexer.check import check_index
 from indexer.columns import COLUMNS
 from indexer.errors import FieldError
 from indexer.filters import Filters, read_moment
 from indexer.index import Index
 from indexer.metadata import PhotoMetadata
+from indexer.options import PlaceOptions, SearchOptions
+from indexer.snapshot import Manifest, publish, published
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Handmade
@@ -293,6 +296,41 @@ def test_columns_saved_with_a_snapshot(handmade: Handmade, unit: Unit, damage: s
     found = index.answer(query, 9, filters=near).places
     (place,) = [place.id for place in found if ids[5] in {photo.id for photo in place.photos}]
     assert {hit.id for hit in index.nearest(query, 9, Filters(place=place))} == {ids[5], ids[8]}
+    said = [problem for problem in check_index(handmade.folder) if COLUMNS in problem]
+    state = "missing" if damage == "missing" else "damaged"
+    assert said == ([f"{path} is {state}: 'loci index' makes it again"] if damage else [])
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
+def test_damaged_columns_are_made_again(handmade: Handmade, unit: Unit, damage: str) -> None:
+    """By whoever publishes next, once a filtered query or a check has found them out."""
+    draw = np.random.default_rng(4)
+    handmade.make([(PhotoMetadata(lat=1.0, lon=1.0), [unit(draw)]) for _ in range(3)])
+    layout, here = handmade.layout, Filters(lat=1.0, lon=1.0, radius_m=10.0)
+    search = PlaceOptions(), SearchOptions()
+    catalogue = Catalogue(handmade.folder, create=True)
+
+    def made() -> Manifest | None:
+        return published(layout, catalogue, 1, "made by hand", *search)
+
+    layout.set_unpublished(False)
+    assert made() is not None
+    path = layout.snapshot("01/000001") / COLUMNS
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+        assert made() is not None  # its bytes are not read where there is nothing to do
+    else:
+        at = data.index(np.float64(1.0).tobytes())
+        path.write_bytes(data[:at] + np.float64(4.0).tobytes() + data[at + 8 :])
+    if damage != "missing":
+        assert len(handmade.open().nearest(unit(draw), 9, here)) == 3
+    assert made() is None
+    publish(layout, catalogue, 1, "made by hand", handmade.dim, PlaceOptions())
+    assert handmade.open().snapshot == "01/000002"
+    assert not [problem for problem in check_index(handmade.folder) if COLUMNS in problem]
 
 
 def test_saved_columns_are_what_answers(handmade: Handmade, unit: Unit) -> None:
