@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import threading
@@ -43,8 +44,9 @@ _FRACTIONS = (8, 4, 2)  # at which the CPU's decoder decodes, too
 log = logging.getLogger(__name__)
 
 
+@functools.cache
 def reader(device: torch.device) -> Read:
-    """What reads photos for a network on this device.
+    """What reads photos for networks on this device.
 
     A `GpuReader` where there is a GPU and TorchCodec, and both do what they should; else `read_photo`.
     """
@@ -93,17 +95,18 @@ class GpuReader:
     def trouble(self) -> str | None:
         """Why the GPU's pixels cannot be trusted, found out on a picture; None where they are the CPU's."""
         y, x = np.mgrid[:240, :320]
-        picture = np.stack([x % 256, y, (x + y) % 256], 2).astype(np.uint8)
-        file = io.BytesIO()
-        Pillow.fromarray(picture).save(file, "JPEG", quality=95)
-        for size in (320, 64):
-            with open_photo(file) as image:
-                found = self._on_gpu(image, target_size(*image.size, size))
-            if found is None:
-                return "no JPEG can be decoded"
-            away = np.abs(found.cpu().numpy().astype(float) - read_photo(file, size)).mean()
-            if away > ALIKE:
-                return f"the pixels of a JPEG are {away:.1f} of 256 off"
+        picture = Pillow.fromarray(np.stack([x % 256, y, (x + y) % 256], 2).astype(np.uint8))
+        for mode, progressive in (("RGB", False), ("RGB", True), ("L", False)):
+            file = io.BytesIO()
+            picture.convert(mode).save(file, "JPEG", quality=95, progressive=progressive)
+            for size in (320, 64):
+                with open_photo(file) as image:
+                    found = self._on_gpu(image, target_size(*image.size, size))
+                if found is None:
+                    return "no JPEG can be decoded"
+                away = np.abs(found.cpu().numpy().astype(float) - read_photo(file, size)).mean()
+                if away > ALIKE:
+                    return f"the pixels of a JPEG are {away:.1f} of 256 off"
         return None
 
     @torch.inference_mode()

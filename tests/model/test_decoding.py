@@ -176,10 +176,11 @@ def test_a_gpu_that_sees_other_pixels_is_not_trusted(gpu: GpuReader, monkeypatch
 def test_who_reads_for_which_device(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert reader(torch.device("cpu")) is read_photo
+    chosen = reader.__wrapped__  # which is not remembered
+    assert chosen(torch.device("cpu")) is read_photo
     cuda = torch.device("cuda")
     monkeypatch.setattr(decoding, "find_spec", lambda _: None)
-    assert reader(cuda) is read_photo
+    assert chosen(cuda) is read_photo
     monkeypatch.setattr(decoding, "find_spec", lambda _: True)
 
     class Broken:
@@ -193,11 +194,11 @@ def test_who_reads_for_which_device(
     for why in ("could not load libtorchcodec", "no JPEG can be decoded"):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            assert reader(cuda) is read_photo
+            assert chosen(cuda) is read_photo
         assert caplog.messages == [f"JPEGs are decoded on the CPU: on cuda, {why}"]
         monkeypatch.setattr(Broken, "__init__", lambda *_: None)
     monkeypatch.setattr(Broken, "trouble", lambda _: None)
-    assert isinstance(reader(cuda), Broken)
+    assert isinstance(chosen(cuda), Broken)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared photos are not here")
