@@ -22,6 +22,7 @@ from indexer.catalogue import Catalogue
 from indexer.filters import Filters, Moment, read_moment
 from indexer.geo import band_degrees, haversine_m
 from indexer.stored import SearchedRow
+from indexer.stores.store import held
 
 COLUMNS = "columns.npz"
 """The file's name in a snapshot's folder."""
@@ -48,6 +49,8 @@ class Columns:
     lasts: Floats
     place: NDArray[np.int32]
     """Number of its place in `PlaceNumbers`; -1 where it has none."""
+    first: Mask
+    """Whether it is its photo's first view, as each photo has one."""
 
     def take(self, chosen: Mask) -> Columns:
         """The chosen ones of these descriptors."""
@@ -90,6 +93,16 @@ class Columns:
         return near
 
 
+@dataclass(frozen=True)
+class Counts:
+    """How much is searched."""
+
+    descriptors: int
+    photos: int
+    places: int
+    """A photo without one is counted by itself."""
+
+
 @dataclass
 class PlaceNumbers:
     """Places by number, so that a column of them takes four bytes a descriptor."""
@@ -124,6 +137,7 @@ def columns_of(rows: Sequence[SearchedRow], places: PlaceNumbers) -> Columns:
         offset=_floats([moment.offset for moment in moments]),
         lasts=_floats([moment.lasts for moment in moments]),
         place=np.array([places.of(row.place) for row in rows], np.int32),
+        first=np.array([row.yaw == 0 for row in rows], bool),
     )
 
 
@@ -174,6 +188,11 @@ def _load(path: Path, places: PlaceNumbers) -> Columns | None:
         return None
 
 
+def _places(numbers: NDArray[np.int32]) -> int:
+    """How many places these are, a −1 each by itself."""
+    return int(np.count_nonzero(np.bincount(numbers[numbers >= 0])) + np.count_nonzero(numbers < 0))
+
+
 class Table:
     """The columns of a generation, read when first asked for and brought up to date when asked again."""
 
@@ -201,13 +220,17 @@ class Table:
         self._change = 0
         self._lock = threading.Lock()
 
+    def counts(self) -> Counts:
+        """How much is searched now."""
+        columns = self._current()
+        photos = np.count_nonzero(columns.first)
+        return Counts(len(columns.ids), int(photos), _places(columns.place[columns.first]))
+
     def select(self, filters: Filters) -> Selection:
         """The descriptors that pass."""
         columns = self._current()
         mask = columns.passing(filters, self._numbers(filters))
-        places = columns.place[mask]
-        named = np.count_nonzero(np.bincount(places[places >= 0]))
-        return Selection(columns.ids[mask], int(named + np.count_nonzero(places < 0)))
+        return Selection(columns.ids[mask], _places(columns.place[mask]))
 
     def passing(self, filters: Filters, rows: Sequence[SearchedRow]) -> set[int]:
         """Ids of those of `rows` that pass, judged by the rows themselves."""
@@ -226,8 +249,8 @@ class Table:
                 self._columns, self._change = self._first(change)
             if change > self._change:
                 rows = self._catalogue.searched_rows(self._generation, self._change)
-                changed = np.array([row.id for row in rows], np.int64)
-                kept = self._columns.take(~np.isin(self._columns.ids, changed))
+                changed = np.array(sorted(row.id for row in rows), np.int64)
+                kept = self._columns.take(~held(changed, self._columns.ids))
                 new = columns_of([row for row in rows if row.live], self._places)
                 self._columns = Columns.joined([kept, new])
                 self._change = change

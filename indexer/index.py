@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit
 from indexer.calibration import KNOWN_FROM, Calibration, check_known_share
 from indexer.catalogue import Catalogue
+from indexer.columns import Counts
 from indexer.errors import NotFound, UsageError
 from indexer.evidence import WEIGHED, sample_of
 from indexer.filters import Filters
@@ -41,15 +41,6 @@ from model.images import MAX_PIXELS, Source
 from model.modelfile import load_model, read_header
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How much is searched."""
-
-    descriptors: int
-    photos: int
-    places: int
 
 
 class Index:
@@ -470,10 +461,10 @@ class Index:
         """What is searched now; counted anew only after a change."""
         change = self._catalogue.last_change()
         if self._counts is None or self._counts[0] != change:
-            found = (self.manifest.count, self.manifest.photos, self.manifest.places)
+            found = Counts(self.manifest.count, self.manifest.photos, self.manifest.places)
             if change != self.manifest.change:
-                found = self._catalogue.searched_counts(generation_of(self.snapshot))
-            self._counts = (change, Counts(*found))
+                found = self._search.counts()
+            self._counts = (change, found)
         return self._counts[1]
 
     def drift(self) -> float:

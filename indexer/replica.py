@@ -16,9 +16,10 @@ import numpy as np
 from indexer.additions import exact_cosines
 from indexer.answers import KNOWN_SHARE, Photo, Place
 from indexer.calibration import Calibration, check_known_share
+from indexer.columns import Counts
 from indexer.errors import IndexerError, IndexMissing, NotFound, UsageError
 from indexer.filters import Filters
-from indexer.index import Counts, Index
+from indexer.index import Index
 from indexer.search import Rank, Scored, Searcher
 from indexer.snapshot import Manifest, manifest_of, other_model
 from indexer.stores.address import Address

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexer.additions import Additions, Searched
 from indexer.answers import PhotoHit, PlaceHit
 from indexer.catalogue import Catalogue, Hit
-from indexer.columns import COLUMNS, Selection, Table
+from indexer.columns import COLUMNS, Counts, Selection, Table
 from indexer.errors import IndexerError, ModelMismatch
 from indexer.evidence import WEIGHED
 from indexer.filters import Filters
@@ -109,6 +109,10 @@ class Searcher:
     def current(self) -> Searched:
         """What is searched now."""
         return self._additions.current()
+
+    def counts(self) -> Counts:
+        """How much is searched now."""
+        return self._table.counts()
 
     def selected(self, filters: Filters | None) -> tuple[Searched, Selection | None]:
         """What is searched now, and which of it where filters leave some out."""

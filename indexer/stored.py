@@ -173,16 +173,6 @@ class StoredPhotos(Database):
             yield list(map(SearchedRow._make, rows))
             last = rows[-1][0]
 
-    def searched_counts(self, generation: int) -> tuple[int, int, int]:
-        """How many descriptors are searched, of how many photos, in how many places."""
-        rows = self._rows(
-            "SELECT count(*), count(DISTINCT d.photo), count(DISTINCT ifnull(p.place_id, p.id)) "
-            "FROM descriptors d JOIN photos p ON p.id = d.photo WHERE d.generation = ? AND p.status = 'ok'",
-            (generation,),
-        )
-        descriptors, photos, places = rows[0]
-        return descriptors, photos, places
-
     def places_named(self, place: str) -> list[str]:
         """Ids of the places that have this id or this name."""
         return [

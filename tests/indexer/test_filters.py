@@ -333,6 +333,43 @@ def test_damaged_columns_are_made_again(handmade: Handmade, unit: Unit, damage: 
     assert not [problem for problem in check_index(handmade.folder) if COLUMNS in problem]
 
 
+def test_what_is_searched_is_counted(handmade: Handmade, unit: Unit) -> None:
+    """Views, photos and places after every change as one question to the catalogue has them."""
+    draw = np.random.default_rng(7)
+    places = [PhotoMetadata(lat=50.0 + i // 3, lon=1.0) if i % 4 else PhotoMetadata() for i in range(20)]
+    ids = handmade.make([(place, [unit(draw) for _ in range(1 + i % 3)]) for i, place in enumerate(places)])
+    index, catalogue = handmade.open(), Catalogue(handmade.folder, create=True)
+
+    def counted() -> tuple[int, int, int]:
+        row: tuple[int, int, int]
+        with catalogue.transaction() as db:
+            (row,) = db.execute(
+                "SELECT count(*), count(DISTINCT d.photo), count(DISTINCT ifnull(p.place_id, p.id)) "
+                "FROM descriptors d JOIN photos p ON p.id = d.photo WHERE p.status = 'ok'"
+            )
+        return row
+
+    def same() -> bool:
+        found = index.counts()
+        return (found.descriptors, found.photos, found.places) == counted()
+
+    assert same()
+    for photos, status in ((ids[:1], "removed"), (ids[4:12], "removed"), (ids[5:7], "ok"), (ids[:2], "ok")):
+        with catalogue.transaction() as db:
+            catalogue.set_status(db, photos, status)
+        assert same()
+    with catalogue.transaction() as db:
+        db.execute("UPDATE photos SET place_id = NULL WHERE id IN (?, ?)", ids[15:17])
+        db.execute("UPDATE photos SET place_id = 'elsewhere' WHERE id = ?", ids[17:18])
+    assert same()
+    new = handmade.new(99)
+    index.posting().add(new, np.stack([unit(draw), unit(draw)]))
+    assert same()
+    index.posting().remove(new.id)
+    assert same()
+    assert counted()[0] > counted()[1] > counted()[2] > 5
+
+
 def test_saved_columns_are_what_answers(handmade: Handmade, unit: Unit) -> None:
     """Of the catalogue, all three would pass."""
     draw = np.random.default_rng(4)
