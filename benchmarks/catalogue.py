@@ -34,6 +34,7 @@ from indexer.index import Index
 from indexer.layout import Layout
 from indexer.metadata import PhotoMetadata
 from indexer.options import BuildOptions, Options, PlaceOptions, SearchOptions, load_options, save_options
+from indexer.posting import read_new
 from indexer.rebuild import rebuild
 from indexer.shards import ShardWriter
 from indexer.snapshot import publish, read_manifest
@@ -42,6 +43,7 @@ from model.modelfile import load_model, read_header
 
 A_FOLDER = 500
 CHUNK = 10_000
+COUNTED = ("counting after a first POST", "counting after a second POST")
 FEW = 1000
 """Photos that are added, and that are deleted."""
 
@@ -170,6 +172,12 @@ def step(name: str, folder: Path) -> Callable[[], object]:
     if name == "open, first answer":
         return first
     index = first()
+    if name in COUNTED:
+        for number in range(1 + COUNTED.index(name)):
+            index.counts()  # of the photo before
+            data = picture(2**24 - 1 - number)
+            index.posting().add(read_new(data, PhotoMetadata()), asked[None])
+        return index.counts
     filters = Filters(lat=48.0, lon=2.02, radius_m=500, heading=90)
     if name == "first filtered answer":
         return lambda: index.answer(asked, filters=filters)
@@ -190,6 +198,7 @@ STEPS: dict[str, Callable[[Path, int], None] | None] = {
     "run that adds 1,000": lambda photos, count: add(photos, count),
     "run that deletes 1,000": lambda photos, count: delete(photos, count),
     "rebuild after 1,000 deletions": lambda photos, count: remove(photos.parent / "index", count),
+    **dict.fromkeys(COUNTED),
 }
 """In their order, and what is changed before them."""
 
