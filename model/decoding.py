@@ -114,15 +114,15 @@ class GpuReader:
         """The photo's pixels, H W 3, brought to `size` (width, height) and turned; None: to be read here."""
         if not _is_common(image):
             return None
-        data = bytearray(jpeg_data(image))
-        scan = _hide_exif(data)  # else TorchCodec turns the photo before it is resized
-        if scan is None or data.find(b"\xff\xd9", scan) < 0:  # a JPEG without its end was cut off
-            return None
         try:
+            data = bytearray(jpeg_data(image))
+            scan = _hide_exif(data)  # else TorchCodec turns the photo before it is resized
+            if scan is None or data.find(b"\xff\xd9", scan) < 0:  # a JPEG without its end was cut off
+                return None
             with self._aside():
                 decoded = self._decode(torch.frombuffer(data, dtype=torch.uint8), device=self.device)
                 return turned(resized(decoded, size), orientation(image)).contiguous()
-        except RuntimeError as error:  # what nvJPEG cannot read, or what the GPU has no memory for
+        except (RuntimeError, OSError) as error:  # what nvJPEG cannot read, or the GPU has no memory for
             log.debug("read on the CPU: %s", error)
             return None
 
