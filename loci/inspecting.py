@@ -57,7 +57,8 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "snapshot", f"{found['snapshot']} of {found['created_at']}"
     yield "search", f"{found['factory']}, finds {found['search_recall']:.1%} of what an exact search finds"
     yield "confidence", _confidence(found["calibration"])
-    yield "runs on", f"{found['device']}, {found['precision']}"
+    decoding = ", which decodes JPEGs, too" if found["decoding"] == "GPU" else ""
+    yield "runs on", f"{found['device']}, {found['precision']}{decoding}"
     yield "size", size(found["bytes"])
 
 
