@@ -18,6 +18,7 @@ from service.interfaces import Embeds
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
+"""How often an idle network says that it lives, at least; more often where it is soon taken for stalled."""
 PROBES = 3
 """How often a device that is out of memory is tried again before it is given up."""
 
@@ -63,6 +64,7 @@ class Dispatcher:
         self._probe_seconds = probe_seconds
         self._queue_size = queue_size
         self._stall_seconds = stall_seconds
+        self._beat_seconds = min(BEAT_SECONDS, stall_seconds / 4, wedged_seconds / 4)
         self._on_batch = on_batch
         self._on_death = on_death
         self._jobs: deque[_Job] = deque()
@@ -174,7 +176,7 @@ class Dispatcher:
             self._batch = []
             self._beat = time.monotonic()
             while not self._jobs and self._admitting:
-                self._changed.wait(BEAT_SECONDS)
+                self._changed.wait(self._beat_seconds)
                 self._beat = time.monotonic()
             while self._jobs and self._fits(self._jobs[0]):
                 job = self._jobs.popleft()

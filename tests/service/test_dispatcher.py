@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -257,6 +258,18 @@ def test_a_network_that_takes_too_long_is_trouble(make: Make, network: SlowNetwo
         await first
 
     asyncio.run(run())
+
+
+def test_an_idle_network_is_no_trouble_however_soon_it_would_be_stalled(
+    make: Make, network: SlowNetwork
+) -> None:
+    dispatcher = make(stall_seconds=0.2, wedged_seconds=0.2)
+    network.open.set()
+    for _ in range(40):
+        time.sleep(0.02)
+        dispatcher.check()
+        assert dispatcher.trouble() is None
+    assert asyncio.run(dispatcher.see([picture(1)], network)).descriptor == [1]
 
 
 def test_stopping_finishes_what_was_admitted(make: Make, network: SlowNetwork) -> None:
