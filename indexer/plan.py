@@ -10,8 +10,7 @@ from indexer.options import FitOptions, SearchOptions
 from indexer.pace import Pace
 from indexer.self_queries import QUERIES
 from indexer.stores.choice import Choice, choose, lists_for
-from indexer.stores.compressed import POINTS_A_LIST
-from indexer.stores.tuning import QUESTIONS
+from indexer.stores.compressed import HELD_OUT, POINTS_A_LIST
 from model.local_features import DIM
 
 CATALOGUE_BYTES = 700
@@ -110,5 +109,5 @@ def _search_s(choice: Choice, descriptors: int, dim: int, search: SearchOptions,
     if choice.compressed and search.recall < 1:
         lists = lists_for(descriptors, dim, search.memory_bytes())
         multiplications += ITERATIONS * POINTS_A_LIST * lists * lists * dim
-        multiplications += descriptors * (lists + QUESTIONS) * dim
+        multiplications += descriptors * (lists + HELD_OUT) * dim
     return multiplications / pace.multiplications

@@ -110,6 +110,7 @@ def _compressed(folder: Path, rows: Rows, choice: Choice, recall: float) -> tupl
         return CompressedStore(rows), Described(SHARDS, 1.0, 0, 0)
     built = CompressedStore.build(rows, choice.factory)
     setting, reached = tune(built, recall)
+    built.completed()
     replace_file(folder / INDEX, built.save)
     return built.tuned(setting), Described(choice.factory, round(reached, 4), setting.probes, setting.depth)
 

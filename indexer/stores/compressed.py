@@ -28,6 +28,8 @@ LINKS = 32
 """Of a graph's node on each level; on the lowest, where all are, twice as many. Half as many stay at .86."""
 CONSTRUCTION = 200
 """Nodes that are looked at to link a new one (efConstruction)."""
+HELD_OUT = 1000
+"""Descriptors, at most, that come into a graph last: until then they are questions that it has not seen."""
 CODE_SAMPLE = 65_536
 """Descriptors that tell in which range the bytes of a graph's codes lie."""
 LEAST_EFFORT, MOST_EFFORT = 16, 4096
@@ -52,11 +54,15 @@ class CompressedStore:
     def __init__(self, rows: Rows, codes: faiss.Index | None = None, setting: Setting | None = None) -> None:
         self.rows = rows
         self.setting = setting or Setting(1, 1)
-        self._codes = codes
+        self._codes: Any = codes
+        self._order = _order(len(rows)) if self.is_graph else None
+        """The position of each descriptor in the order in which they came into the graph."""
 
     @classmethod
     def build(cls, rows: Rows, factory: str) -> CompressedStore:
         """Fit codes on a sample of the descriptors, then encode all, some at a time; not tuned yet.
+
+        A graph has those that are `held_out` only once it is `completed`.
 
         Args:
             factory: FAISS's description of an inverted file or a graph.
@@ -67,9 +73,23 @@ class CompressedStore:
             index.train(rows.read(spread(len(rows), CODE_SAMPLE)))
         else:
             _fit_lists(index, rows)
-        for block in rows.blocks():
+        store = cls(rows, index)
+        first = None if store._order is None else store._order[: -len(held_out(len(rows)))]
+        for block in rows.blocks(first):
             index.add(block)
-        return cls(rows, index)
+        return store
+
+    def completed(self) -> CompressedStore:
+        """The same with all descriptors in it."""
+        if self._order is not None:
+            for block in self.rows.blocks(self._order[self._codes.ntotal :]):
+                self._codes.add(block)
+        return self
+
+    @property
+    def encoded(self) -> Positions | None:
+        """Positions of the descriptors that have codes yet; None: of all."""
+        return None if self._order is None else self._order[: self._codes.ntotal]
 
     @classmethod
     def load(cls, path: Path, rows: Rows, setting: Setting) -> CompressedStore:
@@ -168,14 +188,15 @@ class CompressedStore:
         library: Any = faiss
         chosen: dict[str, Any] = {}
         if positions is not None:
-            bits = chosen_bits(positions)  # kept until the search is done: FAISS only points at them
+            numbers = positions if self._order is None else np.argsort(self._order)[positions]
+            bits = chosen_bits(numbers)  # kept until the search is done: FAISS only points at them
             chosen["sel"] = library.IDSelectorBitmap(bits)
-        codes: Any = self._codes
-        if self.is_graph:
-            parameters = library.SearchParametersHNSW(efSearch=max(probes, count), **chosen)
-        else:
+        if self._order is None:
             parameters = library.SearchParametersIVF(nprobe=min(self.lists, probes), **chosen)
-        return np.asarray(codes.search(queries, count, params=parameters)[1], np.intp)
+        else:
+            parameters = library.SearchParametersHNSW(efSearch=max(probes, count), **chosen)
+        found = np.asarray(self._codes.search(queries, count, params=parameters)[1], np.intp)
+        return found if self._order is None else np.append(self._order, -1)[found]
 
     def exact(
         self, queries: Floats, k: int, positions: Positions | None = None, leave_out: Positions | None = None
@@ -221,6 +242,17 @@ def _fit_lists(index: Any, rows: Rows) -> None:
 def lists_of(index: Any) -> int:
     """How many lists an inverted file has."""
     return int(faiss.extract_index_ivf(index).nlist)
+
+
+def held_out(count: int) -> Positions:
+    """Positions, of so many, of the descriptors that questions are made of."""
+    return spread(count, min(HELD_OUT, max(1, count // 3)))
+
+
+def _order(count: int) -> Positions:
+    """All positions, those that are held out last."""
+    last = held_out(count)
+    return np.concatenate([np.delete(np.arange(count), last), last])
 
 
 def spread(count: int, most: int) -> Positions:

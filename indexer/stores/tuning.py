@@ -2,7 +2,8 @@
 
 Asked are descriptors of the collection, each without itself: one half as they are, the other half with a
 random mixture of the collection added that is as long as they are, since photos of another day are not found
-as easily as those of the same. The setting is chosen by one half of the questions, measured by the other.
+as easily as those of the same. A graph is asked before they are in it: once they are, it leads from each to
+those beside it. The setting is chosen by one half of the questions, measured by the other.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.stores.compressed import CompressedStore, Setting, spread
+from indexer.stores.compressed import CompressedStore, Setting, held_out
 from indexer.stores.store import Floats, Positions
 
 NEAREST = 10
 """Recall is the share of so many nearest that are found where so many are asked for."""
-QUESTIONS = 1000
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ROW_COST = 100
 """Codes that are compared in the time in which one descriptor is read and compared."""
@@ -44,6 +44,7 @@ def tune(store: CompressedStore, recall: float) -> tuple[Setting, float]:
     """The cheapest setting that reaches a recall, or the most thorough, and the recall that it has.
 
     Args:
+        store: a graph not yet `completed`.
         recall: wanted, 0 to 1.
     """
     asked = questions(store)
@@ -51,16 +52,16 @@ def tune(store: CompressedStore, recall: float) -> tuple[Setting, float]:
     return chosen, measured(store, asked.part(slice(1, None, 2)), chosen)
 
 
-def questions(store: CompressedStore, count: int = QUESTIONS) -> Questions:
-    """At most `count` questions, always the same for the same collection, and their exact answers."""
-    itself = spread(store.count, count)
+def questions(store: CompressedStore) -> Questions:
+    """Questions, always the same for the same collection, and their exact answers."""
+    itself = held_out(store.count)
     queries = store.rows.read(itself)
     generator = np.random.default_rng(0)
     mixtures = (generator.standard_normal((len(queries), len(queries))) @ queries).astype(np.float32)
     disturbed = _unit(queries + _unit(mixtures))
     halves = np.arange(len(queries)) % 4 < 2  # so that both kinds are among even and odd numbers
     queries = np.where(halves[:, None], queries, disturbed)
-    _, ids = store.exact(queries, NEAREST, leave_out=itself)
+    _, ids = store.exact(queries, NEAREST, store.encoded, leave_out=itself)
     return Questions(queries, itself, store.rows.positions(ids))
 
 

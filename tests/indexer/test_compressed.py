@@ -65,7 +65,7 @@ def rows(vectors: Floats, tmp_path_factory: pytest.TempPathFactory) -> Rows:
 
 @pytest.fixture(scope="module", params=CODES)
 def store(rows: Rows, request: pytest.FixtureRequest) -> CompressedStore:
-    return CompressedStore.build(rows, request.param).tuned(Setting(64, 24))
+    return CompressedStore.build(rows, request.param).completed().tuned(Setting(64, 24))
 
 
 def nearest(vectors: Floats, query: Floats, k: int, among: Any = None) -> list[int]:
@@ -210,15 +210,29 @@ def test_lists_are_fitted_on_gpus_where_there_are_some(
 
 
 def test_questions_leave_out_what_is_asked(rows: Rows, vectors: Floats) -> None:
-    asked = questions(CompressedStore(rows), 200)
-    assert asked.itself.tolist() == spread(COUNT, 200).tolist()
+    asked = questions(CompressedStore(rows))
+    assert asked.itself.tolist() == spread(COUNT, 1000).tolist()
     cosines = asked.queries @ vectors.T
-    own = cosines[np.arange(200), asked.itself]
-    plain = np.arange(200) % 4 < 2
+    own = cosines[np.arange(1000), asked.itself]
+    plain = np.arange(1000) % 4 < 2
     np.testing.assert_allclose(own[plain], 1, atol=1e-3)
     assert 0.4 < own[~plain].mean() < 0.9  # disturbed by as much again
-    cosines[np.arange(200), asked.itself] = -2
+    cosines[np.arange(1000), asked.itself] = -2
     np.testing.assert_array_equal(asked.nearest, np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST])
+
+
+def test_a_graph_is_asked_what_it_has_not_seen(rows: Rows, vectors: Floats) -> None:
+    graph = CompressedStore.build(rows, "HNSW32,SQ8").tuned(Setting(300, 4))
+    asked = questions(graph)
+    assert graph.encoded is not None
+    assert len(graph.encoded) == COUNT - len(asked.itself)
+    for unseen in (asked.nearest, graph.candidates(vectors[:50], 20, 300)):
+        assert not np.isin(unseen, asked.itself).any()
+    whole = graph.completed()
+    assert (
+        whole.search(vectors[asked.itself[:50]], 1)[1][:, 0].tolist() == (7 * asked.itself[:50] + 5).tolist()
+    )
+    assert whole.completed()._codes.ntotal == COUNT
 
 
 @pytest.mark.parametrize("recall", [0.6, 0.9, 0.99])
@@ -281,7 +295,7 @@ def test_a_graph_where_it_is_wanted_and_fits_the_memory() -> None:
 
 
 def test_a_graph_takes_the_memory_that_was_told(rows: Rows, tmp_path: Path) -> None:
-    CompressedStore.build(rows, "HNSW32,SQ8").save(tmp_path / "index.faiss")
+    CompressedStore.build(rows, "HNSW32,SQ8").completed().save(tmp_path / "index.faiss")
     told = choose(10**9, DIM, 2**50, 0.99, graph=True).memory / 10**9 - ROW_BYTES
     assert (tmp_path / "index.faiss").stat().st_size / COUNT == pytest.approx(told, rel=0.1)
 
