@@ -10,7 +10,7 @@ from indexer.options import FitOptions, SearchOptions
 from indexer.pace import Pace
 from indexer.self_queries import QUERIES
 from indexer.stores.choice import Choice, choose, lists_for
-from indexer.stores.compressed import HELD_OUT, POINTS_A_LIST
+from indexer.stores.compressed import CONSTRUCTION, HELD_OUT, LINKS, POINTS_A_LIST
 from model.local_features import DIM
 
 CATALOGUE_BYTES = 700
@@ -24,6 +24,8 @@ SPOOL_BYTES = 500 * 8 * 2**20 + 3596 * 32_768 * 4
 NETWORK_BYTES = 1200 * 2**20
 """Of a process with the network, on a CPU."""
 FEATURE_BYTES = DIM + 4
+LINK_COST = 30
+"""Multiplications of a matrix product in the time that one takes while a graph is linked; measured."""
 ITERATIONS = 10
 """Of the k-means that makes lists."""
 
@@ -104,9 +106,11 @@ def make_plan(
 
 
 def _search_s(choice: Choice, descriptors: int, dim: int, search: SearchOptions, pace: Pace) -> float:
-    """Of calibrating, and of fitting, filling and tuning an inverted file."""
+    """Of calibrating, and of fitting, filling and tuning an inverted file, or linking and tuning a graph."""
     multiplications = 2 * QUERIES * descriptors * dim
-    if choice.compressed and search.recall < 1:
+    if choice.graph:
+        multiplications += descriptors * (LINK_COST * CONSTRUCTION * LINKS + HELD_OUT) * dim
+    elif choice.compressed and search.recall < 1:
         lists = lists_for(descriptors, dim, search.memory_bytes())
         multiplications += ITERATIONS * POINTS_A_LIST * lists * lists * dim
         multiplications += descriptors * (lists + HELD_OUT) * dim

@@ -31,6 +31,11 @@ class Choice:
     """Bytes that it keeps in memory."""
 
     @property
+    def graph(self) -> bool:
+        """Whether it is a graph."""
+        return self.factory.startswith("HNSW")
+
+    @property
     def compressed(self) -> bool:
         """Whether it looks descriptors up in the shards."""
         return self.factory != FLAT
