@@ -1,7 +1,7 @@
 """The network's passes over small batches, recorded as CUDA graphs.
 
-Of one photo, a GPU computes the network about as fast as Python can ask for its hundred steps one by one; a
-recorded pass is asked for once. Large batches would gain nothing, and keep their memory.
+Python may take as long to ask for the hundred steps of one photo as a GPU takes for them; a recorded pass is
+asked for once. Large batches would gain nothing, and keep their memory.
 """
 
 from __future__ import annotations
