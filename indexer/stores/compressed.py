@@ -9,6 +9,7 @@ those of the stored descriptors. Only the codes are in memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,11 @@ class CompressedStore:
         """The same, searched so thoroughly."""
         return CompressedStore(self.rows, self._codes, setting)
 
+    @cached_property
+    def _rank(self) -> Positions:
+        """Where in that order each position is; asked for by filtered searches alone."""
+        return np.argsort(_order(self.count))
+
     @property
     def is_graph(self) -> bool:
         return isinstance(self._codes, faiss.IndexHNSW)
@@ -188,7 +194,7 @@ class CompressedStore:
         library: Any = faiss
         chosen: dict[str, Any] = {}
         if positions is not None:
-            numbers = positions if self._order is None else np.argsort(self._order)[positions]
+            numbers = positions if self._order is None else self._rank[positions]
             bits = chosen_bits(numbers)  # kept until the search is done: FAISS only points at them
             chosen["sel"] = library.IDSelectorBitmap(bits)
         if self._order is None:
@@ -196,7 +202,7 @@ class CompressedStore:
         else:
             parameters = library.SearchParametersHNSW(efSearch=max(probes, count), **chosen)
         found = np.asarray(self._codes.search(queries, count, params=parameters)[1], np.intp)
-        return found if self._order is None else np.append(self._order, -1)[found]
+        return found if self._order is None else np.where(found < 0, -1, self._order[found])
 
     def exact(
         self, queries: Floats, k: int, positions: Positions | None = None, leave_out: Positions | None = None
