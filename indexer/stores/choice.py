@@ -15,8 +15,6 @@ QUICK_BYTES = 256 * 2**20
 """Descriptors (fp32) up to this are compared one and all: in less time than the network takes for a photo."""
 ROW_BYTES = 24
 """Of each descriptor, beside its code: its id, and where it lies."""
-
-
 LINK_BYTES = 2 * LINKS * 4 * 17 // 16
 """Of a graph's node: links on the lowest level, and what the few on others add."""
 

@@ -118,7 +118,7 @@ class CompressedStore:
     @property
     def lists(self) -> int:
         """How many lists the codes lie in."""
-        return lists_of(self._codes)
+        return int(faiss.extract_index_ivf(self._codes).nlist)
 
     @property
     def efforts(self) -> list[int]:
@@ -243,11 +243,6 @@ def _fit_lists(index: Any, rows: Rows) -> None:
         lists.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(rows.dim))
     index.train(rows.read(spread(len(rows), POINTS_A_LIST * lists.nlist)))
     lists.clustering_index = None
-
-
-def lists_of(index: Any) -> int:
-    """How many lists an inverted file has."""
-    return int(faiss.extract_index_ivf(index).nlist)
 
 
 def held_out(count: int) -> Positions:
