@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.catalogue import Catalogue
+from indexer.files import NPY_HEADERS
 from indexer.filters import Filters, Moment, read_moment
 from indexer.geo import band_degrees, haversine_m
 from indexer.stored import SearchedRow
@@ -179,7 +180,7 @@ def _read(catalogue: Catalogue, generation: int, places: PlaceNumbers) -> Column
 def _load(path: Path, places: PlaceNumbers) -> Columns | None:
     """What `save_columns` wrote; None where it cannot be read."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with NPY_HEADERS, path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: file[name] for name in Columns.__dataclass_fields__}
             numbers = np.array([*map(places.of, file["places"].tolist()), -1], np.int32)
         return Columns(**(found | {"place": numbers[found["place"]]}))  # of −1, the last: −1

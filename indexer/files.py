@@ -1,14 +1,22 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Writing files so that a crash leaves the old one or the new one, never half of one; reading arrays."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from indexer.errors import IndexerError
+
+NPY_HEADERS = threading.Lock()
+"""To be held while NumPy reads a file: it parses the header with `ast`, which fails now and then on Python
+3.11 where two threads do so at once ("AST constructor recursion depth mismatch", CPython issue 106905)."""
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -34,6 +42,19 @@ def save_array(path: Path, array: NDArray[np.floating]) -> None:
             np.save(file, array, allow_pickle=False)
 
     replace_file(path, write)
+
+
+def map_array(path: Path, what: str) -> np.memmap[Any, np.dtype[Any]]:
+    """A .npy file, mapped to be read; any number of threads may do so at once.
+
+    Raises:
+        IndexerError: it is missing or damaged; `what` is what it says the file holds.
+    """
+    try:
+        with NPY_HEADERS:
+            return np.lib.format.open_memmap(path, "r")
+    except (OSError, ValueError) as error:
+        raise IndexerError(f"{what} {path} cannot be read: {error}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from indexer.errors import IndexerError
-from indexer.files import replace_file
+from indexer.files import map_array, replace_file
 from indexer.stored import Slot
 from model.local_features import Packed
 
@@ -82,10 +82,7 @@ def _preallocate(path: Path, dtype: np.dtype[Any]) -> None:
 
 
 def _open(path: Path) -> np.memmap[Any, Any]:
-    try:
-        records = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise IndexerError(f"local features {path} cannot be read: {error}") from error
-    if not isinstance(records, np.memmap) or records.shape != (ROWS,) or "codes" not in records.dtype.names:
+    records = map_array(path, "local features")
+    if records.shape != (ROWS,) or "codes" not in (records.dtype.names or ()):
         raise IndexerError(f"local features {path} are not {ROWS} records")
     return records

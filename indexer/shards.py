@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
-from indexer.files import replace_file
+from indexer.files import map_array, replace_file
 from indexer.stored import Slot
 
 SHARD_BYTES = 64 * 2**20
@@ -101,10 +101,7 @@ def read_slots(folder: Path, slots: Sequence[Slot], dim: int, *, block: int = 65
 
 def open_shard(path: Path, dim: int) -> np.memmap[Any, np.dtype[np.float16]]:
     """A shard of descriptors, n d, mapped. Raises IndexerError."""
-    try:
-        shard = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise IndexerError(f"descriptor shard {path} cannot be read: {error}") from error
-    if not isinstance(shard, np.memmap) or shard.shape[1:] != (dim,) or shard.dtype != np.float16:
+    shard = map_array(path, "descriptor shard")
+    if shard.shape[1:] != (dim,) or shard.dtype != np.float16:
         raise IndexerError(f"descriptor shard {path} is not float16 n×{dim}")
     return shard

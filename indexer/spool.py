@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from indexer.files import save_array
+from indexer.files import map_array, save_array
 from model.local_features import Packed
 
 Floats = NDArray[np.float32]
@@ -30,7 +30,7 @@ class Spool:
 
     def get(self, kind: str, photo: str) -> Floats:
         """An array that was put."""
-        array = torch.from_numpy(np.load(self._path(kind, photo), allow_pickle=False))
+        array = torch.from_numpy(np.array(map_array(self._path(kind, photo), "spooled")))
         return array.float().numpy()
 
     def put_local(self, photo: str, local: Sequence[Packed]) -> None:
@@ -41,12 +41,12 @@ class Spool:
 
     def get_local(self, photo: str) -> list[Packed]:
         """What `put_local` kept."""
-        return list(np.load(self._path("local", photo), allow_pickle=False))
+        return list(np.array(map_array(self._path("local", photo), "spooled")))
 
     def shape(self, kind: str, photo: str) -> tuple[int, ...]:
         """The shape of an array that was put, without reading it."""
-        array: NDArray[np.float16] = np.load(self._path(kind, photo), mmap_mode="r", allow_pickle=False)
-        return array.shape
+        shape: tuple[int, ...] = map_array(self._path(kind, photo), "spooled").shape
+        return shape
 
     def has(self, kind: str, photo: str) -> bool:
         return self._path(kind, photo).exists()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from indexer.errors import IndexerError, UsageError
-from indexer.files import replace_text, save_array
+from indexer.files import map_array, replace_text, save_array
 from indexer.fit import IMAGENET, unfitted_model
 from indexer.options import FitOptions
 from indexer.training_options import TrainingOptions, TrainProgress
@@ -111,8 +111,7 @@ class TrainingRun:
         """Fit what training starts from, train, and give the state and the best model."""
 
         def inputs(row: int) -> NDArray[Any]:
-            loaded: NDArray[Any] = np.load(self._input(ids[row]))
-            return loaded
+            return np.array(map_array(self._input(ids[row]), "training photo"))
 
         embedder = Embedder(self._start, device=self._options.device, precision=self._options.precision)
         if (self._folder / CHECKPOINT).exists() and not self._best.exists():

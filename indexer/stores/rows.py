@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
+from indexer.files import map_array
 from indexer.shards import open_shard, shard_path
 from indexer.stored import Slot
 from indexer.stores.store import Floats, Ids, Positions, held
@@ -45,10 +46,7 @@ class Rows:
         Raises:
             IndexerError: it, or one of the shards, is missing or damaged.
         """
-        try:
-            table = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise IndexerError(f"{path} cannot be read: {error}") from error
+        table = map_array(path, "table of descriptors")
         if table.dtype != _ROW or table.ndim != 1:
             raise IndexerError(f"{path} is no table of descriptors")
         rows = cls(shards, dim, table)
