@@ -20,6 +20,7 @@ import numpy as np
 
 from indexer.filters import Filters
 from indexer.index import Index
+from indexer.options import RECALL
 from indexer.replica import Replica
 from indexer.scan import scan
 from indexer.sending import send
@@ -34,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     near = Index.open(options.index)
     started = time.perf_counter()
-    send(near._layout, near.catalogue, near.manifest, options.store)
+    send(near._layout, near.catalogue, near.manifest, options.store, RECALL)
     print(f"{near.manifest.count} descriptors sent in {time.perf_counter() - started:.1f} s")
     model = near._layout.model(int(near.snapshot.split("/")[0]))
     far = Replica.open_far(options.store, model)
@@ -46,8 +47,19 @@ def main() -> None:
         "looking north": Filters(heading=0, heading_tolerance=45),
         "of one place": Filters(place=near.places()[0].id),
     }
-    print("| | answers | differ | ms here, p50 | ms there, p50 | ratio |\n|---|---|---|---|---|---|")
     seen = [near.see(file.path) for file in scan([options.queries]).files[: options.most]]
+    found = [
+        len(
+            {hit.id for hit in near.nearest(each.descriptor, 10)}
+            & {hit.id for hit in far.nearest(each.descriptor, 10)}
+        )
+        for each in seen
+    ]
+    print(
+        f"{far.manifest.factory}, ef {far.manifest.probes}: recall {far.manifest.recall} when it was sent, "
+        f"{np.mean(found) / 10:.4f} by these queries"
+    )
+    print("| | answers | differ | ms here, p50 | ms there, p50 | ratio |\n|---|---|---|---|---|---|")
     for name, narrow in filters.items():
         for verify in (False, True):
             differ, taken = 0, {near: [], far: []}  # type: ignore[var-annotated]

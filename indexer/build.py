@@ -128,10 +128,10 @@ def build_index(
             with closing(_Run(layout, catalogue, options, progress)) as run:
                 manifest, embedded, config = run.complete()
             layout.set_unpublished(False)
-            store = load_options(layout.options(generation_of(manifest.snapshot))).search.store
-            if store is not None:
-                progress.stage(f"sending to {store}", None)
-                send(layout, catalogue, manifest, store)
+            search = load_options(layout.options(generation_of(manifest.snapshot))).search
+            if search.store is not None:
+                progress.stage(f"sending to {search.store}", None)
+                send(layout, catalogue, manifest, search.store, search.recall)
             notes = _notes(collected, scanned, config, manifest)
             if table is not None and table.unused():
                 notes.append(unused_rows(table))

@@ -41,5 +41,5 @@ def republish(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Manif
     model, dim = manifest.model, manifest.dim
     made = publish(layout, catalogue, generation, model, dim, options.places, search=options.search)
     if options.search.store is not None:
-        send(layout, catalogue, made, options.search.store)
+        send(layout, catalogue, made, options.search.store, options.search.recall)
     return made

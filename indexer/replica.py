@@ -23,7 +23,7 @@ from indexer.index import Index
 from indexer.search import Rank, Scored, Searcher
 from indexer.snapshot import Manifest, manifest_of, other_model
 from indexer.stores.address import Address
-from indexer.stores.milvus import EXACT, Entity, Milvus, expression_of, hit_of, passing, vectors_of
+from indexer.stores.milvus import Entity, Milvus, expression_of, hit_of, passing, vectors_of
 from indexer.stores.store import Floats
 from indexer.sureness import Judge
 from indexer.verification import Features
@@ -170,8 +170,8 @@ class Replica(Index):
             "panoramas": None,
             "places_by": places_by,
             "place_radius_m": float(radius.removesuffix(" m")),
-            "factory": f"Milvus, {self._collection}",
-            "search_recall": 1.0 if self.manifest.count < EXACT else None,
+            "factory": f"{self.manifest.factory}, {self._collection}",
+            "search_recall": self.manifest.recall,
             "recall": None,
             "memory": None,
             "bytes": 0,
@@ -197,7 +197,7 @@ class FarSearcher(Searcher):
     def _far(
         self, expression: str, filters: Filters | None, descriptor: Floats, ask: int
     ) -> tuple[list[Scored], bool]:
-        rows = self._milvus.search(self._collection, descriptor, ask, expression)
+        rows = self._milvus.search(self._collection, descriptor, ask, expression, self._manifest.probes)
         return _scored(rows, descriptor, filters), len(rows) < ask
 
     def _local(self, numbers: Sequence[int]) -> dict[int, Features]:

@@ -12,6 +12,9 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +26,23 @@ from indexer.local_shards import read_local
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, opened_store, place_photos, read_manifest
 from indexer.stores.address import Address
-from indexer.stores.milvus import INSERTED, Entity, Milvus, entity
+from indexer.stores.compressed import CompressedStore, held_out
+from indexer.stores.milvus import FLAT, GRAPH, INSERTED, UNSEALED, Entity, Milvus, entity
+from indexer.stores.rows import Rows
+from indexer.stores.tuning import least_effort
 from indexer.whereabouts import frame_ranks
 
 log = logging.getLogger(__name__)
 
+FACTORIES = (f"Milvus {FLAT}", f"Milvus {GRAPH}")
+"""What the manifest of a collection calls its index: exact, or a graph."""
 
-def send(layout: Layout, catalogue: Catalogue, manifest: Manifest, store: str) -> None:
+
+def send(layout: Layout, catalogue: Catalogue, manifest: Manifest, store: str, recall: float) -> None:
     """Let a snapshot answer on Milvus; if it does already, only what changed since is sent.
+
+    Args:
+        recall: wanted of the search there.
 
     Raises:
         UsageError: no such address, or pymilvus is not installed.
@@ -38,8 +50,8 @@ def send(layout: Layout, catalogue: Catalogue, manifest: Manifest, store: str) -
     """
     milvus = Milvus(Address.parse(store))
     collection = collection_of(milvus, manifest)
-    if milvus.current() != collection or milvus.said(f"{collection}/manifest") != _words(manifest):
-        _fill(milvus, layout, catalogue, manifest, collection)
+    if milvus.current() != collection or not _is_of(milvus.said(f"{collection}/manifest"), manifest):
+        _fill(milvus, layout, catalogue, manifest, collection, recall)
         before = milvus.current()
         milvus.point(collection)
         for other in milvus.collections():
@@ -67,6 +79,8 @@ def follow(milvus: Milvus, layout: Layout, catalogue: Catalogue) -> None:
     for part in _entities(layout, catalogue, manifest, [row.id for row in rows if row.live]):
         milvus.put(collection, part)
     milvus.say(f"{collection}/change", str(change))
+    if change // UNSEALED > sent // UNSEALED:
+        milvus.seal(collection)
 
 
 class Mirror:
@@ -92,17 +106,48 @@ def collection_of(milvus: Milvus, manifest: Manifest) -> str:
     return f"{milvus.address.name}_{manifest.snapshot.replace('/', '_')}"
 
 
+def _is_of(words: str | None, manifest: Manifest) -> bool:
+    """Whether what was said of a collection is said of this snapshot's."""
+    if words is None:
+        return False
+    said = json.loads(words)
+    return bool(said["factory"] in FACTORIES and json.dumps(said | _searched(manifest)) == _words(manifest))
+
+
 def _words(manifest: Manifest) -> str:
     return json.dumps(dataclasses.asdict(manifest))
 
 
-def _fill(milvus: Milvus, layout: Layout, catalogue: Catalogue, manifest: Manifest, collection: str) -> None:
+def _searched(manifest: Manifest) -> dict[str, Any]:
+    """What a manifest says of the search, which on Milvus is another."""
+    return {name: getattr(manifest, name) for name in ("factory", "recall", "probes", "depth")}
+
+
+def _fill(
+    milvus: Milvus, layout: Layout, catalogue: Catalogue, manifest: Manifest, collection: str, recall: float
+) -> None:
     generation = generation_of(manifest.snapshot)
     change = catalogue.last_change()
-    numbers = catalogue.live_ids(generation)
-    milvus.create(collection, manifest.dim, len(numbers))
-    for part in _entities(layout, catalogue, manifest, numbers):
+    live = catalogue.live_descriptors(generation)
+    numbers = [number for number, *_ in live]
+    exact = milvus.is_exact(len(live), recall)
+    last = [] if exact else [numbers[position] for position in held_out(len(live))]
+    milvus.create(collection, manifest.dim, exact)
+    for part in _entities(layout, catalogue, manifest, sorted(set(numbers).difference(last))):
         milvus.put(collection, part)
+    sent = replace(manifest, factory=FACTORIES[0], recall=1.0, probes=0, depth=0)
+    if not exact:
+        milvus.settle(collection)
+        rows = Rows.of(layout.shards(generation), manifest.dim, numbers, [slot for *_, slot in live])
+        effort, reached = least_effort(partial(milvus.nearest, collection), CompressedStore(rows), recall)
+        if reached < recall:
+            log.warning(
+                "a search on %s finds %.1f %% of what an exact one finds, less than the %.1f %% wanted",
+                *(milvus.address.uri, 100 * reached, 100 * recall),
+            )
+        sent = replace(sent, factory=FACTORIES[1], recall=round(reached, 4), probes=effort)
+        for part in _entities(layout, catalogue, manifest, last):
+            milvus.put(collection, part)
     there = milvus.count(collection)
     if there < len(catalogue.live_ids(generation)) and there < len(numbers):
         raise IndexerError(
@@ -112,7 +157,7 @@ def _fill(milvus: Milvus, layout: Layout, catalogue: Catalogue, manifest: Manife
     milvus.say(f"{collection}/sample", _sample(layout, catalogue, manifest))
     milvus.say(f"{collection}/ranks", json.dumps(_ranks(catalogue, manifest)))
     milvus.say(f"{collection}/change", str(change))
-    milvus.say(f"{collection}/manifest", _words(manifest))
+    milvus.say(f"{collection}/manifest", _words(sent))
 
 
 def _entities(

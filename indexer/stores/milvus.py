@@ -10,6 +10,7 @@ import base64
 import logging
 import os
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,16 +26,26 @@ from indexer.errors import IndexerError, StoreUnavailable
 from indexer.filters import Filters
 from indexer.geo import band_degrees
 from indexer.stores.address import Address
-from indexer.stores.store import Floats
+from indexer.stores.store import Floats, Ids
 
 NOWHERE = 1e15
 """In the place of a number that a photo lacks: Milvus 2.3 has no nulls, and no comparison reaches it."""
 LARGEST = 65_535
 """Characters of a field."""
+ASKED = 100
+"""Questions at a time."""
 INSERTED = 500
 """Entities at a time: below the 64 MiB of a request, with 46 kB of local features each."""
+GRAPH, FLAT = "HNSW", "FLAT"
 EXACT = 20_000
-"""Descriptors from which on a server searches by a graph, whose recall is not measured."""
+"""Descriptors from which on a server searches by a graph."""
+UNSEALED = 2000
+"""Changes after which a collection with a graph is sealed. Of up to 5,000 new descriptors a server compares
+all; more it searches by lists of its own, which find a third of what they should (2.3)."""
+PATIENCE = 600
+"""Seconds without any progress after which a server that makes a graph is given up."""
+LEAST_INDEXED = 1024
+"""Descriptors of a sealed part from which on a server makes a graph of it."""
 MOST = 16_384
 """Entities that Milvus finds at most."""
 
@@ -146,15 +157,13 @@ class Milvus:
         schema.add_field("parts", DataType.INT64)
         schema.add_field("value", DataType.VARCHAR, max_length=LARGEST)
         schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)
-        self._create(self._about, schema, "nothing", 0)
+        self._create(self._about, schema, "nothing", exact=True)
 
-    def _create(self, collection: str, schema: Any, vector: str, count: int) -> None:
+    def _create(self, collection: str, schema: Any, vector: str, exact: bool) -> None:
         from pymilvus import MilvusClient
 
         indexes = MilvusClient.prepare_index_params()
-        kind, settings = _index_for(count)
-        if self._is_file:
-            kind, settings = "FLAT", {}
+        kind, settings = (FLAT, {}) if exact else (GRAPH, {"M": 32, "efConstruction": 200})
         indexes.add_index(vector, index_type=kind, metric_type="IP", params=settings)
         self._client.create_collection(
             collection, schema=schema, index_params=indexes, consistency_level="Strong"
@@ -163,8 +172,12 @@ class Milvus:
 
     # Filling
 
-    def create(self, collection: str, dim: int, count: int) -> None:
-        """An empty collection for about `count` descriptors; one of this name goes."""
+    def is_exact(self, count: int, recall: float) -> bool:
+        """Whether of so many descriptors each is compared, where such a recall is wanted."""
+        return self._is_file or count < EXACT or recall >= 1
+
+    def create(self, collection: str, dim: int, exact: bool) -> None:
+        """An empty collection, searched exactly or by a graph; one of this name goes."""
         from pymilvus import DataType, MilvusClient
 
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -177,13 +190,38 @@ class Milvus:
         schema.add_field("local", DataType.VARCHAR, max_length=LARGEST)
         self.drop(collection)
         with _Explained(self.address, "written"):
-            self._create(collection, schema, "vector", count)
+            self._create(collection, schema, "vector", exact)
 
     def put(self, collection: str, entities: Sequence[Entity]) -> None:
         """Insert entities, or replace those of the same ids."""
         with _Explained(self.address, "written"):
             for start in range(0, len(entities), INSERTED):
                 self._client.upsert(collection, list(entities[start : start + INSERTED]))
+
+    def seal(self, collection: str) -> None:
+        """Let the server make a graph of what was put so far, in its own time."""
+        if not self._is_file:
+            with _Explained(self.address, "written"):
+                self._client.flush(collection)
+
+    def settle(self, collection: str) -> None:
+        """Seal it, and wait until it is searched by the graph. Raises StoreUnavailable where that stalls."""
+        self.seal(collection)
+        count, done, since = self.count(collection), -1, time.monotonic()
+        while True:
+            with _Explained(self.address, "read"):
+                segments = self._client.list_loaded_segments(collection)
+            ready = sum({one.segment_id: one.num_rows for one in segments if _is_ready(one)}.values())
+            if ready >= count:
+                return
+            if ready > done:
+                done, since = ready, time.monotonic()
+            if time.monotonic() - since > PATIENCE:
+                raise StoreUnavailable(
+                    f"the Milvus store {self.address.uri} ({self.address.name}) has made a graph of "
+                    f"{ready:,} of {count:,} descriptors, and of no more for {PATIENCE} s: run again"
+                )
+            time.sleep(1)
 
     def delete(self, collection: str, ids: Sequence[int]) -> None:
         """Delete entities, where they are there."""
@@ -205,9 +243,14 @@ class Milvus:
 
     # Asking
 
-    def search(self, collection: str, descriptor: Floats, k: int, expression: str) -> list[Entity]:
-        """The k entities whose descriptors are nearest to one (d), with their vectors."""
-        settings = {"ef": max(2 * k, 256)} if not self._is_file else {}
+    def search(
+        self, collection: str, descriptor: Floats, k: int, expression: str, effort: int
+    ) -> list[Entity]:
+        """The k entities whose descriptors are nearest to one (d), with their vectors.
+
+        Args:
+            effort: nodes of a graph that are kept in sight (ef), k at least; an exact search looks at all.
+        """
         with _Explained(self.address, "searched"):
             (found,) = self._client.search(
                 collection,
@@ -215,9 +258,22 @@ class Milvus:
                 limit=min(k, MOST),
                 filter=expression,
                 output_fields=[*FIELDS, "vector"],
-                search_params={"metric_type": "IP", "params": settings},
+                search_params=_parameters(max(effort, k)),
             )
         return [{**hit["entity"], "id": hit["id"]} for hit in found]
+
+    def nearest(self, collection: str, queries: Floats, k: int, effort: int) -> Ids:
+        """Ids (B k) of the descriptors nearest to queries (B d), or −1; see `search`."""
+        ids = np.full((len(queries), k), -1, np.int64)
+        with _Explained(self.address, "searched"):
+            for start in range(0, len(queries), ASKED):
+                part = queries[start : start + ASKED].tolist()
+                found = self._client.search(
+                    collection, data=part, limit=k, search_params=_parameters(max(effort, k))
+                )
+                for row, hits in zip(ids[start:], found, strict=False):
+                    row[: len(hits)] = [hit["id"] for hit in hits]
+        return ids
 
     def views(self, collection: str, photos: Sequence[str]) -> Counter[str]:
         """How many descriptors photos have."""
@@ -247,9 +303,13 @@ class Milvus:
             iterator.close()
 
 
-def _index_for(count: int) -> tuple[str, dict[str, int]]:
-    """The server's kind of index for so many descriptors."""
-    return ("FLAT", {}) if count < EXACT else ("HNSW", {"M": 32, "efConstruction": 200})
+def _parameters(effort: int) -> dict[str, Any]:
+    return {"metric_type": "IP", "params": {"ef": effort}}
+
+
+def _is_ready(segment: Any) -> bool:
+    """Whether a part of a collection has its graph, or is so small that the server makes none."""
+    return bool(segment.state_name == "Sealed" and (segment.index_name or segment.num_rows < LEAST_INDEXED))
 
 
 class _Explained:

@@ -8,17 +8,20 @@ those beside it. The setting is chosen by one half of the questions, measured by
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.stores.compressed import CompressedStore, Setting, held_out
-from indexer.stores.store import Floats, Positions
+from indexer.stores.store import Floats, Ids, Positions
 
 NEAREST = 10
 """Recall is the share of so many nearest that are found where so many are asked for."""
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+EFFORTS = (64, 128, 256, 512, 1024, 2048, 4096)
+"""Nodes of a graph made elsewhere that a search keeps in sight (ef)."""
 ROW_COST = 100
 """Codes that are compared in the time in which one descriptor is read and compared."""
 MARGIN = 0.001
@@ -47,13 +50,37 @@ def tune(store: CompressedStore, recall: float) -> tuple[Setting, float]:
         store: a graph not yet `completed`.
         recall: wanted, 0 to 1.
     """
-    asked = questions(store)
+    asked = questions(store, store.encoded)
     chosen = _cheapest(store, asked.part(slice(0, None, 2)), recall)
     return chosen, measured(store, asked.part(slice(1, None, 2)), chosen)
 
 
-def questions(store: CompressedStore) -> Questions:
-    """Questions, always the same for the same collection, and their exact answers."""
+def least_effort(
+    search: Callable[[Floats, int, int], Ids], store: CompressedStore, recall: float
+) -> tuple[int, float]:
+    """The least effort with which a graph made elsewhere reaches a recall, or the most, and what it reaches.
+
+    Args:
+        search: ids of the k nearest to queries, found with an effort.
+        store: all descriptors; those that are `held_out` are not in the graph yet.
+    """
+    others = np.delete(np.arange(store.count), held_out(store.count))
+    asked = questions(store, others)
+    chosen_by, measured_by = asked.part(slice(0, None, 2)), asked.part(slice(1, None, 2))
+
+    def reached(part: Questions, effort: int) -> float:
+        found = search(part.queries, NEAREST, effort)
+        return float((found[:, :, None] == store.ids[part.nearest][:, None, :]).sum() / found.size)
+
+    effort = EFFORTS[-1]
+    for effort in EFFORTS:
+        if reached(chosen_by, effort) >= recall + MARGIN:
+            break
+    return effort, reached(measured_by, effort)
+
+
+def questions(store: CompressedStore, among: Positions | None) -> Questions:
+    """Questions, always the same for the same collection, and their exact answers among so many or all."""
     itself = held_out(store.count)
     queries = store.rows.read(itself)
     generator = np.random.default_rng(0)
@@ -61,7 +88,7 @@ def questions(store: CompressedStore) -> Questions:
     disturbed = _unit(queries + _unit(mixtures))
     halves = np.arange(len(queries)) % 4 < 2  # so that both kinds are among even and odd numbers
     queries = np.where(halves[:, None], queries, disturbed)
-    _, ids = store.exact(queries, NEAREST, store.encoded, leave_out=itself)
+    _, ids = store.exact(queries, NEAREST, among, leave_out=itself)
     return Questions(queries, itself, store.rows.positions(ids))
 
 

@@ -27,8 +27,8 @@ from indexer.stores.choice import ROW_BYTES, SHARDS, choose, lists_for
 from indexer.stores.compressed import CompressedStore, Setting, spread
 from indexer.stores.faiss import FLAT
 from indexer.stores.rows import Rows
-from indexer.stores.store import Floats
-from indexer.stores.tuning import NEAREST, measured, questions, tune
+from indexer.stores.store import Floats, Ids
+from indexer.stores.tuning import NEAREST, least_effort, measured, questions, tune
 
 DIM = 64
 COUNT = 3000
@@ -210,7 +210,7 @@ def test_lists_are_fitted_on_gpus_where_there_are_some(
 
 
 def test_questions_leave_out_what_is_asked(rows: Rows, vectors: Floats) -> None:
-    asked = questions(CompressedStore(rows))
+    asked = questions(CompressedStore(rows), None)
     assert asked.itself.tolist() == spread(COUNT, 1000).tolist()
     cosines = asked.queries @ vectors.T
     own = cosines[np.arange(1000), asked.itself]
@@ -223,7 +223,7 @@ def test_questions_leave_out_what_is_asked(rows: Rows, vectors: Floats) -> None:
 
 def test_a_graph_is_asked_what_it_has_not_seen(rows: Rows, vectors: Floats) -> None:
     graph = CompressedStore.build(rows, "HNSW32,SQ8").tuned(Setting(300, 4))
-    asked = questions(graph)
+    asked = questions(graph, graph.encoded)
     assert graph.encoded is not None
     assert len(graph.encoded) == COUNT - len(asked.itself)
     for unseen in (asked.nearest, graph.candidates(vectors[:50], 20, 300)):
@@ -241,7 +241,7 @@ def test_the_recall_that_was_wanted_is_reached_and_no_more_is_done(
 ) -> None:
     setting, reached = tune(store, recall)
     assert reached > recall - 0.02
-    asked = questions(store)
+    asked = questions(store, store.encoded)
     half = dataclasses.replace(setting, probes=max(1, setting.probes // 4), depth=max(1, setting.depth // 3))
     if half != setting:
         assert measured(store, asked, half) < measured(store, asked, setting)
@@ -253,8 +253,29 @@ def test_a_recall_that_codes_cannot_reach_is_told_as_it_is(rows: Rows) -> None:
     poor = CompressedStore.build(rows, "IVF1,PQ2x4fs")
     setting, reached = tune(poor, 0.9999)
     assert setting.probes == 1
-    assert reached == pytest.approx(measured(poor, questions(poor).part(slice(1, None, 2)), setting))
+    assert reached == pytest.approx(
+        measured(poor, questions(poor, poor.encoded).part(slice(1, None, 2)), setting)
+    )
     assert reached < 0.9999
+
+
+def test_a_graph_made_elsewhere_is_searched_no_more_than_it_takes(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.stores.tuning.EFFORTS", (10, 20, 40, 80, 160))
+    graph = CompressedStore.build(rows, "HNSW4,Flat")  # without those that are held out
+    asked: list[int] = []
+
+    def search(queries: Floats, k: int, effort: int) -> Ids:
+        asked.append(effort)
+        return rows.ids[graph.candidates(queries, k, effort)]
+
+    little, reached = least_effort(search, CompressedStore(rows), 0.5)
+    assert reached > 0.48
+    assert asked == [each for each in (10, 20, 40, 80, 160) if each <= little] + [little]
+    most, best = least_effort(search, CompressedStore(rows), 1.0)
+    assert little < most == 160
+    assert reached < best < 1
 
 
 # Choosing

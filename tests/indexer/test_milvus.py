@@ -24,7 +24,7 @@ from indexer.errors import (
 from indexer.filters import Filters
 from indexer.index import Index
 from indexer.metadata import PhotoMetadata
-from indexer.options import BuildOptions, SearchOptions
+from indexer.options import RECALL, BuildOptions, SearchOptions
 from indexer.rebuild import rebuild
 from indexer.replica import Replica
 from indexer.snapshot import read_manifest
@@ -85,7 +85,7 @@ def made(handmade: Any, unit: Draw, store: str) -> Any:
 
 def send(made: Any, store: str) -> None:
     catalogue = Catalogue(made.folder)
-    sending.send(made.layout, catalogue, read_manifest(made.layout, made.layout.current()), store)
+    sending.send(made.layout, catalogue, read_manifest(made.layout, made.layout.current()), store, RECALL)
     catalogue.close()
 
 
@@ -237,6 +237,99 @@ def test_a_store_that_is_gone_holds_up_no_post(
     assert replica.nearest(descriptor, 1)[0].id != made.new(1).id
     near.posting().add(made.new(2), unit(np.random.default_rng(4))[None])
     assert replica.nearest(descriptor, 1)[0].id == made.new(1).id
+
+
+def test_a_snapshot_is_sent_once(made: Any, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Milvus, "create", lambda *_: pytest.fail("sent again"))
+    send(made, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(sending, "FACTORIES", ("another version's",))
+        with pytest.raises(pytest.fail.Exception, match="sent again"):
+            send(made, store)
+
+
+# Collections too large to be searched exactly
+
+
+WIDE = 64
+
+
+@pytest.fixture
+def large(make_handmade: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """3,000 photos, which are too many for a server to compare all."""
+    monkeypatch.setattr("indexer.stores.milvus.EXACT", 2000)
+    generator = np.random.default_rng(0)
+    made = make_handmade(tmp_path / "large", dim=WIDE)
+    made.make([(moments(generator), [row]) for row in wide(3000)], places="auto")
+    return made
+
+
+def wide(n: int, seed: int = 0) -> Floats:
+    rows = np.random.default_rng(seed).standard_normal((n, WIDE)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def sent(made: Any, store: str, recall: float) -> Replica:
+    catalogue = Catalogue(made.folder)
+    sending.send(made.layout, catalogue, read_manifest(made.layout, made.layout.current()), store, recall)
+    catalogue.close()
+    return far(store)
+
+
+def found(near: Index, replica: Replica) -> float:
+    """The share of the ten nearest that a replica finds."""
+    same = [
+        {hit.id for hit in near.nearest(query, 10)} & {hit.id for hit in replica.nearest(query, 10)}
+        for query in wide(30, seed=1)
+    ]
+    return sum(map(len, same)) / 300
+
+
+def test_a_graph_is_searched_for_the_recall_wanted(
+    large: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.stores.tuning.EFFORTS", (10, 40, 160, 640))
+    replicas = {
+        wanted: sent(large, f"{server}/t{abs(hash(tmp_path)) % 10**9}_{number}", wanted)
+        for number, wanted in enumerate((0.5, 0.97, 1.0))
+    }
+    for wanted, replica in replicas.items():
+        reached = replica.manifest.recall
+        assert reached >= wanted - 0.02
+        assert found(large.open(), replica) >= reached - 0.08  # what came last is compared one by one
+    half, most, exact = replicas.values()
+    assert half.manifest.factory == most.manifest.factory == "Milvus HNSW"
+    assert half.manifest.probes < most.manifest.probes
+    assert half.manifest.recall < 0.97
+    assert (exact.manifest.factory, found(large.open(), exact)) == ("Milvus FLAT", 1.0)
+
+
+def test_a_recall_out_of_reach_is_told(
+    large: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("indexer.stores.tuning.EFFORTS", (10,))
+    sent(large, f"{server}/t{abs(hash(tmp_path)) % 10**9}", 0.999)
+    assert "of what an exact one finds, less than the 99.9 % wanted" in caplog.text
+
+
+def test_a_collection_with_a_graph_is_sent_once(
+    large: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"{server}/t{abs(hash(tmp_path)) % 10**9}"
+    sent(large, store, 0.9)
+    monkeypatch.setattr(Milvus, "create", lambda *_: pytest.fail("sent again"))
+    sent(large, store, 0.9)
+
+
+def test_a_server_that_makes_no_graph_is_given_up(
+    large: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.stores.milvus.PATIENCE", 1)
+    monkeypatch.setattr("indexer.stores.milvus._is_ready", lambda _: False)
+    store = f"{server}/t{abs(hash(tmp_path)) % 10**9}"
+    with pytest.raises(StoreUnavailable, match="has made a graph of 0 of 2,000 descriptors, and of no more"):
+        sent(large, store, 0.9)
+    assert Milvus(Address.parse(store)).current() is None
 
 
 @pytest.mark.usefixtures("made")
