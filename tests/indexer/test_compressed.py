@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -354,23 +355,35 @@ def test_the_machine_has_memory() -> None:
 # In an index
 
 
-@pytest.fixture(params=["lists", "graph"])
-def small(
-    handmade: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module", params=["lists", "graph"])
+def street(
+    make_handmade: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, list[str], Floats]:
     """An index of 1,500 photos along a street that keeps no descriptor in memory."""
-    monkeypatch.setattr("indexer.stores.choice.QUICK_BYTES", 0)
     graph = request.param == "graph"
     wanted = SearchOptions(memory="1M" if graph else "150K", recall=0.95, graph=graph)
-    handmade.dim = DIM
+    made = make_handmade(tmp_path_factory.mktemp("street") / "index", DIM)
     vectors = streets(1500)
     photos = [
         (PhotoMetadata(lat=52 + number * 1e-4, lon=0.1, heading=float(number % 360)), [vector])
         for number, vector in enumerate(vectors)
     ]
-    made = handmade.make(photos, wanted)
-    assert handmade.open().manifest.factory.startswith("HNSW32" if graph else "IVF")
-    return handmade, made, vectors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("indexer.stores.choice.QUICK_BYTES", 0)
+        ids = made.make(photos, wanted)
+    assert made.open().manifest.factory.startswith("HNSW32" if graph else "IVF")
+    return made, ids, vectors
+
+
+@pytest.fixture
+def small(
+    street: tuple[Any, list[str], Floats], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, list[str], Floats]:
+    """A copy of it."""
+    monkeypatch.setattr("indexer.stores.choice.QUICK_BYTES", 0)
+    made, ids, vectors = street
+    shutil.copytree(made.folder, tmp_path / "index")
+    return dataclasses.replace(made, folder=tmp_path / "index"), ids, vectors
 
 
 def found(index: Index, query: Floats, n: int = 10, filters: Filters | None = None) -> list[str]:
