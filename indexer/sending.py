@@ -14,7 +14,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -34,8 +33,8 @@ from indexer.whereabouts import frame_ranks
 
 log = logging.getLogger(__name__)
 
-FACTORIES = (f"Milvus {FLAT}", f"Milvus {GRAPH}")
-"""What the manifest of a collection calls its index: exact, or a graph."""
+EXACT, BY_GRAPH = f"Milvus {FLAT}", f"Milvus {GRAPH}"
+"""What the manifest of a collection calls its index."""
 
 
 def send(layout: Layout, catalogue: Catalogue, manifest: Manifest, store: str, recall: float) -> None:
@@ -111,16 +110,9 @@ def _is_of(words: str | None, manifest: Manifest) -> bool:
     if words is None:
         return False
     said = json.loads(words)
-    return bool(said["factory"] in FACTORIES and json.dumps(said | _searched(manifest)) == _words(manifest))
-
-
-def _words(manifest: Manifest) -> str:
-    return json.dumps(dataclasses.asdict(manifest))
-
-
-def _searched(manifest: Manifest) -> dict[str, Any]:
-    """What a manifest says of the search, which on Milvus is another."""
-    return {name: getattr(manifest, name) for name in ("factory", "recall", "probes", "depth")}
+    own = dataclasses.asdict(manifest)
+    search = {name: own[name] for name in ("factory", "recall", "probes", "depth")}  # on Milvus another
+    return said["factory"] in (EXACT, BY_GRAPH) and json.dumps(said | search) == json.dumps(own)
 
 
 def _fill(
@@ -135,17 +127,11 @@ def _fill(
     milvus.create(collection, manifest.dim, exact)
     for part in _entities(layout, catalogue, manifest, sorted(set(numbers).difference(last))):
         milvus.put(collection, part)
-    sent = replace(manifest, factory=FACTORIES[0], recall=1.0, probes=0, depth=0)
+    sent = replace(manifest, factory=EXACT, recall=1.0, probes=0, depth=0)
     if not exact:
-        milvus.settle(collection)
         rows = Rows.of(layout.shards(generation), manifest.dim, numbers, [slot for *_, slot in live])
-        effort, reached = least_effort(partial(milvus.nearest, collection), CompressedStore(rows), recall)
-        if reached < recall:
-            log.warning(
-                "a search on %s finds %.1f %% of what an exact one finds, less than the %.1f %% wanted",
-                *(milvus.address.uri, 100 * reached, 100 * recall),
-            )
-        sent = replace(sent, factory=FACTORIES[1], recall=round(reached, 4), probes=effort)
+        effort, reached = _tuned(milvus, collection, rows, recall)
+        sent = replace(sent, factory=BY_GRAPH, recall=round(reached, 4), probes=effort)
         for part in _entities(layout, catalogue, manifest, last):
             milvus.put(collection, part)
     there = milvus.count(collection)
@@ -157,7 +143,19 @@ def _fill(
     milvus.say(f"{collection}/sample", _sample(layout, catalogue, manifest))
     milvus.say(f"{collection}/ranks", json.dumps(_ranks(catalogue, manifest)))
     milvus.say(f"{collection}/change", str(change))
-    milvus.say(f"{collection}/manifest", _words(sent))
+    milvus.say(f"{collection}/manifest", json.dumps(dataclasses.asdict(sent)))
+
+
+def _tuned(milvus: Milvus, collection: str, rows: Rows, recall: float) -> tuple[int, float]:
+    """The effort with which to search a graph of all rows but those held out, and the recall it reaches."""
+    milvus.settle(collection)
+    effort, reached = least_effort(partial(milvus.nearest, collection), CompressedStore(rows), recall)
+    if reached < recall:
+        log.warning(
+            "a search on %s finds %.1f %% of what an exact one finds, less than the %.1f %% wanted",
+            *(milvus.address.uri, 100 * reached, 100 * recall),
+        )
+    return effort, reached
 
 
 def _entities(

@@ -40,8 +40,10 @@ GRAPH, FLAT = "HNSW", "FLAT"
 EXACT = 20_000
 """Descriptors from which on a server searches by a graph."""
 UNSEALED = 2000
-"""Changes after which a collection with a graph is sealed. Of up to 5,000 new descriptors a server compares
-all; more it searches by lists of its own, which find a third of what they should (2.3)."""
+"""Changes after which a collection is sealed. Of up to 5,000 new descriptors a server compares all; more it
+searches, where a graph is due, by lists of its own, which find less than half (2.3)."""
+TIMEOUT = 20.0
+"""Seconds that a server may take to begin."""
 PATIENCE = 600
 """Seconds without any progress after which a server that makes a graph is given up."""
 LEAST_INDEXED = 1024
@@ -69,7 +71,7 @@ class Milvus:
         with _Explained(address, "reached"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # milvus-lite's use of setuptools is not for users to mend
             logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what matters is raised
-            self._client: Any = MilvusClient(uri=address.uri, token=token, timeout=20)
+            self._client: Any = MilvusClient(uri=address.uri, token=token, timeout=TIMEOUT)
         self._is_file = not address.uri.startswith("http")
         self._about = f"{address.name}_about"
 
@@ -198,15 +200,15 @@ class Milvus:
             for start in range(0, len(entities), INSERTED):
                 self._client.upsert(collection, list(entities[start : start + INSERTED]))
 
-    def seal(self, collection: str) -> None:
+    def seal(self, collection: str, timeout: float = TIMEOUT) -> None:
         """Let the server make a graph of what was put so far, in its own time."""
         if not self._is_file:
             with _Explained(self.address, "written"):
-                self._client.flush(collection)
+                self._client.flush(collection, timeout=timeout)
 
     def settle(self, collection: str) -> None:
         """Seal it, and wait until it is searched by the graph. Raises StoreUnavailable where that stalls."""
-        self.seal(collection)
+        self.seal(collection, PATIENCE)
         count, done, since = self.count(collection), -1, time.monotonic()
         while True:
             with _Explained(self.address, "read"):

@@ -20,8 +20,8 @@ from indexer.stores.store import Floats, Ids, Positions
 NEAREST = 10
 """Recall is the share of so many nearest that are found where so many are asked for."""
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-EFFORTS = (64, 128, 256, 512, 1024, 2048, 4096)
-"""Nodes of a graph made elsewhere that a search keeps in sight (ef)."""
+EFFORTS = (256, 512, 1024, 2048, 4096)
+"""Nodes of a graph made elsewhere that a search keeps in sight (ef); the way there takes longer than 256."""
 ROW_COST = 100
 """Codes that are compared in the time in which one descriptor is read and compared."""
 MARGIN = 0.001

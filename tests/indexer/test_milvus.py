@@ -243,7 +243,7 @@ def test_a_snapshot_is_sent_once(made: Any, store: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(Milvus, "create", lambda *_: pytest.fail("sent again"))
     send(made, store)
     with monkeypatch.context() as patch:
-        patch.setattr(sending, "FACTORIES", ("another version's",))
+        patch.setattr(sending, "EXACT", "as another version calls it")
         with pytest.raises(pytest.fail.Exception, match="sent again"):
             send(made, store)
 
