@@ -248,6 +248,21 @@ def test_a_snapshot_is_sent_once(made: Any, store: str, monkeypatch: pytest.Monk
             send(made, store)
 
 
+def test_changes_are_sealed_from_time_to_time(
+    made: Any, store: str, unit: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed: list[str] = []
+    monkeypatch.setattr(sending, "UNSEALED", 5)
+    monkeypatch.setattr(Milvus, "seal", lambda _, collection: sealed.append(collection))
+    near = made.open()
+    changes = [near.catalogue.last_change()]
+    for number in range(12):
+        near.posting().add(made.new(number), unit(np.random.default_rng(number))[None])
+        changes.append(near.catalogue.last_change())
+    assert len(sealed) == len({change // 5 for change in changes}) - 1 >= 2
+    assert set(sealed) == {Milvus(Address.parse(store)).current()}
+
+
 # Collections too large to be searched exactly
 
 
