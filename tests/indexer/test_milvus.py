@@ -340,7 +340,7 @@ def test_a_server_that_makes_no_graph_is_given_up(
     large: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("indexer.stores.milvus.PATIENCE", 1)
-    monkeypatch.setattr("indexer.stores.milvus._is_ready", lambda _: False)
+    monkeypatch.setattr(Milvus, "seal", lambda *_: None)
     store = f"{server}/t{abs(hash(tmp_path)) % 10**9}"
     with pytest.raises(StoreUnavailable, match="has made a graph of 0 of 2,000 descriptors, and of no more"):
         sent(large, store, 0.9)
