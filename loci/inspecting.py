@@ -7,14 +7,14 @@ import typer
 
 from loci.console import count, distance, facts, say, say_json, size
 from loci.failures import FAILED
-from loci.options import IndexArgument, JsonFlag
+from loci.options import IndexArgument, JsonFlag, ModelOption
 
 
-def info(index: IndexArgument, as_json: JsonFlag = False) -> None:
+def info(index: IndexArgument, model: ModelOption = None, as_json: JsonFlag = False) -> None:
     """Say what an index holds."""
     from indexer.index import Index
 
-    found = Index.open(index).info()
+    found = Index.open(index, model=model).info()
     if as_json:
         say_json(found)
     else:
@@ -59,7 +59,7 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "confidence", _confidence(found["calibration"])
     decoding = ", which decodes JPEGs, too" if found["decoding"] == "GPU" else ""
     yield "runs on", f"{found['device']}, {found['precision']}{decoding}"
-    yield "size", size(found["bytes"])
+    yield "size", size(found["bytes"]) if found["bytes"] else None
 
 
 def _confidence(found: dict[str, Any] | None) -> str:
@@ -81,7 +81,8 @@ def _local(found: dict[str, Any]) -> str:
     kept = found["local_features"]
     if not kept:
         return "none: answers are not verified"
-    return f"{kept:,} of a photo at most, {size(found['local_bytes'])}"
+    there = f", {size(found['local_bytes'])}" if found["local_bytes"] else ""  # else elsewhere
+    return f"{kept:,} of a photo at most{there}"
 
 
 def _pooling(found: dict[str, Any]) -> str:

@@ -72,7 +72,6 @@ def least_effort(
         found = search(part.queries, NEAREST, effort)
         return float((found[:, :, None] == store.ids[part.nearest][:, None, :]).sum() / found.size)
 
-    effort = EFFORTS[-1]
     for effort in EFFORTS:
         if reached(chosen_by, effort) >= recall + MARGIN:
             break

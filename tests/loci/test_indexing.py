@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
 from indexer.build import BuildReport, Failure
+from indexer.catalogue import Catalogue
+from indexer.layout import Layout
+from indexer.sending import send
+from indexer.snapshot import read_manifest
 from loci.indexing import print_report
 from loci.inspecting import _confidence
 
@@ -196,6 +201,24 @@ def test_info_json_has_the_documented_names(loci: Loci, index: Path) -> None:
 )
 def test_what_info_says_of_confidence(found: dict[str, object] | None, line: str) -> None:
     assert _confidence(found) == line
+
+
+@pytest.mark.filterwarnings("ignore")  # of milvus-lite's own
+def test_info_of_a_snapshot_elsewhere(loci: Loci, index: Path, tmp_path: Path) -> None:
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    layout, store = Layout(index), f"milvus:{tmp_path / 'milvus.db'}"
+    with closing(Catalogue(index)) as catalogue:
+        send(layout, catalogue, read_manifest(layout, layout.current()), store, 0.99)
+    there = loci("info", store, "--model", layout.model(1))
+    assert there.exit_code == 0
+    found, own = (
+        dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if "features" not in line)
+        for result in (there, loci("info", index))
+    )
+    assert found.pop("search") == "Milvus FLAT, loci_01_000001, finds 100.0% of what an exact search finds"
+    del own["search"], own["size"]
+    assert found == own
+    assert "needs --model" in loci("info", store).stderr
 
 
 def test_info_for_people(loci: Loci, index: Path) -> None:
