@@ -25,7 +25,7 @@ from indexer.local_shards import read_local
 from indexer.shards import read_slots
 from indexer.snapshot import Manifest, opened_store, place_photos, read_manifest
 from indexer.stores.address import Address
-from indexer.stores.compressed import CompressedStore, held_out
+from indexer.stores.compressed import CompressedStore, parted
 from indexer.stores.milvus import FLAT, GRAPH, INSERTED, UNSEALED, Entity, Milvus, entity
 from indexer.stores.rows import Rows
 from indexer.stores.tuning import least_effort
@@ -123,16 +123,16 @@ def _fill(
     live = catalogue.live_descriptors(generation)
     numbers = [number for number, *_ in live]
     exact = milvus.is_exact(len(live), recall)
-    last = [] if exact else [numbers[position] for position in held_out(len(live))]
+    first, last = parted(len(live))
     milvus.create(collection, manifest.dim, exact)
-    for part in _entities(layout, catalogue, manifest, sorted(set(numbers).difference(last))):
+    for part in _entities(layout, catalogue, manifest, numbers if exact else [numbers[at] for at in first]):
         milvus.put(collection, part)
     sent = replace(manifest, factory=EXACT, recall=1.0, probes=0, depth=0)
     if not exact:
         rows = Rows.of(layout.shards(generation), manifest.dim, numbers, [slot for *_, slot in live])
         effort, reached = _tuned(milvus, collection, rows, recall)
         sent = replace(sent, factory=BY_GRAPH, recall=round(reached, 4), probes=effort)
-        for part in _entities(layout, catalogue, manifest, last):
+        for part in _entities(layout, catalogue, manifest, [numbers[at] for at in last]):
             milvus.put(collection, part)
     there = milvus.count(collection)
     if there < len(catalogue.live_ids(generation)) and there < len(numbers):

@@ -75,8 +75,7 @@ class CompressedStore:
         else:
             _fit_lists(index, rows)
         store = cls(rows, index)
-        first = None if store._order is None else store._order[: -len(held_out(len(rows)))]
-        for block in rows.blocks(first):
+        for block in rows.blocks(parted(len(rows))[0] if store.is_graph else None):
             index.add(block)
         return store
 
@@ -250,10 +249,15 @@ def held_out(count: int) -> Positions:
     return spread(count, min(HELD_OUT, max(1, count // 3)))
 
 
+def parted(count: int) -> tuple[Positions, Positions]:
+    """All positions but those that are held out, and those."""
+    last = held_out(count)
+    return np.delete(np.arange(count), last), last
+
+
 def _order(count: int) -> Positions:
     """All positions, those that are held out last."""
-    last = held_out(count)
-    return np.concatenate([np.delete(np.arange(count), last), last])
+    return np.concatenate(parted(count))
 
 
 def spread(count: int, most: int) -> Positions:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.stores.compressed import CompressedStore, Setting, held_out
+from indexer.stores.compressed import CompressedStore, Setting, held_out, parted
 from indexer.stores.store import Floats, Ids, Positions
 
 NEAREST = 10
@@ -64,8 +64,7 @@ def least_effort(
         search: ids of the k nearest to queries, found with an effort.
         store: all descriptors; those that are `held_out` are not in the graph yet.
     """
-    others = np.delete(np.arange(store.count), held_out(store.count))
-    asked = questions(store, others)
+    asked = questions(store, parted(store.count)[0])
     chosen_by, measured_by = asked.part(slice(0, None, 2)), asked.part(slice(1, None, 2))
 
     def reached(part: Questions, effort: int) -> float:
