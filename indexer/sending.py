@@ -33,7 +33,7 @@ from indexer.whereabouts import frame_ranks
 
 log = logging.getLogger(__name__)
 
-EXACT, BY_GRAPH = f"Milvus {FLAT}", f"Milvus {GRAPH}"
+COMPARED, BY_GRAPH = f"Milvus {FLAT}", f"Milvus {GRAPH}"
 """What the manifest of a collection calls its index."""
 
 
@@ -112,7 +112,7 @@ def _is_of(words: str | None, manifest: Manifest) -> bool:
     said = json.loads(words)
     own = dataclasses.asdict(manifest)
     search = {name: own[name] for name in ("factory", "recall", "probes", "depth")}  # on Milvus another
-    return said["factory"] in (EXACT, BY_GRAPH) and json.dumps(said | search) == json.dumps(own)
+    return said["factory"] in (COMPARED, BY_GRAPH) and json.dumps(said | search) == json.dumps(own)
 
 
 def _fill(
@@ -127,7 +127,7 @@ def _fill(
     milvus.create(collection, manifest.dim, exact)
     for part in _entities(layout, catalogue, manifest, numbers if exact else [numbers[at] for at in first]):
         milvus.put(collection, part)
-    sent = replace(manifest, factory=EXACT, recall=1.0, probes=0, depth=0)
+    sent = replace(manifest, factory=COMPARED, recall=1.0, probes=0, depth=0)
     if not exact:
         rows = Rows.of(layout.shards(generation), manifest.dim, numbers, [slot for *_, slot in live])
         effort, reached = _tuned(milvus, collection, rows, recall)

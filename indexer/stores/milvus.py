@@ -260,7 +260,7 @@ class Milvus:
                 limit=min(k, MOST),
                 filter=expression,
                 output_fields=[*FIELDS, "vector"],
-                search_params=_parameters(max(effort, k)),
+                search_params=_parameters(k, effort),
             )
         return [{**hit["entity"], "id": hit["id"]} for hit in found]
 
@@ -271,7 +271,7 @@ class Milvus:
             for start in range(0, len(queries), ASKED):
                 part = queries[start : start + ASKED].tolist()
                 found = self._client.search(
-                    collection, data=part, limit=k, search_params=_parameters(max(effort, k))
+                    collection, data=part, limit=k, search_params=_parameters(k, effort)
                 )
                 for row, hits in zip(ids[start:], found, strict=False):
                     row[: len(hits)] = [hit["id"] for hit in hits]
@@ -305,8 +305,8 @@ class Milvus:
             iterator.close()
 
 
-def _parameters(effort: int) -> dict[str, Any]:
-    return {"metric_type": "IP", "params": {"ef": effort}}
+def _parameters(k: int, effort: int) -> dict[str, Any]:
+    return {"metric_type": "IP", "params": {"ef": max(k, effort)}}
 
 
 def _is_ready(segment: Any) -> bool:

@@ -243,7 +243,7 @@ def test_a_snapshot_is_sent_once(made: Any, store: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(Milvus, "create", lambda *_: pytest.fail("sent again"))
     send(made, store)
     with monkeypatch.context() as patch:
-        patch.setattr(sending, "EXACT", "as another version calls it")
+        patch.setattr(sending, "COMPARED", "as another version calls it")
         with pytest.raises(pytest.fail.Exception, match="sent again"):
             send(made, store)
 
@@ -331,9 +331,9 @@ def test_a_collection_with_a_graph_is_sent_once(
     large: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = f"{server}/t{abs(hash(tmp_path)) % 10**9}"
-    sent(large, store, 0.9)
+    collection = sent(large, store, 0.9)._collection
     monkeypatch.setattr(Milvus, "create", lambda *_: pytest.fail("sent again"))
-    sent(large, store, 0.9)
+    assert sent(large, store, 0.9)._collection == collection
 
 
 def test_a_server_that_makes_no_graph_is_given_up(
