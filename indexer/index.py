@@ -10,33 +10,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.addresses import SCHEME
 from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit
-from indexer.calibration import KNOWN_FROM, Calibration, check_known_share
-from indexer.catalogue import Catalogue
-from indexer.columns import Counts
+from indexer.build.publish import Manifest, opened_store, other_model, place_photos, read_manifest
+from indexer.build.rebuild import rebuild
+from indexer.confidence.calibration import KNOWN_FROM, Calibration, check_known_share
+from indexer.confidence.evidence import WEIGHED, sample_of
+from indexer.confidence.judge import Judge, Judgement
 from indexer.errors import NotFound, UsageError
-from indexer.evidence import WEIGHED, sample_of
 from indexer.filters import Filters
-from indexer.following import Follower, FrameAnswer, MotionKind, PhotoMap, follow_all
-from indexer.layout import Layout, disk_use, generation_of
-from indexer.localise import LOCATE_BY, locate
-from indexer.motion import Step
 from indexer.options import load_options
-from indexer.posting import Posting
-from indexer.reading import Reader
-from indexer.rebuild import rebuild
-from indexer.search import Question, Scored, Searcher, grouped
-from indexer.shards import read_slots
-from indexer.showing import rounded, shown_places, why_untold
-from indexer.snapshot import Manifest, opened_store, other_model, place_photos, read_manifest
-from indexer.stores.address import SCHEME
-from indexer.stores.store import Store
-from indexer.sureness import Judge, Judgement
-from indexer.verification import Features, Matches, matches
-from indexer.whereabouts import frame_ranks
-from model.decoding import Image
+from indexer.photos.reader import Reader
+from indexer.places.neighbourhood import frame_ranks
+from indexer.posting.posting import Posting
+from indexer.search.filter_columns import Counts
+from indexer.search.localisation import LOCATE_BY, locate
+from indexer.search.searcher import Question, Scored, Searcher, grouped
+from indexer.search.showing import rounded, shown_places, why_untold
+from indexer.search.verification import Features, Matches, matches
+from indexer.sequences.follower import Follower, FrameAnswer, MotionKind, PhotoMap, follow_all
+from indexer.sequences.motion import Step
+from indexer.snapshots.store import Store
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.layout import Layout, disk_use, generation_of
+from indexer.storage.shards import read_slots
 from model.embedder import Embedder, Seen
 from model.errors import ImageError
+from model.gpu_decoding import Image
 from model.images import MAX_PIXELS, Source
 from model.modelfile import load_model, read_header
 
@@ -89,7 +89,7 @@ class Index:
 
         Args:
             path: the folder, or milvus://HOST/NAME for a snapshot that was sent there; see
-                `indexer.replica.Replica`.
+                `indexer.milvus.replica.Replica`.
             known_share: share of the queries that show a place of the index, between 0 and 1; confidence
                 holds for it.
             model: the model file, where there is no folder that has it.
@@ -103,7 +103,7 @@ class Index:
         """
         check_known_share(known_share)
         if str(path).startswith(SCHEME):
-            from indexer.replica import Replica
+            from indexer.milvus.replica import Replica
 
             return Replica.open_far(
                 str(path), model, device=device, precision=precision, known_share=known_share
@@ -273,7 +273,7 @@ class Index:
 
         Args:
             steps: what odometry says of the way to each frame, None where it says nothing; see
-                `indexer.odometry`.
+                `indexer.sequences.odometry`.
             smooth: answer each frame by all of them; else by those up to it alone.
             verify: look at the photos most like a frame once more, as in `query`.
             on_unreadable: told of each frame that cannot be read, which is then left out.
@@ -474,7 +474,7 @@ class Index:
         return (searched.count - searched.snapshot.count + dead) / max(searched.snapshot.count, 1)
 
     def rebuild(self) -> None:
-        """Publish the next snapshot, which `latest` then gives. Raises as `indexer.rebuild.rebuild` does."""
+        """Publish the next snapshot, which `latest` then gives. Raises as `indexer.build.rebuild` does."""
         rebuild(self.path)
 
     def info(self) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from indexer.addresses import Address
 from indexer.errors import IndexerError, UsageError
-from indexer.files import replace_text
 from indexer.memory import machine_memory, read_bytes
-from indexer.places import parse_mode
-from indexer.stores.address import Address
+from indexer.places.assign import parse_mode
+from indexer.storage.files import replace_text
 from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE, MIN_SIDE
 from model.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig
@@ -98,7 +98,7 @@ class SearchOptions:
     recall: float = RECALL
     """Share of the nearest that a search is to find; 1: all."""
     store: str | None = None
-    """Where snapshots are sent, too: see `indexer.stores.milvus.Address`."""
+    """Where snapshots are sent, too: see `indexer.milvus.client.Address`."""
     graph: bool = False
     """Search many descriptors by a graph, where it fits the memory, rather than by lists."""
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from indexer.filters import Filters as Filters
     from indexer.index import Index as Index
-    from indexer.motion import Step as Step
+    from indexer.sequences.motion import Step as Step
     from service.client import AddedPhoto as AddedPhoto
     from service.client import Client as Client
     from service.client import ClientError as ClientError
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return Filters
     if name == "Step":
-        from indexer.motion import Step
+        from indexer.sequences.motion import Step
 
         return Step
     if name in ("AddedPhoto", "Client", "ClientError"):

@@ -7,26 +7,24 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from loci import (
-    comparing,
-    connecting,
-    demonstration,
-    evaluating,
-    exporting,
-    geotagging,
-    indexing,
-    inspecting,
-    planning,
-    querying,
-    saving,
-    serving,
-    training,
-)
-from loci.command import Command
+from loci.commands import backup as saving
+from loci.commands import compare as comparing
+from loci.commands import connections as connecting
+from loci.commands import demo as demonstration
+from loci.commands import evaluate as evaluating
+from loci.commands import export as exporting
+from loci.commands import geotag as geotagging
+from loci.commands import index as indexing
+from loci.commands import info as inspecting
+from loci.commands import plan as planning
+from loci.commands import query as querying
+from loci.commands import serve as serving
+from loci.commands import train as training
+from loci.commands.keys import keys
+from loci.commands.weights import weights
 from loci.console import note, say
-from loci.failures import WRONG_USAGE, Interrupted, explain
-from loci.keys import keys
-from loci.weights import weights
+from loci.exit_codes import WRONG_USAGE, Interrupted, explain
+from loci.help_format import Command
 
 
 class _Commands(TyperGroup):

@@ -16,7 +16,7 @@ LINE_EVERY_S = 30.0
 
 @contextlib.contextmanager
 def showing_progress() -> Iterator["Bars | Lines"]:
-    """Give what long work reports to (an `indexer.build.Progress`), in the form that suits stderr."""
+    """Give what long work reports to (an `indexer.build.run.Progress`), in the form that suits stderr."""
     console = stderr()
     if not console.is_terminal or console.is_dumb_terminal:
         yield Lines()

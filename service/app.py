@@ -9,14 +9,14 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from service import errors, openapi
-from service.admission import Admission
-from service.deps import ReadAccess, WriteAccess
-from service.engine import Engine
-from service.gate import Gate
-from service.interfaces import ServedIndex
-from service.middleware import Failures, RequestLog, SecurityHeaders
-from service.routes import docs, health, home, photos, places, query
+from service import errors
+from service.engine.engine import Engine
+from service.engine.protocols import ServedIndex
+from service.routes import docs, health, home, openapi, photos, places, query
+from service.routes.dependencies import ReadAccess, WriteAccess
+from service.security.admission import Admission
+from service.security.gate import Gate
+from service.security.middleware import Failures, RequestLog, SecurityHeaders
 from service.settings import Settings
 
 

@@ -14,12 +14,12 @@ from fastapi import FastAPI
 from prometheus_client import start_http_server
 
 from model.images import use_own_pixel_limit
-from service.access import Access
-from service.addresses import resolve
 from service.app import create_app
-from service.connections import HEAD_BYTES, Limits, protocol
-from service.engine import Engine
+from service.engine.engine import Engine
 from service.errors import ServiceError
+from service.security.access import Access
+from service.security.addresses import resolve
+from service.security.connections import HEAD_BYTES, Limits, protocol
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)

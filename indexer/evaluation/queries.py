@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.errors import IndexerError
-from indexer.metadata import MetadataTable, PhotoMetadata, from_exif, from_name
-from indexer.scan import ScannedFile, scan
+from indexer.photos.exif import from_exif
+from indexer.photos.file_name import from_name
+from indexer.photos.metadata import PhotoMetadata
+from indexer.photos.metadata_table import MetadataTable
+from indexer.photos.scan import ScannedFile, scan
 from model.errors import ImageError
 from model.images import open_photo
 

@@ -11,8 +11,8 @@ from indexer.answers import PhotoHit, Position
 from indexer.evaluation import metrics
 from indexer.evaluation.truth import AlignedBy, Expected
 from indexer.geo import haversine_m
-from indexer.metadata import PhotoMetadata
-from indexer.scan import ScannedFile
+from indexer.photos.metadata import PhotoMetadata
+from indexer.photos.scan import ScannedFile
 
 
 @dataclass(frozen=True)

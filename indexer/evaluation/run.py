@@ -13,9 +13,9 @@ from indexer.evaluation.queries import Query, find_queries, read_queries
 from indexer.evaluation.results import Evaluation, QueryResult, Rule
 from indexer.evaluation.truth import AlignedBy, Expected, by_distance, by_file, by_frames
 from indexer.index import Index
-from indexer.metadata import read_table
+from indexer.photos.metadata_table import read_table
 from indexer.progress import Progress, Silent
-from indexer.search import Question
+from indexer.search.searcher import Question
 
 RADIUS_M = 25.0
 AT = (1, 5, 10, 20)

@@ -17,8 +17,8 @@ from indexer.errors import IndexerError, NotFound, UsageError
 from indexer.evaluation.queries import Query
 from indexer.geo import FloatArray, haversine_m
 from indexer.index import Index
-from indexer.layout import generation_of
-from indexer.paths import PathFinder
+from indexer.storage.layout import generation_of
+from indexer.storage.path_finder import PathFinder
 
 AlignedBy = Literal["name", "order"]
 

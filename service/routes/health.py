@@ -3,9 +3,9 @@
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.deps import EngineDep
 from service.errors import NotReady
-from service.openapi import problems
+from service.routes.dependencies import EngineDep
+from service.routes.openapi import problems
 from service.schemas import Health, Readiness
 
 router = APIRouter(tags=["operation"])

@@ -4,8 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
-from service.deps import EngineDep, IndexDep
 from service.page.assets import load_assets
+from service.routes.dependencies import EngineDep, IndexDep
 from service.schemas import PageIndex, PageSettings
 
 router = APIRouter(include_in_schema=False)

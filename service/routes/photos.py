@@ -9,9 +9,9 @@ from fastapi.responses import FileResponse
 
 from indexer.answers import Photo
 from indexer.errors import NotFound
-from service.deps import PHOTO_FIELDS, EngineDep, Id, IndexDep, SentPhotoDep
-from service.files import etag, media_type, thumbnail
-from service.openapi import Responses, binary, image_body, problems
+from service.routes.dependencies import PHOTO_FIELDS, EngineDep, Id, IndexDep, SentPhotoDep
+from service.routes.openapi import Responses, binary, image_body, problems
+from service.routes.photo_files import etag, media_type, thumbnail
 from service.schemas import PhotoInfo, StoredPhoto
 
 router = APIRouter(tags=["photos"], responses=problems(404, 422, 500, 503))

@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from indexer.answers import Place
-from service.deps import Id, IndexDep, Limit, Offset
-from service.openapi import problems
+from service.routes.dependencies import Id, IndexDep, Limit, Offset
+from service.routes.openapi import problems
 from service.routes.photos import describe_photo
 from service.schemas import PlaceCollection, PlaceDetail, PlaceFeature, PlacePage, PlaceSummary, Point
 

@@ -2,8 +2,17 @@
 
 from fastapi import APIRouter
 
-from service.deps import EngineDep, FiltersDep, ImageDep, ImagesDep, IndexDep, K, Matched, Verify
-from service.openapi import image_body, problems
+from service.routes.dependencies import (
+    EngineDep,
+    FiltersDep,
+    ImageDep,
+    ImagesDep,
+    IndexDep,
+    K,
+    Matched,
+    Verify,
+)
+from service.routes.openapi import image_body, problems
 from service.schemas import Embeddings, QueryAnswer
 
 router = APIRouter(tags=["query"], responses=problems(400, 413, 415, 422, 500, 503))

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from indexer.build import BuildReport, build_index
-from indexer.catalogue import Catalogue, FileRow, PhotoFacts
+from indexer.build.publish import opened_store, publish, read_manifest
+from indexer.build.run import BuildReport, build_index
 from indexer.index import Index
-from indexer.layout import Layout
-from indexer.metadata import PhotoMetadata
 from indexer.options import BuildOptions, FitOptions, Options, PlaceOptions, SearchOptions, save_options
-from indexer.posting import NewPhoto
-from indexer.shards import RUN, ShardWriter
-from indexer.snapshot import opened_store, publish, read_manifest
+from indexer.photos.metadata import PhotoMetadata
+from indexer.posting.posting import NewPhoto
+from indexer.storage.catalogue import Catalogue, FileRow, PhotoFacts
+from indexer.storage.layout import Layout
+from indexer.storage.shards import RUN, ShardWriter
 from model.backbone import CHANNELS
 from model.images import read_photo
 
@@ -58,10 +58,10 @@ def paint(
 
 @contextmanager
 def started_child(name: str) -> Iterator["subprocess.Popen[str]"]:
-    """A script beside this file that takes orders as `killing` says, until left."""
+    """A script below this folder that takes orders as `killing` says, until left."""
     here = Path(__file__)
     with subprocess.Popen(
-        [sys.executable, str(here.with_name(name))],
+        [sys.executable, str(here.parent / name)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

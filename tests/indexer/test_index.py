@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from indexer.build import remove_photos
-from indexer.catalogue import Catalogue
+from indexer.build.run import remove_photos
 from indexer.errors import IndexMissing, ModelMismatch, NotFound, UsageError
 from indexer.index import Index
+from indexer.storage.catalogue import Catalogue
 from model.errors import ImageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typer.testing import Result
 
 from indexer.errors import IndexLocked, IndexMissing, ModelMismatch, UsageError
 from loci import __version__
-from loci.failures import Interrupted, SomeUnreadable, explain
+from loci.exit_codes import Interrupted, SomeUnreadable, explain
 from model.errors import ImageError, ModelError
 from service.errors import ServiceError
 
@@ -124,7 +124,7 @@ def test_a_bug_keeps_its_traceback(loci: Loci, monkeypatch: pytest.MonkeyPatch) 
     def broken(_path: Path) -> list[str]:
         raise KeyError("x")
 
-    monkeypatch.setattr("indexer.check.check_index", broken)
+    monkeypatch.setattr("indexer.maintenance.check.check_index", broken)
     with pytest.raises(KeyError):
         loci("check", "index")
 
@@ -133,8 +133,8 @@ def test_an_interruption_is_said(loci: Loci, monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(*_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("indexer.check.check_index", interrupted)
-    monkeypatch.setattr("indexer.build.build_index", interrupted)
+    monkeypatch.setattr("indexer.maintenance.check.check_index", interrupted)
+    monkeypatch.setattr("indexer.build.run.build_index", interrupted)
     result = loci("check", "index")
     assert (result.exit_code, result.stderr) == (130, "loci: interrupted\n")
     result = loci("index", "photos", "--into", "index")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model import embedder as module
-from model.decoding import GpuReader
+from model.cuda_graphs import Outputs, Pass
 from model.embedder import Embedder, Seen
-from model.graphs import Outputs, Pass
+from model.gpu_decoding import GpuReader
 from model.local_features import unpack
 from model.modelfile import ModelConfig, PlaceModel
 

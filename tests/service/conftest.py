@@ -17,15 +17,15 @@ import uvicorn
 from PIL import Image
 
 from indexer.answers import Answer, Photo, PhotoHit, Place, PlaceHit, Position
-from indexer.build import build_index
+from indexer.build.run import build_index
 from indexer.errors import NotFound
 from indexer.filters import Filters
 from indexer.options import BuildOptions
-from model import decoding
+from model import gpu_decoding as decoding
 from model.embedder import Seen
 from model.images import read_photo
 from service.app import create_app
-from service.interfaces import Descriptor, ServedIndex
+from service.engine.protocols import Descriptor, ServedIndex
 from service.server import configure
 from service.settings import Settings
 

@@ -83,9 +83,9 @@ def test_requests_are_logged_on_one_line(
     client: httpx.Client, caplog: pytest.LogCaptureFixture, wait: Wait
 ) -> None:
     def lines() -> list[logging.LogRecord]:
-        return [record for record in caplog.records if record.name == "service.middleware"]
+        return [record for record in caplog.records if record.name == "service.security.middleware"]
 
-    with caplog.at_level(logging.INFO, logger="service.middleware"):
+    with caplog.at_level(logging.INFO, logger="service.security.middleware"):
         client.get("/v1/photos/a%0Ab")
         wait(lambda: bool(lines()))  # the line is written after the answer has gone out
     (record,) = lines()

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from service.errors import ServiceError
-from service.keys import KeyFile, Role
+from service.security.keys import KeyFile, Role
 from service.server import listen, serve
 from service.settings import Settings
 
@@ -26,7 +26,7 @@ PROGRAM = """
 import sys
 from service.logs import set_up
 from service.errors import ServiceError
-from service.keys import KeyFile, Role
+from service.security.keys import KeyFile, Role
 from service.server import serve
 from service.settings import Settings
 set_up("json")

@@ -1,0 +1,1 @@
+"""Benchmarks; `scripts/bench` runs those that RESULTS.md quotes."""

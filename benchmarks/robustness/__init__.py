@@ -1,0 +1,1 @@
+"""What survives kills, load and broken input."""

@@ -1,0 +1,349 @@
+"""Embedding on many machines by Ray: `RayEmbedder` has an embedder's stream, and its batches run elsewhere.
+
+The run that asked alone writes shards, local features and the catalogue. It reads the photos' files and sends
+their bytes; one worker a node decodes them and runs the network. Results come in the order of the photos,
+whoever computed them. A worker that dies is replaced, and what it was at goes to another; nothing else is
+embedded again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from indexer.errors import IndexerError, UsageError
+from indexer.photos.reader import Reader
+from model.gpu_decoding import Read
+from model.embedder import Embedded, Embedder
+from model.images import read_photo
+from model.modelfile import PlaceModel
+
+SCHEME = "ray://"
+LOCAL = "ray://local"
+"""This machine alone, started for the run."""
+A_TASK = 16
+"""Photos sent to a worker at a time."""
+IN_FLIGHT = 2
+"""Tasks that a worker has, so that it never waits for the next."""
+AHEAD = 8
+"""Tasks a worker that may be done before the one that all wait for."""
+ATTEMPTS = 3
+"""Workers that may die over a photo before it is left out."""
+LOOK_S = 5.0
+"""How often new nodes are looked for."""
+PATIENCE_S = 60.0
+"""How long a cluster may be without any worker."""
+
+Item = tuple[str, Path]
+Sent = tuple[str, bytes | Path]
+Outcome = list[Embedded[str]]
+
+log = logging.getLogger(__name__)
+
+
+def check_address(address: str) -> None:
+    """Raise UsageError for an address that is none, or where Ray is not installed."""
+    host = address.removeprefix(SCHEME)
+    if not address.startswith(SCHEME) or not host or "/" in host:
+        raise UsageError(f"--workers must be ray://HOST:PORT or {LOCAL}, not {address!r}")
+    if find_spec("ray") is None:
+        raise UsageError("--workers needs Ray, which is not installed: pip install 'geniusloci[ray]'")
+
+
+class Worker:
+    """What runs on a node: an embedder, with the model that it was last given."""
+
+    def __init__(self, threads: int, device: str, precision: str, batch_size: int | None) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._settings: dict[str, Any] = {"device": device, "precision": precision, "batch_size": batch_size}
+        self._embedder: Embedder | None = None
+        self._number = 0
+
+    def version(self) -> str:
+        """Of this program, on the node."""
+        return version("geniusloci")
+
+    def embed(
+        self, number: int, model: PlaceModel, sent: Sequence[Sent], reader: Reader, stage: str
+    ) -> Outcome:
+        """What `Embedder.stream` makes of photos, in their order.
+
+        Args:
+            number: of the model, which is loaded once.
+        """
+        if self._embedder is None:
+            self._embedder = Embedder(model, **self._settings)
+        elif number != self._number:
+            self._embedder.set_model(model)
+        self._number = number
+        found = {
+            embedded.item[0]: Embedded(embedded.item[0], embedded.seen, embedded.error)
+            for batch in self._embedder.stream(sent, replace(reader, read=self._embedder.read), stage)
+            for embedded in batch
+        }
+        return [found[photo] for photo, _ in sent]
+
+
+@dataclass
+class _Task:
+    """Photos that go to one worker."""
+
+    items: list[Item]
+    deaths: int = 0
+    """Of workers that had it."""
+    alone: bool = False
+    """Whether its worker may have nothing else, so that it is clear what it died of."""
+    outcome: Outcome | None = None
+
+
+@dataclass
+class _Actor:
+    """A worker, seen from here."""
+
+    handle: Any
+    node: str
+    tasks: dict[Any, _Task] = field(default_factory=dict)
+    """By the reference to their result."""
+
+
+class RayEmbedder:
+    """Embeds on the nodes of a Ray cluster, as `Embedder` does here.
+
+    Raises:
+        UsageError: no such address, or Ray is not installed.
+        IndexerError: the cluster cannot be reached, or has another version of this program.
+    """
+
+    def __init__(
+        self,
+        model: PlaceModel,
+        address: str,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        check_address(address)
+        self._ray = _connected(address)
+        self._address = address
+        self._settings = (device, precision, batch_size)
+        self._actors: list[_Actor] = []
+        self._looked = 0.0
+        self._number = 0
+        self.read: Read = read_photo
+        """For the run itself; a worker has its own."""
+        self.set_model(model)
+
+    def set_model(self, model: PlaceModel) -> None:
+        """Let the workers run another model from now on."""
+        self.model = model
+        self._number += 1
+        self._sent = self._ray.put(model)
+
+    def close(self) -> None:
+        """Let the workers go, and leave the cluster."""
+        for actor in self._actors:
+            with suppress(Exception):
+                self._ray.kill(actor.handle)
+        self._actors = []
+        self._ray.shutdown()
+
+    def stream(
+        self, items: Iterable[Item], reader: Reader, stage: str = "descriptors"
+    ) -> Iterator[list[Embedded[Item]]]:
+        """As `Embedder.stream`, in the order of the items.
+
+        Raises:
+            IndexerError: no worker is left.
+        """
+        left = deque(_tasks(items))
+        waiting: deque[_Task] = deque()  # in the order in which they are to be yielded
+        again: deque[_Task] = deque()
+        while left or waiting:
+            self._look_for_nodes()
+            while again or (left and len(waiting) < AHEAD * len(self._actors)):
+                actor = self._free_for(again[0] if again else left[0])
+                if actor is None:
+                    break
+                if not again:
+                    waiting.append(left[0])
+                self._give(actor, again.popleft() if again else left.popleft(), reader, stage)
+            for task in self._collect():
+                if task.outcome is None:
+                    again.extend(_retried(task, waiting))
+            while waiting and waiting[0].outcome is not None:
+                task = waiting.popleft()
+                yield [
+                    Embedded(item, done.seen, done.error)
+                    for item, done in zip(task.items, task.outcome or (), strict=True)
+                ]
+
+    def _free_for(self, task: _Task) -> _Actor | None:
+        """The worker with the fewest tasks of those that may have another; None where none may."""
+        most = 0 if task.alone else IN_FLIGHT - 1
+        free = [
+            actor
+            for actor in self._actors
+            if len(actor.tasks) <= most and not any(other.alone for other in actor.tasks.values())
+        ]
+        return min(free, key=lambda actor: len(actor.tasks), default=None)
+
+    def _give(self, actor: _Actor, task: _Task, reader: Reader, stage: str) -> None:
+        sent = [(photo, _content(path)) for photo, path in task.items]
+        reference = actor.handle.embed.remote(self._number, self._sent, sent, reader, stage)
+        actor.tasks[reference] = task
+
+    def _collect(self) -> list[_Task]:
+        """Tasks that are done, or that died with their worker: these have no outcome."""
+        references = {reference: actor for actor in self._actors for reference in actor.tasks}
+        if not references:
+            time.sleep(0.1)
+            return []
+        ready, _ = self._ray.wait(list(references), num_returns=1, timeout=1.0)
+        finished = []
+        for reference in ready:
+            actor = references[reference]
+            if reference not in actor.tasks:  # its worker died over another
+                continue
+            task = actor.tasks.pop(reference)
+            try:
+                task.outcome = self._ray.get(reference)
+                finished.append(task)
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            except self._ray.exceptions.RayError as error:
+                log.warning("a worker died, its photos go to others")
+                log.debug("%s", error)
+                lost = [task, *actor.tasks.values()]
+                for each in lost:
+                    each.deaths, each.alone = each.deaths + 1, True
+                finished += lost
+                self._dismiss(actor)
+        return finished
+
+    def _dismiss(self, actor: _Actor) -> None:
+        with suppress(Exception):
+            self._ray.kill(actor.handle)
+        if actor in self._actors:
+            self._actors.remove(actor)
+        actor.tasks.clear()
+        self._looked = 0.0  # it is replaced at once, where its node is still there
+
+    def _look_for_nodes(self) -> None:
+        """One worker on every node that has processors to give; those that joined get theirs."""
+        started = time.monotonic()
+        while time.monotonic() - self._looked > LOOK_S or not self._actors:
+            self._looked = time.monotonic()
+            taken = {actor.node for actor in self._actors}
+            for node in self._ray.nodes():
+                cores = int(node["Resources"].get("CPU", 0))
+                if node["Alive"] and cores and node["NodeID"] not in taken:
+                    self._hire(node["NodeID"], cores, int(node["Resources"].get("GPU", 0)))
+            if self._actors:
+                return
+            if time.monotonic() - started > PATIENCE_S:
+                raise IndexerError(
+                    f"no worker is left on {self._address}: start one there, and the same command goes on"
+                )
+            time.sleep(1.0)
+
+    def _hire(self, node: str, cores: int, gpus: int) -> None:
+        remote = self._ray.remote(num_cpus=0, num_gpus=min(1, gpus), max_restarts=0)(Worker)
+        handle = remote.options(scheduling_strategy=_node(node)).remote(cores, *self._settings)
+        try:
+            found = self._ray.get(handle.version.remote(), timeout=PATIENCE_S)
+        except (self._ray.exceptions.RayTaskError, self._ray.exceptions.RuntimeEnvSetupError) as error:
+            raise IndexerError(f"a worker on {self._address} cannot start: {_last_line(error)}") from None
+        except self._ray.exceptions.RayError as error:  # the node has gone meanwhile
+            if "ModuleNotFoundError" in str(error):
+                raise IndexerError(
+                    f"loci is not installed on a worker of {self._address}: {_last_line(error)}"
+                ) from None
+            log.debug("no worker could be started on a node: %s", error)
+            return
+        if found != version("geniusloci"):
+            raise IndexerError(
+                f"a worker on {self._address} has loci {found}, this is {version('geniusloci')}: "
+                "install the same version there"
+            )
+        self._actors.append(_Actor(handle, node))
+
+
+AnyEmbedder = Embedder | RayEmbedder
+"""What embeds a run's photos, here or elsewhere."""
+
+
+def _connected(address: str) -> Any:
+    """Ray, connected to a cluster."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves these machines
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address == LOCAL:
+            ray.init(include_dashboard=False, **quiet)
+        else:
+            ray.init(address, **quiet)
+    except Exception as error:  # whatever gRPC, a version or a name's look-up has to say
+        raise IndexerError(f"the Ray cluster {address} cannot be reached: {_last_line(error)}") from error
+    return ray
+
+
+def _node(node: str) -> Any:
+    """How Ray is told to run something on a node and on no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _tasks(items: Iterable[Item]) -> Iterator[_Task]:
+    gathered: list[Item] = []
+    for item in items:
+        gathered.append(item)
+        if len(gathered) == A_TASK:
+            yield _Task(gathered)
+            gathered = []
+    if gathered:
+        yield _Task(gathered)
+
+
+def _retried(task: _Task, waiting: deque[_Task]) -> list[_Task]:
+    """What to give out again in a task's place; what workers keep dying of is settled."""
+    if task.deaths < ATTEMPTS:
+        return [task]
+    if len(task.items) == 1:
+        task.outcome = [
+            Embedded(task.items[0][0], error=f"{ATTEMPTS} workers in turn died when they were given it")
+        ]
+        return []
+    parts = [_Task([item], alone=True) for item in task.items]
+    at = waiting.index(task)
+    waiting.remove(task)
+    for offset, part in enumerate(parts):
+        waiting.insert(at + offset, part)
+    return parts
+
+
+def _content(path: Path) -> bytes | Path:
+    """A photo's file; where it cannot be read its path, of which the worker will say so."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return path

@@ -1,0 +1,45 @@
+"""The next snapshot, made of what is in the index: no folder is looked at, no photo embedded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from indexer.storage.catalogue import Catalogue
+from indexer.build.compact import compact
+from indexer.storage.layout import Layout, generation_of
+from indexer.storage.lock import write_lock
+from indexer.options import load_options
+from indexer.posting.posting import sweep
+from indexer.milvus.sync import send
+from indexer.build.publish import Manifest, publish, read_manifest
+from indexer.storage.folder import translated
+
+
+def rebuild(index: Path) -> Manifest:
+    """Take into a snapshot what was added since the last, and leave out what was deleted.
+
+    Raises:
+        IndexLocked: a run is writing to the index, and will publish by itself.
+        IndexerError: no photo is left, or the disk cannot be written; the last snapshot goes on answering.
+    """
+    layout = Layout(index)
+    with translated(index), write_lock(index):
+        manifest = read_manifest(layout, layout.current())
+        catalogue = Catalogue(index, create=True)
+        try:
+            sweep(catalogue)
+            return republish(layout, catalogue, manifest)
+        finally:
+            catalogue.close()
+
+
+def republish(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Manifest:
+    """Publish the next snapshot of the generation that answers, its shards compacted."""
+    generation = generation_of(manifest.snapshot)
+    compact(layout, catalogue, generation, manifest.dim)
+    options = load_options(layout.options(generation))
+    model, dim = manifest.model, manifest.dim
+    made = publish(layout, catalogue, generation, model, dim, options.places, search=options.search)
+    if options.search.store is not None:
+        send(layout, catalogue, made, options.search.store, options.search.recall)
+    return made

@@ -1,0 +1,1 @@
+"""How sure an answer is, calibrated on the index's own photos."""

@@ -1,0 +1,255 @@
+"""How sure an answer is: a small monotone model from evidence to the probability that it is right.
+
+Three things can be the case with a query: the index has its place and the first answer is it (*right*), the
+index has its place and the first answer is another (*wrong*), the index does not have its place (*absent*).
+`fit` learns from cases of all three that an index makes of its own photos
+(`indexer.confidence.self_queries`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from indexer.errors import UsageError
+
+VERSION = 1
+KNOWN_FROM = 0.5
+"""Confidence from which a place counts as known: below, the answer is more likely wrong than right."""
+BINS = 10
+
+Outcome = Literal["right", "wrong", "absent"]
+OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "absent")
+Floats = NDArray[np.float64]
+
+_LEAST_CONTRAST = 0.25
+_MOST_LEAD = 1.5  # ln: photos of one day agree on far more than those of two, and that says no more
+_RIDGE = 1.0
+_APART = 3.0
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What of a search speaks for its first answer.
+
+    No number here changes when all scores of a query are raised or scaled alike, as another season, camera
+    or light does: from an index's own photos only that can be learnt which holds for photos of another day.
+    """
+
+    contrast: float
+    """How far the best score stands out of the collection's: (s₁ − median)/σ over a sample of all photos, σ
+    being half of what lies between its 16th and 84th percentile."""
+    agreement: float
+    """Share of the best place and its neighbourhood in the best photos' weight exp(2(s − s₁)/σ): near 1
+    where no other place comes near, small where many are alike."""
+    lead: float | None = None
+    """How many times as many inliers the best photo has as photos elsewhere commonly have: (1 + n₁)/(1 + n),
+    n their upper quartile among those that were verified. None where it was not verified."""
+
+    def features(self) -> tuple[float, ...]:
+        """What the model weighs; the more, the surer."""
+        # A twofold contrast says as much at 2 as at 4, and the tenth match more than the hundredth.
+        known = (math.log(max(self.contrast, _LEAST_CONTRAST)), self.agreement)
+        return known if self.lead is None else (*known, min(math.log(self.lead), _MOST_LEAD))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A query whose outcome is known."""
+
+    photo: str
+    evidence: Evidence
+    outcome: Outcome
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """Log-odds of wrong and of absent against right, each falling in every feature.
+
+    log P₀(o|x)/P₀(right|x) = aₒ − bₒ·(x − m)/s with bₒ ≥ 0, o being wrong or absent, in the mixture that it
+    was fitted on, of whose queries the share κ₀ shows a place of the index. In one of share κ, where nothing
+    else differs, P(o|x) ∝ P₀(o|x)·κ/κ₀ for right and wrong and ∝ P₀(absent|x)·(1 − κ)/(1 − κ₀), so that
+
+        P(right|x) = 1 / (1 + e^{a_w − b_w·z} + (1 − κ)/κ · κ₀/(1 − κ₀) · e^{a_a − b_a·z}).
+
+    That is exact for every κ, with nothing fitted anew, and rises in every feature whatever κ is.
+    """
+
+    middle: tuple[float, ...]
+    scale: tuple[float, ...]
+    intercepts: tuple[float, float]
+    """Of wrong and absent."""
+    slopes: tuple[tuple[float, ...], tuple[float, ...]]
+    known_share: float
+    """κ₀."""
+
+    def probabilities(self, evidence: Evidence, known_share: float) -> dict[Outcome, float]:
+        """Of the three outcomes, where `known_share` of the queries show a place of the index."""
+        z = (np.array(evidence.features()[: len(self.middle)]) - self.middle) / self.scale
+        shift = math.log((1 - known_share) / known_share * self.known_share / (1 - self.known_share))
+        logs = np.array([0.0, *(np.array(self.intercepts) - np.array(self.slopes) @ z)])
+        logs[2] += shift
+        odds = np.exp(logs - logs.max())
+        right, wrong, absent = (odds / odds.sum()).tolist()
+        return {"right": right, "wrong": wrong, "absent": absent}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What an index knows of how sure its answers are; goes with the snapshot."""
+
+    photos: int
+    """Photos that have another of their place."""
+    of: int = 0
+    """How many photos the index had."""
+    queries: int = 0
+    """How many of them were asked."""
+    reason: str | None = None
+    """Why there is no model; None where there is one."""
+    model: Model | None = None
+    """By contrast and agreement alone."""
+    verified: Model | None = None
+    """By the lead as well, for answers that were verified; None where none was."""
+    right: float | None = None
+    """Share of them that were answered rightly, their place being there."""
+    ece: float | None = None
+    """Expected calibration error over ten bins, of models fitted on four fifths of the photos on the rest."""
+    radius_factor: float = 1.0
+    """By what the radius of a position is multiplied so that it holds the truth two times in three."""
+    frames: int | None = None
+    """How many frames in file order lie near each other; None where position or place decides."""
+    named: bool = False
+    """Whether folders say what is one place."""
+    place_radius_m: float = 25.0
+    version: int = field(default=VERSION)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any] | None) -> Calibration | None:
+        """Read what a manifest holds; None where it holds none, or one of another version."""
+        if values is None or values.get("version") != VERSION:
+            return None
+        models = {name: _read_model(values[name]) for name in ("model", "verified")}
+        return cls(**{**values, **models})
+
+    def summary(self) -> dict[str, Any]:
+        """What `Index.info` tells of it."""
+        names = ("photos", "queries", "reason", "right", "ece", "radius_factor")
+        return {name: getattr(self, name) for name in names}
+
+    def probabilities(self, evidence: Evidence, known_share: float) -> dict[Outcome, float] | None:
+        """Of the three outcomes; None where that cannot be told of such an answer.
+
+        Of a verified answer, the mean of what both models say: photos of one day agree on more features than
+        photos of two, by how much those of one day do not tell, so that neither model is the better one
+        everywhere.
+        """
+        models = [self.model] if evidence.lead is None else [self.model, self.verified]
+        told = [model.probabilities(evidence, known_share) for model in models if model is not None]
+        if len(told) < len(models):
+            return None
+        return {outcome: sum(one[outcome] for one in told) / len(told) for outcome in OUTCOMES}
+
+
+def _read_model(values: dict[str, Any] | None) -> Model | None:
+    if values is None:
+        return None
+    (wrong, absent), (first, second) = values["intercepts"], values["slopes"]
+    return Model(
+        middle=tuple(values["middle"]),
+        scale=tuple(values["scale"]),
+        intercepts=(wrong, absent),
+        slopes=(tuple(first), tuple(second)),
+        known_share=values["known_share"],
+    )
+
+
+def check_known_share(value: float) -> float:
+    """Give a share back that is one; raises UsageError for any other."""
+    if not 0 < value < 1:
+        raise UsageError(f"the share of known places must lie between 0 and 1, not {value:g}")
+    return value
+
+
+def fit(cases: Sequence[Case]) -> Model:
+    """The model of largest posterior on cases, of which some are absent and some are not.
+
+    Weighted log-likelihood, less ½|b_a|² and 3/2·|b_w − b_a|²: wrong answers are mostly few, and look much as
+    those of absent places do. A case of each outcome at the mean evidence is added, so that none becomes
+    impossible where none was met. Either all cases were verified or none was.
+    """
+    x = np.array([case.evidence.features() for case in cases], np.float64)
+    outcome = np.array([OUTCOMES.index(case.outcome) for case in cases])
+    weight = np.array([case.weight for case in cases], np.float64)
+    middle = weight @ x / weight.sum()
+    scale = np.maximum(np.sqrt(weight @ (x - middle) ** 2 / weight.sum()), 1e-6)
+    z = np.concatenate([(x - middle) / scale, np.zeros((3, x.shape[1]))])
+    answer = np.eye(3)[np.concatenate([outcome, np.arange(3)])]
+    found = _maximise(z, answer, np.concatenate([weight, np.ones(3)]))
+    absent = float(weight[outcome == 2].sum() / weight.sum())
+    d = x.shape[1]
+    return Model(
+        middle=tuple(middle.tolist()),
+        scale=tuple(scale.tolist()),
+        intercepts=(float(found[0]), float(found[1])),
+        slopes=(tuple(found[2 : 2 + d].tolist()), tuple(found[2 + d :].tolist())),
+        known_share=1 - absent,
+    )
+
+
+def _maximise(z: Floats, answer: Floats, weight: Floats) -> Floats:
+    """Intercepts of wrong and absent, then the slopes of each, from features n d and outcomes n 3."""
+    d = z.shape[1]
+
+    def loss(p: Floats) -> tuple[float, Floats]:
+        wrong, absent = p[2 : 2 + d], p[2 + d :]
+        logs = np.stack([np.zeros(len(z)), p[0] - z @ wrong, p[1] - z @ absent], axis=1)
+        logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)
+        apart = wrong - absent
+        value = -(weight[:, None] * answer * logs).sum()
+        value += _RIDGE / 2 * absent @ absent + _APART / 2 * apart @ apart
+        gradient = weight[:, None] * (np.exp(logs) - answer)
+        slopes = [
+            -gradient[:, 1] @ z + _APART * apart,
+            -gradient[:, 2] @ z + _RIDGE * absent - _APART * apart,
+        ]
+        return float(value), np.concatenate([gradient[:, 1:].sum(axis=0), *slopes])
+
+    start = np.concatenate([[-1.0, 0.0], np.full(2 * d, 0.5)])
+    bounds = [(None, None)] * 2 + [(0.0, None)] * (2 * d)
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x, np.float64)
+
+
+def expected_calibration_error(confidence: Floats, right: NDArray[np.bool_], weight: Floats) -> float:
+    """Σ over ten equal bins of (share of the weight) · |mean confidence − share of the right|."""
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, weight * (confidence - right), BINS)
+    return float(np.abs(gaps).sum() / weight.sum())
+
+
+def cross_validated_error(cases: Sequence[Case]) -> float:
+    """The calibration error of models fitted on four fifths of the photos, on the rest of them."""
+    folds = np.array([_fold(case.photo) for case in cases])
+    confidence = np.zeros(len(cases))
+    for fold in np.unique(folds).tolist():
+        model = fit([case for case, own in zip(cases, folds, strict=True) if own != fold])
+        for i in np.flatnonzero(folds == fold).tolist():
+            confidence[i] = model.probabilities(cases[i].evidence, model.known_share)["right"]
+    right = np.array([case.outcome == "right" for case in cases])
+    return expected_calibration_error(confidence, right, np.array([case.weight for case in cases]))
+
+
+def _fold(photo: str) -> int:
+    return int(hashlib.sha256(photo.encode()).hexdigest(), 16) % _FOLDS

@@ -1,0 +1,90 @@
+"""What of a search speaks for its first answer; the same for queries and for an index's own photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.confidence.calibration import Evidence
+from indexer.snapshots.store import Floats, Ids, Store
+
+WEIGHED = 50
+"""Best photos that are weighed against each other."""
+SAMPLE = 1000
+"""Descriptors that every query is compared with, to know what an ordinary score is."""
+CHANCE = 0.75
+"""Quantile of the inliers of verified photos elsewhere that counts as what any two photos agree on."""
+_SHARPNESS = 2.0
+_LEAST_WIDTH = 1e-3
+
+Scores = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Level:
+    """What an ordinary score of one query is."""
+
+    middle: float
+    width: float
+    """Half of what lies between the 16th and the 84th percentile: σ where scores are normal."""
+
+    @classmethod
+    def of(cls, scores: Floats | Scores) -> Level:
+        """From the scores (n) of a sample of the collection; from none, as if all were 0."""
+        if not len(scores):
+            return cls(0.0, _LEAST_WIDTH)
+        low, middle, high = np.percentile(scores, (15.87, 50.0, 84.13)).tolist()
+        # Rounding leaves a width where all photos are one: there, nothing stands out.
+        return cls(middle, max((high - low) / 2, _LEAST_WIDTH))
+
+
+def sampled(ids: Ids) -> Ids:
+    """At most SAMPLE of a snapshot's descriptors, spread evenly over their ids; always the same."""
+    return ids if len(ids) <= SAMPLE else ids[np.linspace(0, len(ids) - 1, SAMPLE).astype(np.int64)]
+
+
+def sample_of(store: Store) -> Floats:
+    """The descriptors (m d) that tell what an ordinary score is."""
+    return np.ascontiguousarray(store.vectors(sampled(store.ids)))
+
+
+def weights(scores: Scores, level: Level) -> Scores:
+    """Weights exp(2(s − s₁)/σ) of scores, of which s₁ is the best."""
+    return np.asarray(np.exp(_SHARPNESS * (scores - scores.max()) / level.width), np.float64)
+
+
+def evidence_of(scores: Scores, near: Mask, level: Level, agreeing: Sequence[int | None] = ()) -> Evidence:
+    """The evidence of a search.
+
+    Args:
+        scores: cosines of the best photos (n ≥ 1), best first; those after the first WEIGHED do not count.
+        near: which of them show the first one's place or its neighbourhood; the first does.
+        agreeing: inliers of each, where they were verified, which then decide which is first.
+    """
+    found = weights(np.asarray(scores[:WEIGHED], np.float64), level)
+    agreement = float(found[near[:WEIGHED]].sum() / found.sum())
+    contrast = (float(scores[0]) - level.middle) / level.width
+    if not agreeing or agreeing[0] is None:
+        return Evidence(contrast, agreement)
+    elsewhere = [n for n, same in zip(agreeing, near, strict=False) if n is not None and not same]
+    chance = float(np.quantile(elsewhere, CHANCE)) if elsewhere else 0.0
+    return Evidence(contrast, agreement, (1 + agreeing[0]) / (1 + chance))
+
+
+def share_out(left: float, places: Sequence[float], level: Level, most: float) -> list[float]:
+    """Probabilities of the further places, given what is left to them together.
+
+    Args:
+        left: the probability that the index has the place and that it is not the first.
+        places: best scores of all further places that were found, best first.
+        most: what none of them may exceed: the probability of the first.
+    """
+    if not places:
+        return []
+    shares = weights(np.array(places), level)
+    found: list[float] = np.minimum(left * shares / shares.sum(), most).tolist()
+    return found

@@ -1,0 +1,124 @@
+"""How sure the answers of an opened index are: its calibration, applied to what a search found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from indexer.answers import PhotoHit, PlaceHit
+from indexer.confidence.calibration import Calibration
+from indexer.confidence.evidence import WEIGHED, Level, evidence_of, share_out
+from indexer.places.neighbourhood import PlaceRule, Whereabouts
+from indexer.search.verification import cosine
+from indexer.snapshots.store import Floats
+
+NOT_YET = (
+    "the index was made by a version that could not say how sure it is: run 'loci index PHOTOS --into INDEX' "
+    "again, which embeds nothing anew"
+)
+UNVERIFIED = "confidence was calibrated without verification, and says nothing of a verified answer"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How sure an answer is."""
+
+    confidence: float | None
+    """That its first place is right."""
+    places: Mapping[str, float]
+    """By place: that it is the right one; together no more than 1."""
+    note: str | None
+    """Why it cannot be told."""
+
+
+class Judge:
+    """Judges what a snapshot's searches find; may be asked from many threads."""
+
+    def __init__(
+        self,
+        calibration: Calibration | None,
+        known_share: float,
+        sample: Callable[[], Floats],
+        ranks: Callable[[int], Mapping[str, int]],
+    ) -> None:
+        """Take what is read when first needed.
+
+        Args:
+            calibration: the snapshot's; None where it was made by another version.
+            known_share: share of the queries that show a place of the index.
+            sample: gives descriptors (m d) of the snapshot, to know what an ordinary score is.
+            ranks: gives the photos' numbers in file order, where so many frames are a place.
+        """
+        self._calibration = calibration
+        self._known_share = known_share
+        self._sample = sample
+        self._ranks = ranks
+        self._read: tuple[Floats, Mapping[str, int]] | None = None
+
+    @property
+    def radius_factor(self) -> float:
+        """By what the radius of a position is multiplied."""
+        return self._calibration.radius_factor if self._calibration else 1.0
+
+    @property
+    def judges(self) -> bool:
+        """Whether it can say anything."""
+        return self._calibration is not None and self._calibration.model is not None
+
+    def judge(self, descriptor: Floats, places: Sequence[PlaceHit], rivals: Sequence[PlaceHit]) -> Judgement:
+        """Say how sure it is that a photo's descriptor (d) shows the first of the places found.
+
+        Args:
+            places: all that were found, with all of their photos, best first.
+            rivals: what is found where nothing is filtered out; `places` themselves, where nothing is. A
+                filter does not make an answer surer: what it leaves out still speaks against what it leaves.
+        """
+        calibration = self._calibration
+        if calibration is None:
+            return Judgement(None, {}, NOT_YET)
+        if not places:
+            return Judgement(None, {}, None)
+        if calibration.model is None:
+            return Judgement(None, {}, f"it cannot be told how sure this is: {calibration.reason}")
+        sample, ranks = self._needed(calibration)
+        # By einsum, in this thread: to wake BLAS's others takes longer than so small a product.
+        level = Level.of(np.einsum("nd,d->n", sample, descriptor))
+        first = places[0].photos[0]
+        hits, owners = _ranked(first, places, rivals)
+        rule = PlaceRule(calibration.place_radius_m, calibration.frames, calibration.named)
+        near = Whereabouts.of(hits, owners, rule, ranks).near(0)
+        evidence = evidence_of(
+            np.array([cosine(hit) for hit in hits]), near, level, [hit.inliers for hit in hits]
+        )
+        found = calibration.probabilities(evidence, self._known_share)
+        if found is None:
+            return Judgement(None, {}, UNVERIFIED)
+        shown = {owners[hit.id] for hit in hits}
+        further = [place for place in places[1:] if place.id in shown]
+        shares = share_out(found["wrong"], [place.score for place in further], level, found["right"])
+        confidence = _down(found["right"])
+        rest = {place.id: _down(share) for place, share in zip(further, shares, strict=True)}
+        return Judgement(confidence, {places[0].id: confidence, **rest}, None)
+
+    def _needed(self, calibration: Calibration) -> tuple[Floats, Mapping[str, int]]:
+        if self._read is None:
+            self._read = (self._sample(), self._ranks(calibration.frames) if calibration.frames else {})
+        return self._read
+
+
+def _down(probability: float) -> float:
+    """Rounded so that what sums to no more than 1 still does."""
+    return math.floor(probability * 10_000) / 10_000
+
+
+def _ranked(
+    first: PhotoHit, places: Sequence[PlaceHit], rivals: Sequence[PlaceHit]
+) -> tuple[list[PhotoHit], dict[str, str]]:
+    """The first photo and then the best of all others, and the places of them all."""
+    owners = {hit.id: place.id for place in (*rivals, *places) for hit in place.photos}
+    others = {hit.id: hit for place in (*rivals, *places) for hit in place.photos if hit.id != first.id}
+    best = sorted(others.values(), key=lambda hit: (-hit.score, hit.id))
+    return [first, *best[: WEIGHED - 1]], owners

@@ -1,0 +1,6 @@
+"""An evaluation as one HTML file that opens anywhere, offline."""
+
+from indexer.evaluation.report.page import write_report
+from indexer.evaluation.report.pictures import Matcher
+
+__all__ = ["Matcher", "write_report"]

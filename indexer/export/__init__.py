@@ -1,0 +1,1 @@
+"""The index in the formats of other tools."""

@@ -1,0 +1,138 @@
+"""An index's photos and descriptors in the formats that other tools read."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.answers import Photo
+from indexer.errors import IndexerError, UsageError
+from indexer.export import formats
+from indexer.export.pairs import retrieval_pairs
+
+FORMATS = ("geojson", "csv", "numpy", "hloc", "colmap", "kapture")
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    files: tuple[Path, ...]
+    """Empty where it went to a stream."""
+    photos: int
+    """How many photos are in it."""
+    left_out: tuple[str, ...]
+    """Paths of photos that the format cannot hold, since it ends names at a space or comma."""
+
+
+@dataclass(frozen=True)
+class _Content:
+    """One file: what is added to the target's name before its suffix, and what to put in."""
+
+    addition: str
+    write: Callable[[BinaryIO], None]
+
+    def beside(self, out: Path) -> Path:
+        return out.with_name(f"{out.stem}{self.addition}{out.suffix}")
+
+
+class Exportable(Protocol):
+    """What of an index is exported; see `indexer.index.Index`."""
+
+    def photos(self) -> Sequence[Photo]: ...
+    def descriptors(self) -> tuple[Sequence[str], FloatArray]: ...
+
+
+def export(index: Exportable, format: str, out: Path | BinaryIO, *, neighbours: int = 20) -> Exported:
+    """Write an index's photos to a file or stream; see `export_photos`."""
+    ids, descriptors = index.descriptors()
+    return export_photos(index.photos(), ids, descriptors, format, out, neighbours=neighbours)
+
+
+def export_photos(
+    photos: Sequence[Photo],
+    ids: Sequence[str],
+    descriptors: FloatArray,
+    format: str,
+    out: Path | BinaryIO,
+    *,
+    neighbours: int = 20,
+) -> Exported:
+    """Write photos, and descriptors where the format has them, to a file or stream.
+
+    `descriptors` is (n, d) of unit length and `ids` names the photo of each row; a photo may have several
+    rows (views of a panorama) or none. `neighbours` is how many others each photo is paired with for
+    hloc and kapture. For colmap the file is the image list, and what is known of positions goes beside it,
+    `images.txt` and `images.geo.txt` (not to a stream). Raises UsageError for an unknown format,
+    IndexerError where the target cannot be written.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"no export format {format!r}; there are {', '.join(FORMATS)}")
+    if descriptors.ndim != 2 or len(descriptors) != len(ids):
+        raise ValueError(f"expected (n, d) descriptors and n ids, got {descriptors.shape} and {len(ids)}")
+    kept = [photo for photo in photos if formats.can_hold(format, photo.path)]
+    left_out = tuple(photo.path for photo in photos if not formats.can_hold(format, photo.path))
+    contents = _contents(kept, ids, descriptors, format, neighbours)
+    return Exported(_write(contents, out), len(kept), left_out)
+
+
+def _contents(
+    photos: Sequence[Photo], ids: Sequence[str], descriptors: FloatArray, format: str, neighbours: int
+) -> list[_Content]:
+    paths = {photo.id: photo.path for photo in photos}
+    if format == "numpy":
+        return [_Content("", lambda out: formats.write_numpy(out, paths, ids, descriptors))]
+    if format in ("hloc", "kapture"):
+        pairs = [(paths[a], paths[b], score) for a, b, score in _pairs(paths, ids, descriptors, neighbours)]
+        text = formats.hloc_pairs(pairs) if format == "hloc" else formats.kapture_pairs(pairs)
+        return [_text("", text)]
+    if format == "colmap":
+        reference = formats.colmap_reference(photos)
+        images = _text("", formats.colmap_images(photos))
+        return [images, _text(".geo", reference)] if reference else [images]
+    return [_text("", formats.geojson(photos) if format == "geojson" else formats.csv_table(photos))]
+
+
+def _pairs(
+    paths: dict[str, str], ids: Sequence[str], descriptors: FloatArray, neighbours: int
+) -> list[tuple[str, str, float]]:
+    rows = [row for row, id in enumerate(ids) if id in paths]
+    return retrieval_pairs([ids[row] for row in rows], descriptors[rows], neighbours)
+
+
+def _text(addition: str, text: str) -> _Content:
+    def write(out: BinaryIO) -> None:
+        out.write(text.encode())
+
+    return _Content(addition, write)
+
+
+def _write(contents: Sequence[_Content], out: Path | BinaryIO) -> tuple[Path, ...]:
+    if not isinstance(out, Path):
+        contents[0].write(out)
+        return ()
+    files = [(content.beside(out), content) for content in contents]
+    try:
+        for file, content in files:
+            _replace(file, content)
+    except OSError as error:
+        raise IndexerError(f"cannot write {out}: {error.strerror or error}") from error
+    return tuple(file for file, _ in files)
+
+
+def _replace(file: Path, content: _Content) -> None:
+    """Write beside the target and rename, so that a failure leaves what was there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as out:
+            content.write(out)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Positions for photos that have none: a table or XMP sidecars."""

@@ -1,0 +1,399 @@
+"""Positions for photos that have none: where an index is sure enough of them, and nowhere else."""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.answers import Answer, PlaceHit, Position
+from indexer.errors import IndexerError, NotCalibrated, UsageError, XmpError
+from indexer.filters import Filters
+from indexer.geo import haversine_m
+from indexer.geotag.positions_csv import PositionsCsv
+from indexer.geotag.sidecars import (
+    PhotoNames,
+    Sidecar,
+    Sidecars,
+    check_writable,
+    read_sidecar,
+    write_estimate,
+)
+from indexer.geotag.xmp import Xmp
+from indexer.index import Index
+from indexer.photos.exif import from_exif
+from indexer.photos.file_name import from_name
+from indexer.photos.metadata_table import read_table
+from indexer.photos.scan import ScannedFile, scan
+from indexer.progress import Progress, Silent
+from indexer.search.localisation import GROUP_RADIUS_M
+from model.embedder import Seen
+from model.errors import ImageError
+from model.images import open_photo
+
+MIN_CONFIDENCE = 0.9
+NOTE = "Position estimated by loci from photos that look alike, not measured"
+
+# Whatever has a position: the filter leaves out what has none, and the whole earth is within it.
+_LOCATED = Filters(lat=0.0, lon=0.0, radius_m=3e7)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Floats = NDArray[np.float32]
+What = Literal["tagged", "has_position", "unsure", "unknown", "no_position", "vague", "sidecar", "unreadable"]
+
+
+@dataclass(frozen=True)
+class GeotagOptions:
+    """What `geotag` may be told."""
+
+    min_confidence: float = MIN_CONFIDENCE
+    """The least probability that the place is right."""
+    min_score: float | None = None
+    """The least likeness; on an index that is not calibrated, asked for instead of a confidence."""
+    max_radius_m: float | None = None
+    """The most that a position may be off."""
+    metadata: Path | None = None
+    """A table of positions that are known."""
+    to: Path | None = None
+    """A CSV to write."""
+    xmp: bool = False
+    """Write XMP sidecars beside the photos."""
+    xmp_into: Path | None = None
+    """A folder to write sidecars into instead, in a tree like the photos'."""
+    xmp_name: str | None = None
+    """How new sidecars are named: see `sidecars.NAMINGS`."""
+    replace: bool = False
+    """Ask again where a sidecar, or the CSV, has a position."""
+    write: bool = False
+    """Write; otherwise nothing is."""
+    limit: int | None = None
+    """Ask about so many photos at most."""
+
+    def check(self) -> None:
+        """Raise UsageError for what cannot be."""
+        if not 0 <= self.min_confidence <= 1:
+            raise UsageError(f"--min-confidence is a probability, 0 to 1, not {self.min_confidence:g}")
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise UsageError(f"--min-score must be a number, not {self.min_score:g}")
+        if self.max_radius_m is not None and not self.max_radius_m > 0:
+            raise UsageError(f"--max-radius must be more than 0 metres, not {self.max_radius_m:g}")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit must be at least 1, not {self.limit}")
+        if self.to is not None and self.to_sidecars:
+            raise UsageError("--to and --xmp exclude each other: run once for each")
+        if self.write and self.to is None and not self.to_sidecars:
+            raise UsageError("--write needs to know where: --to FILE.csv, or --xmp")
+
+    @property
+    def to_sidecars(self) -> bool:
+        return self.xmp or self.xmp_into is not None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an index says of a photo."""
+
+    position: Position | None
+    """Where it takes the photo to be from; None where nothing speaks for one."""
+    confidence: float | None
+    """Probability that the nearest place is right."""
+    score: float
+    place: str | None
+    """The nearest place's name, where it has one."""
+    place_id: str
+    photo: str | None
+    """The photo of that place that is most like it."""
+
+    @property
+    def heading(self) -> float | None:
+        """Which way the photo looks, degrees clockwise from north; None where that is not known."""
+        return getattr(self.position, "heading", None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one photo."""
+
+    file: Path
+    path: str
+    """As it is called in the CSV."""
+    what: What
+    """`tagged`: its position was written, or would be; else why it was left, or could not be dealt with."""
+    reason: str | None = None
+    """In words; of a tagged one, what its position takes the place of."""
+    estimate: Estimate | None = None
+    """None where the index was not asked, or has nothing to answer with."""
+    sidecar: Path | None = None
+    """The sidecar written, or to be written."""
+
+
+def geotag(
+    index: Index, photos: Sequence[Path], options: GeotagOptions, progress: Progress | None = None
+) -> Iterator[Outcome]:
+    """Look for a position for every photo in folders, or given by itself, that has none.
+
+    Yields an outcome for each, as it is written or left: photos never change, and stopping between two
+    leaves what was written whole. A photo's position may be in a table, its name, a sidecar, the CSV that is
+    written to, its EXIF or its own XMP. Photos of the index that have no position are passed over, so that
+    the photos asked about may be among them.
+
+    Raises:
+        UsageError: an option that cannot be, or a table that cannot be read.
+        NotCalibrated: the index does not say how sure it is, and no `min_score` is given.
+        IndexerError: no photos; no photo of the index has a position; the disk is full.
+    """
+    options.check()
+    found = scan(photos)
+    if not found.files:
+        raise IndexerError(f"no photos in {', '.join(map(str, photos))}: nothing to look for")
+    for path, reason in found.problems:
+        yield Outcome(path, str(path), "unreadable", reason)
+    yield from _Run(index, found.files, options, progress or Silent()).outcomes()
+
+
+class _Run:
+    """One run: which photos to ask about, what to make of the answers, and where to write them."""
+
+    def __init__(
+        self, index: Index, files: Sequence[ScannedFile], options: GeotagOptions, progress: Progress
+    ) -> None:
+        self._index = index
+        self._files = files
+        self._options = options
+        self._progress = progress
+        self._names = PhotoNames(files)
+        self._table = read_table(options.metadata) if options.metadata else None
+        self._sidecars = Sidecars(files, self._names, into=options.xmp_into, naming=options.xmp_name)
+        self._csv = PositionsCsv(options.to, anew=options.replace) if options.to else None
+        self._filters = _filters(index)
+        self._settled: deque[Outcome] = deque()  # without asking the index
+        self._calibrated = False
+
+    def outcomes(self) -> Iterator[Outcome]:
+        if self._csv and self._options.write:
+            self._csv.check_writable()
+        self._progress.stage("geotagging", len(self._files))
+        reader = self._index.reader
+        try:
+            for batch in self._index.embedder.stream(self._to_ask(), lambda f: reader(("", f.path))):
+                yield from self._drain()
+                for embedded in batch:
+                    self._progress.advance()
+                    if embedded.error is not None:
+                        yield self._left(embedded.item, "unreadable", embedded.error)
+                    else:
+                        yield self._answer(embedded.item, embedded.seen[0])
+            yield from self._drain()
+            if self._csv and self._options.write:
+                self._csv.begin()  # even where there is nothing to write, what was to be replaced is
+        finally:
+            if self._csv:
+                self._csv.close()
+
+    def _drain(self) -> Iterator[Outcome]:
+        while self._settled:
+            yield self._settled.popleft()
+
+    def _to_ask(self) -> Iterator[ScannedFile]:
+        """The photos that have no position; what becomes of the others is settled on the way."""
+        asked = 0
+        for file in self._files:
+            if asked == self._options.limit:
+                return
+            settled = self._settle(file)
+            if settled is None:
+                asked += 1
+                yield file
+            else:
+                self._progress.advance()
+                self._settled.append(settled)
+
+    def _settle(self, file: ScannedFile) -> Outcome | None:
+        try:
+            known = self._known(file)
+            if known is not None:
+                return self._left(file, "has_position", known)
+            if self._options.to_sidecars:
+                with _named(self._sidecars.of(file).target.name):
+                    check_writable(self._sidecars.of(file))
+        except XmpError as error:
+            return self._left(file, "sidecar", str(error))
+        except ImageError as error:
+            return self._left(file, "unreadable", str(error))
+        return None
+
+    def _known(self, file: ScannedFile) -> str | None:
+        """Where a photo's position is already, None if nowhere. Raises XmpError, ImageError."""
+        listed = self._table.for_photo(file.root, file.relative) if self._table else None
+        if self._table and listed and listed.lat is not None:
+            return f"in {self._table.path}"
+        if from_name(file.path.name).lat is not None:
+            return "in its name"
+        if not self._options.replace:
+            if self._csv and self._csv.has(self._names.of(file)):
+                return f"in {self._csv.path}"
+            for path in self._sidecars.there(file):
+                with _named(path.name):
+                    if read_sidecar(path).position():
+                        return f"in {path.name}"
+        with open_photo(file.path) as image:
+            if from_exif(image).lat is not None:
+                return "in its EXIF"
+            return "in its own XMP" if _has_position(image.info.get("xmp")) else None
+
+    def _answer(self, file: ScannedFile, seen: Seen) -> Outcome:
+        answer = self._index.answer(seen, 1, filters=self._filters)
+        self._require_confidence(answer)
+        if not answer.places:
+            return self._left(file, "no_position", "no photo of the index that has a position is like it")
+        estimate = _estimate(answer, answer.places[0])
+        objection = _objection(answer, estimate, self._options)
+        if objection is not None:
+            return self._left(file, *objection, estimate)
+        return self._tag(file, estimate)
+
+    def _require_confidence(self, answer: Answer) -> None:
+        self._calibrated = self._calibrated or answer.confidence is not None
+        if not self._calibrated and self._options.min_score is None:
+            raise NotCalibrated(
+                f"nothing is written by the index {self._index.path}: {answer.note}; --min-score S "
+                "goes by how alike photos are instead, and --min-score 0 without --write shows the scores"
+            )
+
+    def _tag(self, file: ScannedFile, estimate: Estimate) -> Outcome:
+        path, replaced, target = self._names.of(file), None, None
+        if self._options.to_sidecars:
+            try:
+                sidecar = self._sidecars.of(file)
+                target = sidecar.target
+                with _named(target.name):
+                    replaced = _replaced(sidecar)
+                    if replaced and not self._options.replace:  # put there while the photo was looked at
+                        return self._left(file, "has_position", f"in {target.name}")
+                    if self._options.write:
+                        write_estimate(sidecar, *_values(estimate), self._remarks(estimate))
+            except XmpError as error:
+                return self._left(file, "sidecar", str(error), estimate)
+            except OSError as error:
+                if error.errno in _DISK_FULL:
+                    raise
+                return self._left(file, "sidecar", f"{target} cannot be written: {error.strerror}", estimate)
+        elif self._csv and self._options.write:
+            self._csv.add(_row(path, estimate))
+        return Outcome(file.path, path, "tagged", replaced, estimate, target)
+
+    def _remarks(self, estimate: Estimate) -> dict[str, str]:
+        """What a sidecar says of an estimate; not which photo it is from, whose name may be private."""
+        remarks = {"Note": NOTE, "Model": self._index.model_fingerprint, "Score": f"{estimate.score:.4f}"}
+        if estimate.confidence is not None:
+            remarks["Confidence"] = f"{estimate.confidence:.4f}"
+        return remarks
+
+    def _left(self, file: ScannedFile, what: What, reason: str, estimate: Estimate | None = None) -> Outcome:
+        return Outcome(file.path, self._names.of(file), what, reason, estimate)
+
+
+def _filters(index: Index) -> Filters | None:
+    """What leaves out the photos of an index that have no position, None where all have one.
+
+    Raises:
+        IndexerError: none has.
+    """
+    located = [photo.lat is not None for photo in index.photos()]
+    if not any(located):
+        raise IndexerError(f"no photo of the index {index.path} has a position, so it can give none")
+    return None if all(located) else _LOCATED
+
+
+def _estimate(answer: Answer, best: PlaceHit) -> Estimate:
+    return Estimate(
+        position=answer.position,
+        confidence=answer.confidence,
+        score=best.score,
+        place=best.name,
+        place_id=best.id,
+        photo=best.photos[0].path if best.photos else None,
+    )
+
+
+def _objection(answer: Answer, estimate: Estimate, options: GeotagOptions) -> tuple[What, str] | None:
+    """Why an answer is not good enough; None where it is."""
+    position, confidence = estimate.position, estimate.confidence
+    if answer.known is False:
+        return "unknown", "place unknown"
+    if confidence is None and options.min_score is None:
+        return "unsure", "not sure enough (no confidence)"
+    if confidence is not None and confidence < options.min_confidence:
+        return "unsure", f"not sure enough (confidence {_below(confidence, options.min_confidence)})"
+    if options.min_score is not None and estimate.score < options.min_score:
+        return "unsure", f"not like enough (score {_below(estimate.score, options.min_score)})"
+    if position is None:
+        return "no_position", "no position in the index near"
+    if not _is_at(position, answer.places[0]):
+        return "no_position", "photos like it speak for another position than its nearest place"
+    if options.max_radius_m is not None and position.radius_m > options.max_radius_m:
+        return "vague", f"too vague (within {position.radius_m:g} m > {options.max_radius_m:g} m)"
+    return None
+
+
+def _is_at(position: Position, best: PlaceHit) -> bool:
+    """Whether a position is that of the best place, which alone the confidence is about.
+
+    The best photo lies within a group's radius of its middle where it belongs to it, and so does the mean.
+    """
+    where = best.photos[0] if best.photos else best
+    if where.lat is None or where.lon is None:
+        return False
+    off_m = float(haversine_m(position.lat, position.lon, where.lat, where.lon))
+    return off_m <= 2 * GROUP_RADIUS_M
+
+
+def _below(value: float, bound: float) -> str:
+    """A value and the bound that it misses, to three digits unless those would hide that it does."""
+    shown = round(value, 3)
+    return f"{shown if shown < bound else math.floor(value * 1000) / 1000:g} < {bound:g}"
+
+
+def _values(estimate: Estimate) -> tuple[float, float, float, float | None]:
+    if estimate.position is None:
+        raise ValueError("an estimate without a position cannot be written")
+    return estimate.position.lat, estimate.position.lon, estimate.position.radius_m, estimate.heading
+
+
+def _row(path: str, estimate: Estimate) -> tuple[object, ...]:
+    """A line of the CSV. A place without a name stays without: its id would be read back as one."""
+    lat, lon, radius_m, heading = _values(estimate)
+    return path, lat, lon, radius_m, estimate.confidence, heading, estimate.place, estimate.photo
+
+
+def _replaced(sidecar: Sidecar) -> str | None:
+    """What a sidecar's new position takes the place of. Raises XmpError."""
+    xmp = read_sidecar(sidecar.base) if sidecar.base else None
+    if xmp is None or xmp.position() is None:
+        return None
+    return "instead of an earlier estimate" if xmp.estimated else "instead of the position there"
+
+
+def _has_position(packet: object) -> bool:
+    """Whether the XMP within a photo has a position; a damaged one counts as none, as damaged EXIF does."""
+    try:
+        return isinstance(packet, bytes) and Xmp.parse(packet).position() is not None
+    except XmpError:
+        return False
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Begin the sentence of an XmpError with the sidecar's name."""
+    try:
+        yield
+    except XmpError as error:
+        raise XmpError(f"{name} {error}") from None

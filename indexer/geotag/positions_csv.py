@@ -1,0 +1,113 @@
+"""A CSV of estimated positions, a line a photo, that `loci index --metadata` reads."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from indexer.errors import IndexerError, UsageError
+from indexer.storage.files import replace_text
+
+COLUMNS = ("path", "lat", "lon", "radius_m", "confidence", "heading", "place", "photo")
+
+
+class PositionsCsv:
+    """A file that positions are added to; what an earlier run wrote in it stays.
+
+    A line is written at once, so that a run that is stopped leaves whole lines, or one that is cut off,
+    which the next run takes away.
+    """
+
+    def __init__(self, path: Path, *, anew: bool = False) -> None:
+        """Read what is there; `anew` drops it once there is something to write.
+
+        Raises:
+            UsageError: it is there and no such table, or cannot be read.
+        """
+        self.path = path
+        self._rows, self._sound = _read(path)
+        if anew:
+            self._rows, self._sound = [], False
+        self._listed = {row[0] for row in self._rows}
+        self._file: io.FileIO | None = None
+
+    def has(self, path: str) -> bool:
+        """Whether an earlier run wrote a position of this photo."""
+        return path in self._listed
+
+    def check_writable(self) -> None:
+        """Look whether it could be written, before the work is done. Raises IndexerError."""
+        place = (
+            self.path if self.path.exists() else next(p for p in self.path.absolute().parents if p.exists())
+        )
+        if not os.access(place, os.W_OK):
+            raise IndexerError(f"cannot write {self.path}: {place} may not be changed")
+
+    def begin(self) -> None:
+        """Open it for adding, if it is not yet. Raises IndexerError where it cannot be written."""
+        if self._file is not None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._sound:
+                replace_text(self.path, _lines([COLUMNS, *self._rows]))
+            self._file = io.FileIO(self.path, "a")
+        except OSError as error:
+            raise IndexerError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def add(self, row: Sequence[object]) -> None:
+        """Add a photo's line, None as an empty cell. Raises IndexerError where that cannot be written."""
+        self.begin()
+        line = _lines([row]).encode()
+        try:
+            if self._file is None or self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise IndexerError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def _read(path: Path) -> tuple[list[list[str]], bool]:
+    """The rows of a file without its header, and whether it can be added to as it is."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file to add positions to")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return [], False
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is there, and no table of positions: name another file") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    if not text:
+        return [], False
+    try:
+        header, *rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if tuple(header) != COLUMNS:
+        raise UsageError(
+            f"{path} is there with other columns than {','.join(COLUMNS)}: name another file to write to"
+        )
+    rows = [row for row in rows if row]
+    sound = text.endswith(("\n", "\r"))
+    if rows and (not sound or len(rows[-1]) < len(COLUMNS)):
+        rows, sound = rows[:-1], False  # cut off
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(COLUMNS):
+            raise UsageError(f"{path}: row {number} has {len(row)} cells, not {len(COLUMNS)}")
+    return rows, sound
+
+
+def _lines(rows: Sequence[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,259 @@
+"""Backups: what an index answers from, as one tar file, taken while it is read, changed and rebuilt.
+
+The catalogue is copied first, as it is at one moment. What that copy names was on disk before it was named,
+is only appended to, and is not deleted while the backup's lock is held: so all of it is there whenever it is
+read. CURRENT is the last file, and the one before it has the digests of all: half a backup is no index,
+whether `restore` finds that out or somebody unpacks it by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from indexer.build.publish import read_manifest
+from indexer.errors import IndexerError
+from indexer.posting.posting import PARTIAL, sweep
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.database import FILE
+from indexer.storage.descriptor_queries import FOLDER
+from indexer.storage.files import sync_folder
+from indexer.storage.folder import translated
+from indexer.storage.layout import CURRENT, Layout, generation_of
+from indexer.storage.lock import backup_lock
+from indexer.storage.shards import shard_path
+
+SUMS = "SHA256SUMS"
+"""In a backup, the digests of its other files, as sha256sum writes them; a restored index lacks it."""
+COPY = "BACKUP.copy"
+BLOCK = 2**20
+MODE = 0o600  # it holds photos and who may see them
+
+Files = list[tuple[str, Path]]  # what a file is called in the backup, and where it lies
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a backup holds."""
+
+    snapshot: str
+    photos: int
+    bytes: int
+
+
+def backup(index: Path, out: Path | BinaryIO, also: Sequence[str] = ()) -> Saved:
+    """Write the index in the folder `index` to a tar file, with all that was acknowledged before.
+
+    Photos in folders are no part of an index, those that were POSTed are. Runs, POSTs and DELETEs go on
+    meanwhile; what they would delete is kept until this is done.
+
+    Args:
+        out: a new file, which is there once it is whole; or a stream, as a pipe.
+        also: names of further files in the index's folder, taken along where they are there.
+
+    Raises:
+        IndexMissing: there is no index. FormatTooNew: a newer version wrote it.
+        IndexLocked: another backup reads it.
+        DiskFull, IndexerError: the file is there already or cannot be written, or the index is damaged.
+    """
+    layout = Layout(index)
+    layout.current()
+    try:
+        with _target(out) as (stream, name), translated(index), backup_lock(index):
+            return _write(layout, _Out(stream, name), also)
+    finally:
+        with suppress(IndexerError):  # else the next run does it
+            _delete_what_waited(index)
+
+
+def _write(layout: Layout, out: _Out, also: Sequence[str]) -> Saved:
+    with _frozen(layout) as (snapshot, catalogue):
+        read_manifest(layout, snapshot)
+        photos = catalogue.count()
+        files = _files(layout, catalogue, snapshot)
+        files += [(name, layout.folder / name) for name in also if (layout.folder / name).is_file()]
+        with tarfile.open(fileobj=out, mode="w|", bufsize=BLOCK, format=tarfile.PAX_FORMAT) as tar:
+            archive = _Archive(tar)
+            for name, path in (*files, (FILE, catalogue.path)):
+                archive.add(name, path)
+            archive.end(snapshot)
+    out.flush()
+    return Saved(snapshot, photos, out.bytes)
+
+
+@contextmanager
+def _frozen(layout: Layout) -> Iterator[tuple[str, Catalogue]]:
+    """The snapshot that answers, and a copy of the catalogue as it is at one moment after that was asked.
+
+    A snapshot that answers only later might have descriptors that the copy does not know, and whose numbers
+    it would give to others.
+    """
+    folder = layout.folder / COPY
+    shutil.rmtree(folder, ignore_errors=True)  # of a backup that was killed
+    folder.mkdir()
+    try:
+        snapshot = _copy_catalogue(layout, folder / FILE)
+        catalogue = Catalogue(folder)
+        try:
+            integrity = catalogue.integrity()
+            if integrity != "ok":
+                raise IndexerError(f"the catalogue of {layout.folder} is damaged: {integrity}")
+            yield snapshot, catalogue
+        finally:
+            catalogue.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy_catalogue(layout: Layout, path: Path) -> str:
+    catalogue = Catalogue(layout.folder)
+    try:
+        while True:
+            snapshot = layout.current()
+            path.unlink(missing_ok=True)
+            catalogue.copy_to(path, generation_of(snapshot))
+            # Else the photos POSTed since another model took over would lack descriptors.
+            if generation_of(layout.current()) == generation_of(snapshot):
+                return snapshot
+    finally:
+        catalogue.close()
+
+
+def _files(layout: Layout, catalogue: Catalogue, snapshot: str) -> Files:
+    """All but the catalogue: what it names must be there, what else a generation keeps is taken as it is."""
+    generation = generation_of(snapshot)
+    used = [shard for shard, _, _ in catalogue.shard_use(generation)]
+    paths = {shard_path(layout.shards(generation), shard) for shard in used} | set(_walk(layout, snapshot))
+    stored = (f"{FOLDER}/{name}" for name in sorted(catalogue.stored().values()))
+    files = [(path.relative_to(layout.folder).as_posix(), path) for path in sorted(paths)]
+    return files + [(name, layout.folder / name) for name in stored]
+
+
+def _walk(layout: Layout, snapshot: str) -> Iterator[Path]:
+    """The files of a snapshot's generation, without other snapshots and what is only being made."""
+    spool, wanted = layout.spool(generation_of(snapshot)), layout.snapshot(snapshot)
+    for at, folders, names in os.walk(layout.generation(generation_of(snapshot))):
+        here = Path(at)
+        if here == wanted.parent:
+            folders[:] = [wanted.name]
+        folders[:] = [name for name in folders if here / name != spool]
+        yield from (here / name for name in names if not name.endswith(PARTIAL))
+
+
+def _delete_what_waited(index: Path) -> None:
+    reader = Catalogue(index)
+    newest = reader.is_newest
+    reader.close()
+    if not newest:  # who backs an index up before an upgrade has not asked for that
+        return
+    catalogue = Catalogue(index, create=True)
+    try:
+        with translated(index):
+            sweep(catalogue)
+    finally:
+        catalogue.close()
+
+
+@contextmanager
+def _target(out: Path | BinaryIO) -> Iterator[tuple[BinaryIO, Path]]:
+    """Where to write, and what to call it; a file gets its name when all of it is on disk."""
+    if not isinstance(out, Path):
+        yield out, Path("the output")
+        return
+    if out.exists():
+        raise IndexerError(f"{out} is there already: name a file that is not")
+    partial = out.with_name(f"{out.name}{PARTIAL}")
+    with translated(out):
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, MODE)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file, out
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(out)
+            sync_folder(out.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+class _Archive:
+    """A tar file as it is written, and the digests of what is in it."""
+
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+        self._sums: list[str] = []
+
+    def add(self, name: str, path: Path) -> None:
+        """Take a file, as long as it is now: what is appended while it is read, the catalogue does not know.
+
+        Raises:
+            IndexerError: it is missing or cannot be read.
+        """
+        try:
+            with path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+                self._put(name, file, stat.st_size, stat.st_mode & 0o777, int(stat.st_mtime))
+        except OSError as error:
+            raise IndexerError(
+                f"{path} cannot be read ({error.strerror or error}): 'loci check' says what is damaged"
+            ) from error
+
+    def end(self, snapshot: str) -> None:
+        """Write the digests, and then what makes an index of it all."""
+        current = f"{snapshot}\n".encode()
+        sums = "".join((*self._sums, _sum(hashlib.sha256(current).hexdigest(), CURRENT))).encode()
+        for name, data in ((SUMS, sums), (CURRENT, current)):
+            self._put(name, io.BytesIO(data), len(data), 0o644, 0)
+
+    def _put(self, name: str, file: BinaryIO, size: int, mode: int, mtime: int) -> None:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.mtime = size, mode, mtime
+        hashed = Hashed(file)
+        self._tar.addfile(info, hashed)
+        self._tar.members.clear()  # type: ignore[attr-defined]  # else it remembers every photo
+        self._sums.append(_sum(hashed.digest.hexdigest(), name))
+
+
+class Hashed:
+    """A file that is read once, and the digest of what was read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self.digest.update(data)
+        return data
+
+
+class _Out(io.RawIOBase):
+    """A stream that counts, and says in one sentence what was wrong with writing to it."""
+
+    def __init__(self, stream: BinaryIO, where: Path) -> None:
+        self._stream = stream
+        self._where = where
+        self.bytes = 0
+
+    def write(self, data: Any, /) -> int:
+        with translated(self._where):
+            self._stream.write(data)
+        self.bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        with translated(self._where):
+            self._stream.flush()
+
+
+def _sum(digest: str, name: str) -> str:
+    return f"{digest}  {name}\n"

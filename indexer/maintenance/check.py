@@ -1,0 +1,111 @@
+"""`loci check`: read every byte of an index and say what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from indexer.build.publish import Manifest, read_manifest
+from indexer.errors import IndexerError
+from indexer.options import load_options
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.files import sha256_of
+from indexer.storage.layout import Layout, generation_of
+from indexer.storage.local_shards import read_local
+from indexer.storage.shards import read_slots
+from model.errors import ModelError
+from model.modelfile import load_model
+
+LENGTH_TOLERANCE = 0.01  # of fp16 descriptors, whose length is 1
+
+
+def check_index(path: Path) -> list[str]:
+    """Read every byte of an index; one sentence a problem, none when it is sound.
+
+    Checked are the catalogue's pages, the model's fingerprint, the snapshot's checksum, that every descriptor
+    is in its shard and of unit length, and that the file of every POSTed photo is there as it was sent. Where
+    something is wrong, the next run looks at everything, too.
+
+    Raises:
+        IndexMissing: there is no index. FormatTooNew: a newer version wrote it.
+    """
+    layout = Layout(path)
+    manifest = read_manifest(layout, layout.current())
+    catalogue = Catalogue(path)
+    try:
+        integrity = catalogue.integrity()
+        problems = [] if integrity == "ok" else [f"the catalogue is damaged: {integrity}"]
+        problems = [
+            *problems,
+            *_model_problems(layout, manifest),
+            *manifest.saved.problems(layout.snapshot(manifest.snapshot)),
+            *_descriptor_problems(layout, catalogue, manifest),
+            *_local_problems(layout, catalogue, manifest),
+            *(_stored_problems(catalogue) if integrity == "ok" else []),
+        ]
+        if problems:
+            layout.mark_damaged()
+        return problems
+    finally:
+        catalogue.close()
+
+
+def _model_problems(layout: Layout, manifest: Manifest) -> list[str]:
+    path = layout.model(generation_of(manifest.snapshot))
+    try:
+        found = load_model(path).fingerprint
+    except ModelError as error:
+        return [str(error)]
+    if found != manifest.model:
+        return [f"the model file {path} is {found}, but the snapshot was made by {manifest.model}"]
+    return []
+
+
+def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> list[str]:
+    generation = generation_of(manifest.snapshot)
+    problems = []
+    bad = 0
+    try:
+        live = catalogue.live_descriptors(generation)
+        for block in read_slots(layout.shards(generation), [slot for *_, slot in live], manifest.dim):
+            lengths = np.linalg.norm(block, axis=1)
+            bad += int((~(np.abs(lengths - 1) < LENGTH_TOLERANCE)).sum())
+    except IndexerError as error:
+        problems.append(f"the descriptors cannot be read: {error}")
+    if bad:
+        problems.append(
+            f"{bad} descriptors are not of unit length: 'loci index' with --refit makes them again"
+        )
+    return problems
+
+
+def _local_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> list[str]:
+    generation = generation_of(manifest.snapshot)
+    if not load_options(layout.options(generation)).fit.local_features:
+        return []
+    try:
+        slots = [slot for *_, slot in catalogue.live_descriptors(generation)]
+    except IndexerError:  # as the descriptors' problems say
+        return []
+    try:
+        missing = sum(local is None for local in read_local(layout.local(generation), slots))
+    except IndexerError as error:
+        return [str(error)]
+    if not missing:
+        return []
+    return [
+        f"{missing} descriptors have no local features, and their photos are not verified: 'loci index' with "
+        "--refit makes them again"
+    ]
+
+
+def _stored_problems(catalogue: Catalogue) -> list[str]:
+    problems = []
+    for photo, name in catalogue.stored().items():
+        path = catalogue.folder / name
+        if not path.is_file():
+            problems.append(f"the file {path} of the POSTed photo {photo} is missing: POST it again")
+        elif sha256_of(path) != path.stem:
+            problems.append(f"the file {path} of the POSTed photo {photo} is damaged: POST it again")
+    return problems

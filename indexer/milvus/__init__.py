@@ -1,0 +1,1 @@
+"""A snapshot on a Milvus server: sent there, kept up to date, answered from."""

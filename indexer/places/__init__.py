@@ -1,0 +1,1 @@
+"""Which photos show the same place, its neighbourhood, its surroundings."""

@@ -1,0 +1,1 @@
+"""Photos added and removed one at a time, beside runs."""

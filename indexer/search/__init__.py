@@ -1,0 +1,1 @@
+"""From a query's descriptor to photos, places and a position."""

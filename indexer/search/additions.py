@@ -1,0 +1,156 @@
+"""What an opened index searches: its snapshot, and exactly beside it what was added since.
+
+Additions are noticed before every search by the number of the catalogue's last change, whoever made them: a
+POST, or a run in another process. What was deleted stays in the stores; the catalogue masks it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from indexer.errors import IndexerError
+from indexer.snapshots.exact import FaissStore
+from indexer.snapshots.store import Floats, Ids, Store
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.layout import Layout, generation_of
+from indexer.storage.shards import read_slots
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The stores at one moment; their descriptors differ."""
+
+    snapshot: Store
+    added: tuple[FaissStore, ...] = ()
+    change: int = 0
+    """Number of the last change that they take in."""
+
+    @property
+    def count(self) -> int:
+        return sum(store.count for store in self.stores)
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        return (self.snapshot, *self.added)
+
+    def missing(self, ids: Ids) -> Ids:
+        """Those ids that no store holds."""
+        for store in self.stores:
+            ids = ids[~store.holds(ids)]
+        return ids
+
+    def search(self, descriptor: Floats, k: int, among: Ids | None = None) -> list[tuple[float, int]]:
+        """Cosine and id of the k descriptors nearest to one (d), best first; of `among` only, where given."""
+        found = []
+        for store in self.stores:
+            _, ids = store.search(descriptor[None], min(k, store.count), among)
+            ids = ids[0][ids[0] >= 0]
+            found += list(zip(exact_cosines(store.vectors(ids), descriptor), ids.tolist(), strict=True))
+        return sorted(found, key=lambda hit: (-hit[0], hit[1]))[:k]
+
+    def vectors(self, ids: Ids) -> Floats:
+        """The descriptors (n d) of ids that the stores hold."""
+        found = np.empty((len(ids), self.snapshot.dim), np.float32)
+        for store in self.stores:
+            held = store.holds(ids)
+            found[held] = store.vectors(ids[held])
+        return found
+
+    def cosines(self, descriptor: Floats, ids: Ids) -> list[float]:
+        """Cosines of a descriptor (d) with these, the same as a search gives."""
+        return exact_cosines(self.vectors(ids), descriptor)
+
+
+def exact_cosines(vectors: Floats, descriptor: Floats) -> list[float]:
+    """Cosines in fp64: in fp32 the last digits would depend on which store a descriptor is in."""
+    cosines = np.einsum("nd,d->n", vectors, descriptor, dtype=np.float64)
+    rounded: list[float] = np.round(cosines, 9).tolist()
+    return rounded
+
+
+class Additions:
+    """Keeps an opened index's stores up to date; may be asked from many threads."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        catalogue: Catalogue,
+        snapshot: str,
+        dim: int,
+        store: Store,
+        since: int | None = None,
+    ) -> None:
+        """Of a snapshot; `since` is the number of the last change that it takes in, None where unknown."""
+        self._layout = layout
+        self._catalogue = catalogue
+        self._generation = generation_of(snapshot)
+        self._dim = dim
+        self._lock = threading.Lock()
+        change = catalogue.last_change()
+        live = self._live(since)
+        self._searched = self._with(Searched(store, change=change), live)
+
+    def current(self) -> Searched:
+        """What is searched now, with all that was added before this was asked."""
+        change = self._catalogue.last_change()
+        if change <= self._searched.change:
+            return self._searched
+        with self._lock:
+            if change > self._searched.change:
+                change = self._catalogue.last_change()
+                searched = self._with(self._searched, self._live(self._searched.change))
+                self._searched = Searched(searched.snapshot, searched.added, change)
+            return self._searched
+
+    def _live(self, since: int | None) -> Ids:
+        if since is None:
+            return np.array(self._catalogue.live_ids(self._generation), np.int64)
+        rows = self._catalogue.searched_rows(self._generation, since)
+        return np.array([row.id for row in rows if row.live], np.int64)
+
+    def _with(self, searched: Searched, live: Ids) -> Searched:
+        new = searched.missing(live)
+        if not len(new):
+            return searched
+        try:
+            store = self._read(new.tolist())
+        except IndexerError:
+            if generation_of(self._layout.current()) == self._generation:
+                raise
+            log.info("a newer model has taken over: this one takes up nothing more")
+            return searched
+        if not store.count:  # gone again
+            return searched
+        return Searched(searched.snapshot, _merged((*searched.added, store), self._dim), searched.change)
+
+    def _read(self, ids: Sequence[int]) -> FaissStore:
+        try:
+            return self._read_once(ids)
+        except IndexerError:  # moved, between the row and its bytes
+            return self._read_once(ids)
+
+    def _read_once(self, ids: Sequence[int]) -> FaissStore:
+        slots = self._catalogue.slots(self._generation, ids)
+        found = np.array([number for number, _ in slots], np.int64)
+        blocks = read_slots(self._layout.shards(self._generation), [slot for _, slot in slots], self._dim)
+        start = 0
+        parts = []
+        for block in blocks:
+            parts.append((found[start : start + len(block)], block))
+            start += len(block)
+        return FaissStore.build(self._dim, parts)
+
+
+def _merged(stores: tuple[FaissStore, ...], dim: int) -> tuple[FaissStore, ...]:
+    """As few stores as halving allows: each is more than twice the next, so that adding one stays cheap."""
+    while len(stores) > 1 and stores[-2].count <= 2 * stores[-1].count:
+        parts = [(store.ids, store.vectors(store.ids)) for store in stores[-2:]]
+        stores = (*stores[:-2], FaissStore.build(dim, parts))
+    return stores

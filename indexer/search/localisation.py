@@ -1,0 +1,140 @@
+"""From photos that resemble a query to places, and to a position."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.answers import PhotoHit, PlaceHit, Position
+from indexer.geo import from_local, to_local
+from indexer.places.assign import place_id
+
+LOCATE_BY = 20
+"""Best photos that the position is found from."""
+GROUP_RADIUS_M = 50.0
+"""Hits this near to one hit speak for the same position: two places' radius, about as far as a street
+scene stays recognisable."""
+LEAST_RESULTANT = 0.85
+"""How far headings must agree to be one."""
+_GPS_FLOOR_M = 10.0
+_LONE_HIT_M = 15.0
+_LEAST_TEMPERATURE = 0.01
+
+FloatArray = NDArray[np.float64]
+
+
+class LocatedHit(Protocol):
+    """What of a hit says where; see `indexer.answers.PhotoHit`."""
+
+    @property
+    def lat(self) -> float | None: ...
+    @property
+    def lon(self) -> float | None: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def heading(self) -> float | None: ...
+
+
+class PlaceLike(Protocol):
+    """What of a place an answer tells; see `indexer.answers.Place`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def lat(self) -> float | None: ...
+    @property
+    def lon(self) -> float | None: ...
+
+
+def locate(
+    hits: Iterable[LocatedHit], *, group_radius_m: float = GROUP_RADIUS_M, radius_factor: float = 1.0
+) -> Position | None:
+    """Where the query was taken and looks, from the hits that have a position; None where none has.
+
+    Weights: w = exp((s − s₁)/τ) with the best score s₁ and τ a third of its lead over the median, at least
+    0.01: what counts is a score's distance from the best relative to the spread of all, whatever the level
+    of this collection's cosines, and a median hit weighs 1/20. The hit with most weight within
+    `group_radius_m` gives the group; of equals, the best. Position: the group's weighted mean µ, in metres
+    about that hit (so the antimeridian is nowhere special). Radius: √((10 + 15/√n)² + (2σ)²) metres, with
+    the group's weighted spread σ² = Σw|p − µ|²/Σw and its effective number of hits n = (Σw)²/Σw²: 10 m
+    because a photo's own GPS is off and the camera stood some way from the query's, 15 m more where a
+    single photo speaks. That is multiplied by `radius_factor`, which is calibrated on the index itself.
+    Heading: as `_heading` says, of the same group.
+    """
+    found = [
+        (hit.lat, hit.lon, hit.score, np.nan if hit.heading is None else hit.heading)
+        for hit in hits
+        if hit.lat is not None and hit.lon is not None
+    ]
+    if not found:
+        return None
+    values = np.array(sorted(found, key=lambda value: (-value[2], *value[:2])), np.float64)
+    lat, lon, weights = values[:, 0], values[:, 1], _weights(values[:, 2])
+    offsets = [to_local(lat, lon, lat[i], lon[i]) for i in range(len(values))]
+    groups = np.stack([np.hypot(*offset.T) <= group_radius_m for offset in offsets])
+    # Rounded, so that equal groups tie and the first, of the better score, is taken.
+    best = int(np.round(groups @ weights, 9).argmax())
+    mean, radius_m = _mean_and_radius(offsets[best][groups[best]], weights[groups[best]])
+    position = from_local(mean[0], mean[1], lat[best], lon[best])
+    heading = _heading(values[groups[best], 3], weights[groups[best]])
+    return Position(*position, radius_factor * radius_m, heading)
+
+
+def group_hits(hits: Iterable[PhotoHit], place_of: Callable[[str], PlaceLike | None]) -> tuple[PlaceHit, ...]:
+    """The places that the hits show, best first, each with its hits, best first.
+
+    `place_of` gives the place of a photo by the photo's id (a dict's `get` will do); a photo that has none
+    yet is a place of its own. A place scores as its best hit; equals are ordered by id.
+    """
+    found: dict[str, tuple[PlaceLike | None, list[PhotoHit]]] = {}
+    for hit in sorted(hits, key=lambda hit: (-hit.score, hit.id)):
+        place = place_of(hit.id)
+        found.setdefault(place.id if place else place_id(hit.id), (place, []))[1].append(hit)
+    places = [_place_hit(id, place, photos) for id, (place, photos) in found.items()]
+    return tuple(sorted(places, key=lambda place: (-place.score, place.id)))
+
+
+def _place_hit(id: str, place: PlaceLike | None, photos: Sequence[PhotoHit]) -> PlaceHit:
+    where: PlaceLike | PhotoHit = place or photos[0]
+    return PlaceHit(
+        id=id,
+        name=place.name if place else None,
+        lat=where.lat,
+        lon=where.lon,
+        score=photos[0].score,
+        photos=tuple(photos),
+    )
+
+
+def _weights(scores: FloatArray) -> FloatArray:
+    """Weights of scores sorted from the best, the first being 1."""
+    temperature = max((scores[0] - float(np.median(scores))) / 3, _LEAST_TEMPERATURE)
+    return np.asarray(np.exp((scores - scores[0]) / temperature), np.float64)
+
+
+def _mean_and_radius(offsets: FloatArray, weights: FloatArray) -> tuple[tuple[float, float], float]:
+    share = weights / weights.sum()
+    mean = share @ offsets
+    variance = float(share @ ((offsets - mean) ** 2).sum(axis=1))
+    floor = _GPS_FLOOR_M + _LONE_HIT_M * float(np.sqrt((share**2).sum()))
+    return (float(mean[0]), float(mean[1])), float(np.sqrt(floor**2 + 4 * variance))
+
+
+def _heading(headings: FloatArray, weights: FloatArray) -> float | None:
+    """The circular weighted mean of headings (n, degrees, NaN where unknown); None where they disagree.
+
+    With unit vectors u of the headings and v = Σw²u/Σw², photos without a heading counting as u = 0, it is
+    the direction of v where |v| is at least `LEAST_RESULTANT`: it is 1 where all look one way, 0 where they
+    look every way. Squared, since photos of one spot that look elsewhere tell its position just as well, but
+    nothing of where the query looks.
+    """
+    angles = np.radians(headings)
+    vectors = np.nan_to_num(np.stack([np.sin(angles), np.cos(angles)], axis=1))
+    east, north = (weights**2 @ vectors / (weights**2).sum()).tolist()
+    if np.hypot(east, north) < LEAST_RESULTANT:
+        return None
+    return float(np.degrees(np.arctan2(east, north)) % 360)

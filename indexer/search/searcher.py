@@ -1,0 +1,252 @@
+"""From what a photo was seen as to the photos and places of an index that are most like it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.answers import PhotoHit, PlaceHit
+from indexer.build.publish import Manifest
+from indexer.confidence.evidence import WEIGHED
+from indexer.errors import IndexerError, ModelMismatch
+from indexer.filters import Filters
+from indexer.search.additions import Additions, Searched
+from indexer.search.filter_columns import COLUMNS, Counts, Selection, Table
+from indexer.search.localisation import group_hits
+from indexer.search.showing import PHOTOS_A_PLACE
+from indexer.search.verification import CANDIDATES, Features, Matches, matches, raised, stored_features
+from indexer.snapshots.store import Store
+from indexer.storage.catalogue import Catalogue, Hit
+from indexer.storage.layout import Layout, generation_of
+from indexer.storage.local_shards import read_local
+from model.embedder import Seen
+
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class Question:
+    """One query: what it was seen as, and what verification has found of it so far."""
+
+    descriptor: Floats
+    features: Features | None = None
+    """None: hits are not verified."""
+    agreeing: dict[int, Matches] = field(default_factory=dict)
+    """What of it is in the photos of the index too, by their descriptors."""
+    verify_ms: float = 0.0
+
+    def inliers(self, number: int) -> int | None:
+        """How many features of it a descriptor's photo shows too; None where that was not verified."""
+        return len(self.agreeing[number]) if number in self.agreeing else None
+
+    @classmethod
+    def of(cls, seen: Seen | Floats | Question, *, verify: bool) -> Question:
+        """Of a photo, or of a descriptor alone, which is not verified; a question is itself."""
+        if isinstance(seen, Question):
+            return seen
+        if not isinstance(seen, Seen):
+            return cls(seen)
+        features = Features.of(seen.local) if verify and seen.local is not None else None
+        return cls(seen.descriptor, features)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A photo that a search found."""
+
+    score: float
+    number: int
+    """Of its descriptor that is most like the query."""
+    hit: Hit
+    inliers: int | None = None
+
+    def verified(self, inliers: int | None) -> Scored:
+        """It with its score raised; as it is where it was not verified."""
+        if inliers is None:
+            return self
+        return Scored(raised(self.score, inliers), self.number, self.hit, inliers)
+
+    def shown(self) -> PhotoHit:
+        """It, as an answer shows it."""
+        photo = self.hit.photo
+        heading = None if photo.heading is None else (photo.heading + self.hit.yaw) % 360
+        return PhotoHit(
+            photo.id,
+            photo.path,
+            min(1.0, round(self.score, 6)),  # what fp32 rounding leaves of a cosine is not worth more digits
+            self.inliers,
+            lat=photo.lat,
+            lon=photo.lon,
+            heading=heading,
+            taken_at=photo.taken_at,
+        )
+
+
+Rank = Callable[[Floats, int], tuple[list[Scored], bool]]
+"""From a descriptor (d) and a number of descriptors to those nearest to it, best first, and whether that is
+all there are."""
+
+
+class Searcher:
+    """Searches one snapshot and what was added since; may be asked from many threads."""
+
+    def __init__(self, layout: Layout, catalogue: Catalogue, manifest: Manifest, store: Store) -> None:
+        self._layout = layout
+        self._catalogue = catalogue
+        self._manifest = manifest
+        self._generation = generation_of(manifest.snapshot)
+        self._additions = Additions(
+            layout, catalogue, manifest.snapshot, manifest.dim, store, manifest.change
+        )
+        saved = layout.snapshot(manifest.snapshot) / COLUMNS
+        self._table = Table(catalogue, self._generation, saved, manifest.change, layout.mark_damaged)
+
+    def current(self) -> Searched:
+        """What is searched now."""
+        return self._additions.current()
+
+    def counts(self) -> Counts:
+        """How much is searched now."""
+        return self._table.counts()
+
+    def selected(self, filters: Filters | None) -> tuple[Searched, Selection | None]:
+        """What is searched now, and which of it where filters leave some out."""
+        # In this order: a photo added in between is searched and not selected, which does no harm.
+        selection = self._table.select(filters) if filters is not None and filters.narrow else None
+        return self._additions.current(), selection
+
+    def nearest(self, question: Question, n: int, filters: Filters | None = None) -> list[Scored]:
+        """The n photos most like the query, best first, the first CANDIDATES of them verified."""
+        rank, _ = self._ranking(filters)
+        return self._photos(question, n, rank)
+
+    def with_places(
+        self, question: Question, k: int, filters: Filters | None
+    ) -> tuple[list[Scored], tuple[PlaceHit, ...]]:
+        """The nearest photos, as many as it takes to name k places (or all), and all places they show."""
+        rank, most = self._ranking(filters)
+        n = max(WEIGHED, 4 * PHOTOS_A_PLACE * k)
+        while True:
+            hits = self._photos(question, n, rank)
+            places = grouped(hits)
+            if len(places) >= min(k, most) or len(hits) < n:
+                return hits, places
+            n *= 4
+
+    def _photos(self, question: Question, n: int, rank: Rank) -> list[Scored]:
+        """The n nearest photos, verified; a panorama counts once, by its best view."""
+        if question.descriptor.shape != (self._manifest.dim,):
+            raise ModelMismatch(
+                f"this index has {self._manifest.dim}-D descriptors, got one of shape "
+                f"{question.descriptor.shape}"
+            )
+        ask = n + 8
+        while True:
+            found, all_there_are = rank(question.descriptor, ask)
+            best: dict[str, Scored] = {}
+            for one in found:
+                best.setdefault(one.hit.photo.id, one)
+            if len(best) >= n or all_there_are:
+                return self._verified(question, list(best.values())[:n])
+            ask *= 4
+
+    def _ranking(self, filters: Filters | None) -> tuple[Rank, int]:
+        """What ranks the photos that pass, as they are now, and how many places they show at most."""
+        searched, selection = self.selected(filters)
+        most = self._manifest.places + searched.count - self._manifest.count
+        if selection is not None:
+            most = selection.places
+        return partial(self._ranked, searched, selection, filters), most
+
+    def _ranked(
+        self,
+        searched: Searched,
+        selection: Selection | None,
+        filters: Filters | None,
+        descriptor: Floats,
+        ask: int,
+    ) -> tuple[list[Scored], bool]:
+        among = None if selection is None else selection.ids
+        count = searched.count if among is None else len(among)
+        if not count:
+            return [], True
+        found = searched.search(descriptor, min(ask, count), among)
+        shown = self._shown([number for _, number in found], filters if among is not None else None)
+        scored = [Scored(score, number, shown[number]) for score, number in found if number in shown]
+        return scored, ask >= count
+
+    def _shown(self, numbers: Sequence[int], filters: Filters | None) -> dict[int, Hit]:
+        """The photos of descriptors, without those removed since, or changed so that they do not pass."""
+        hits = self._catalogue.hits(numbers)
+        if filters is None:
+            return hits
+        passing = self._table.passing(filters, [hit.row(number) for number, hit in hits.items()])
+        return {number: hit for number, hit in hits.items() if number in passing}
+
+    def _verified(self, question: Question, hits: list[Scored]) -> list[Scored]:
+        """The same, best first again once the first of them are verified."""
+        if question.features is None:
+            return hits
+        first, rest = hits[:CANDIDATES], hits[CANDIDATES:]
+        self.verify(question, [found.number for found in first])
+        first = [found.verified(question.inliers(found.number)) for found in first]
+        return sorted([*first, *rest], key=lambda found: (-found.score, found.number))
+
+    def verify(self, question: Question, numbers: Sequence[int]) -> None:
+        """Find out what of a query the photos of these descriptors show too; the question then knows it."""
+        if question.features is None:
+            return
+        started = time.perf_counter()
+        new = [number for number in numbers if number not in question.agreeing]
+        for number, theirs in self._local(new).items():
+            question.agreeing[number] = matches(question.features, theirs)
+        question.verify_ms += 1000 * (time.perf_counter() - started)
+
+    def _local(self, numbers: Sequence[int]) -> dict[int, Features]:
+        """Local features of descriptors, where they have some."""
+        slots = self._catalogue.slots(self._generation, numbers)
+        try:
+            packed = read_local(self._layout.local(self._generation), [slot for _, slot in slots])
+        except IndexerError:  # moved, or dropped by a newer model, since they were found
+            return {}
+        return {
+            number: Features.of(local)
+            for (number, _), local in zip(slots, packed, strict=True)
+            if local is not None
+        }
+
+    def matched(
+        self, question: Question, hits: Sequence[Scored], places: Sequence[PlaceHit]
+    ) -> tuple[PlaceHit, ...]:
+        """The same places, with where each of their photos shows what the query shows."""
+        verified = {found.hit.photo.id: found.number for found in hits if found.inliers is not None}
+        shown = {photo.id for place in places for photo in place.photos}
+        views = self._views(sorted(shown & verified.keys()))
+
+        def lines(photo: PhotoHit) -> PhotoHit:
+            number = verified.get(photo.id)
+            if number is None or views[photo.id] > 1:
+                return photo  # a panorama: positions in one of its views are not positions in the photo
+            return replace(photo, matches=question.agreeing[number].shown())
+
+        return tuple(replace(place, photos=tuple(map(lines, place.photos))) for place in places)
+
+    def _views(self, photos: Sequence[str]) -> Mapping[str, int]:
+        """How many descriptors each of these photos has."""
+        return {photo: len(self._catalogue.slots_of(self._generation, photo)) for photo in photos}
+
+    def features(self, photo: str) -> list[Features]:
+        """Local features of each view of a photo; none where the index keeps none."""
+        slots = self._catalogue.slots_of(self._generation, photo)
+        return stored_features(self._layout.local(self._generation), slots)
+
+
+def grouped(hits: Sequence[Scored]) -> tuple[PlaceHit, ...]:
+    """The places that the hits show, best first, with all of those."""
+    places = {found.hit.photo.id: found.hit.place for found in hits}
+    return group_hits((found.shown() for found in hits), places.get)

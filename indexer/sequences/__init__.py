@@ -1,0 +1,1 @@
+"""Following a moving camera through an index."""

@@ -1,0 +1,382 @@
+"""Following a camera through an index: its photos as a map, and an answer a frame."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.answers import KNOWN_SHARE, Answer, PhotoHit, Place, PlaceHit, Position
+from indexer.build.publish import place_photos
+from indexer.confidence.calibration import KNOWN_FROM
+from indexer.errors import IndexerError, ModelMismatch, UsageError
+from indexer.filters import Filters
+from indexer.geo import haversine_m
+from indexer.places.assign import place_id
+from indexer.places.groups import by_folder
+from indexer.search.additions import Searched
+from indexer.search.filter_columns import Selection
+from indexer.search.localisation import GROUP_RADIUS_M, locate
+from indexer.search.searcher import Question
+from indexer.search.showing import PHOTOS_A_PLACE, rounded, with_distances
+from indexer.search.verification import CANDIDATES
+from indexer.sequences.bayes_filter import LEAST_PHOTOS, Belief, Likeness, SequenceFilter, learn
+from indexer.sequences.motion import Floats, Ints, MetricMotion, Motion, OrderedMotion, Step
+from indexer.storage.catalogue import Catalogue
+from model.embedder import Seen
+from model.errors import ImageError
+from model.images import Source
+
+if TYPE_CHECKING:
+    from indexer.index import Index
+
+Descriptor = NDArray[np.float32]
+MotionKind = Literal["auto", "photos", "metres"]
+
+SHOWN_FROM = 100
+"""Likeliest photos that an answer's places and position are found from, at least."""
+UNCALIBRATED = "how sure it is comes from the sequence and is not calibrated on this index"
+TOO_FEW = f"an index of fewer than {LEAST_PHOTOS} photos cannot tell how sure a sequence is"
+
+
+@dataclass(frozen=True)
+class FrameAnswer:
+    """Where the camera was at one frame of a sequence."""
+
+    frame: int
+    """Its number among the frames given, from 0."""
+    answer: Answer
+    """Places by how likely the camera is there, scores as of this frame alone; `confidence` is the
+    probability that it is at the first place or within NEAR_FRAMES photos (NEAR_M metres on a metric map) of
+    its first photo, and `known` whether that is more likely than not."""
+    off_map: float | None
+    """Probability that no photo of the index shows where it is; None where `confidence` is."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer's JSON values, with `frame` before and `off_map` after them."""
+        return {"frame": self.frame, **self.answer.to_json(), "off_map": self.off_map}
+
+
+@dataclass(frozen=True)
+class PhotoMap:
+    """The photos of an index as a map, numbered by folder and file order, and their descriptors."""
+
+    numbers: Ints
+    """Ids of the descriptors, photo by photo: a panorama has several."""
+    starts: Ints
+    """Where each photo's begin."""
+    lengths: tuple[int, ...]
+    """Of the traverses: photos a folder."""
+    lat: Floats
+    lon: Floats
+    """Degrees; NaN where a photo has no position."""
+    searched: Searched
+    _take: Ints
+    """Where in the stores' scores each of `numbers` is."""
+
+    @classmethod
+    def read(
+        cls, catalogue: Catalogue, generation: int, searched: Searched, selection: Selection | None
+    ) -> PhotoMap:
+        """The photos that are searched, of `selection` only where given.
+
+        Raises:
+            IndexerError: there are none.
+        """
+        ids = np.concatenate([store.ids for store in searched.stores])
+        order = np.argsort(ids, kind="stable")
+        allowed = ids[order] if selection is None else np.intersect1d(selection.ids, ids)
+        live = catalogue.live_descriptors(generation)
+        held = np.isin(np.array([number for number, _, _ in live], np.int64), allowed)
+        views: dict[str, list[int]] = {}
+        for (number, photo, _), kept in zip(live, held.tolist(), strict=True):
+            if kept:
+                views.setdefault(photo, []).append(number)
+        folders = by_folder(photo for photo in place_photos(catalogue) if photo.id in views)
+        photos = [photo for folder in folders for photo in folder.photos]
+        if not photos:
+            raise IndexerError("there is no photo to follow a camera by: the filters leave none")
+        counts = [len(views[photo.id]) for photo in photos]
+        numbers = np.array([number for photo in photos for number in views[photo.id]], np.int64)
+        return cls(
+            numbers=numbers,
+            starts=np.concatenate([[0], np.cumsum(counts[:-1], dtype=np.int64)]).astype(np.int64),
+            lengths=tuple(len(folder.photos) for folder in folders),
+            lat=np.array([photo.lat for photo in photos], np.float64),
+            lon=np.array([photo.lon for photo in photos], np.float64),
+            searched=searched,
+            _take=order[np.searchsorted(ids[order], numbers)],
+        )
+
+    @property
+    def photos(self) -> int:
+        return len(self.starts)
+
+    def motion(self, kind: MotionKind) -> Motion:
+        """How a camera moves over it; `auto`: by metres where half of the photos have a position.
+
+        Raises:
+            UsageError: by metres, where no photo has a position.
+        """
+        placed = np.count_nonzero(np.isfinite(self.lat))
+        if kind == "metres" and not placed:
+            raise UsageError("metres need positions, and the photos of this index have none")
+        by_metres = kind == "metres" or (kind == "auto" and 2 * placed >= self.photos)
+        return MetricMotion(self.lat, self.lon) if by_metres else OrderedMotion(self.lengths)
+
+    def vectors(self, photos: Ints) -> Descriptor:
+        """Descriptors (n d) of photos by number; a panorama's first view."""
+        return self.searched.vectors(self.numbers[self.starts[photos]])
+
+    def scores(self, descriptor: Descriptor) -> Floats:
+        """Cosines of a descriptor (d) with every one of `numbers`."""
+        found = np.concatenate([store.scores(descriptor) for store in self.searched.stores])
+        return found[self._take].astype(np.float64)
+
+    def by_photo(self, scores: Floats) -> Floats:
+        """Each photo's score: that of its best view."""
+        return np.maximum.reduceat(scores, self.starts)
+
+    def best_view(self, photo: int, scores: Floats) -> int:
+        """Where in `numbers` a photo's best view is."""
+        end = self.starts[photo + 1] if photo + 1 < self.photos else len(self.numbers)
+        start = int(self.starts[photo])
+        return start + int(scores[start:end].argmax())
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What is kept of a frame."""
+
+    number: int
+    descriptor: Descriptor
+    inliers: Mapping[int, int]
+    """By the ids of the descriptors that were verified."""
+    timings_ms: Mapping[str, float | None]
+
+
+class Follower:
+    """Follows one camera through an index, a frame at a time; made by `Index.follow`.
+
+    It keeps to the photos that were in the index when it was made, and to its snapshot. For one thread at a
+    time.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        photos: PhotoMap,
+        *,
+        k: int = 5,
+        motion: MotionKind = "auto",
+        known_share: float = KNOWN_SHARE,
+        filters: Filters | None = None,
+        verify: bool = True,
+        remember: bool = False,
+    ) -> None:
+        """See `Index.follow`."""
+        if k < 1:
+            raise UsageError(f"k counts places and must be at least 1, got {k}")
+        self._index, self._map, self._k, self._filters = index, photos, k, filters
+        self._motion = photos.motion(motion)
+        self.likeness: Likeness = learn(photos.vectors, self._motion)
+        self._filter = SequenceFilter(
+            self._motion, self.likeness.contrast, known_share=known_share, remember=remember
+        )
+        self._last: Descriptor | None = None
+        self._skipped: Step | None = None
+        self._seen: list[_Frame] = []
+        self._verify = verify
+        self._remember = remember
+        self._frames = 0
+
+    def update(self, photo: Source, step: Step | None = None) -> FrameAnswer:
+        """Take up the next frame and say where the camera is, by the frames so far.
+
+        Args:
+            photo: a path, the bytes of an image file, or an open binary file.
+            step: what odometry says of the way since the last frame; on a metric map `metres` or `offset_m`,
+                on a traverse `photos`. Without it, frames on a traverse tell themselves.
+
+        Raises:
+            ImageError: the frame cannot be read; the camera then is where it was, and what the step says of
+                its way is kept for the next frame.
+            UsageError: metres on a map without positions.
+        """
+        start = time.perf_counter()
+        self._check(step)
+        try:
+            image = self._index.read(photo)
+        except ImageError:
+            self._frames += 1
+            self._skipped = _joined(self._skipped, step or Step())
+            raise
+        decoded = time.perf_counter()
+        seen = self._index.embedder.see([[image]])[0]
+        timings = {"decode": 1000 * (decoded - start), "embed": 1000 * (time.perf_counter() - decoded)}
+        return self.update_seen(seen, step, timings)
+
+    def update_seen(
+        self,
+        seen: Seen | Descriptor,
+        step: Step | None = None,
+        timings_ms: Mapping[str, float | None] | None = None,
+    ) -> FrameAnswer:
+        """`update` by what a frame was seen as (`Index.see`); a descriptor (d) alone is not verified.
+
+        Raises:
+            ModelMismatch: a descriptor of another dimension than this index's.
+        """
+        start = time.perf_counter()
+        self._check(step)
+        question = Question.of(seen, verify=self._verify)
+        descriptor = question.descriptor
+        dim = self._map.searched.snapshot.dim
+        if descriptor.shape != (dim,):
+            raise ModelMismatch(f"this index has {dim}-D descriptors, got one of shape {descriptor.shape}")
+        scores = self._map.scores(descriptor)
+        by_photo = self._map.by_photo(scores)
+        inliers = self._inliers(question, by_photo, scores)
+        belief = self._filter.update(by_photo, self._step(descriptor, step), inliers)
+        self._last, self._skipped = descriptor, None
+        agreeing = {number: len(found) for number, found in question.agreeing.items()}
+        timings = {**(timings_ms or {}), "search": 1000 * (time.perf_counter() - start) - question.verify_ms}
+        if question.features is not None:
+            timings["verify"] = question.verify_ms
+        frame = _Frame(self._frames, descriptor, agreeing, timings)
+        if self._remember:
+            self._seen.append(frame)
+        self._frames += 1
+        return self._answer(frame, scores, belief)
+
+    def smoothed(self) -> list[FrameAnswer]:
+        """The answers of all frames so far, each by all of them, later ones too.
+
+        Raises:
+            UsageError: the frames were not remembered.
+        """
+        if not self._remember:
+            raise UsageError("only what was remembered can be smoothed: follow with remember=True")
+        beliefs = self._filter.smoothed()
+        return [
+            self._answer(frame, self._map.scores(frame.descriptor), belief)
+            for frame, belief in zip(self._seen, beliefs, strict=True)
+        ]
+
+    def _check(self, step: Step | None) -> None:
+        metric = isinstance(self._motion, MetricMotion)
+        if step is not None and not metric and (step.metres, step.offset_m) != (None, None):
+            raise UsageError("a way in metres needs positions, and this map goes by the order of its photos")
+
+    def _inliers(self, question: Question, by_photo: Floats, scores: Floats) -> dict[int, int]:
+        """Of the CANDIDATES photos most like a frame: how many of its local features they show too."""
+        if question.features is None:
+            return {}
+        count = min(CANDIDATES, self._map.photos)
+        nearest = np.argpartition(-by_photo, count - 1)[:count].tolist()
+        views = {photo: int(self._map.numbers[self._map.best_view(photo, scores)]) for photo in nearest}
+        self._index.verify(question, list(views.values()))
+        found = {photo: question.inliers(view) for photo, view in views.items()}
+        return {photo: inliers for photo, inliers in found.items() if inliers is not None}
+
+    def _step(self, descriptor: Descriptor, step: Step | None) -> Step:
+        """What odometry and the two frames say together."""
+        if self._skipped is not None:
+            step = self._skipped.then(step or Step())
+        if self._last is None:
+            return step or Step()
+        seen = self.likeness.step(float(np.dot(descriptor, self._last)))
+        if step is None:
+            return seen
+        if step.photos is None:
+            return replace(step, photos=seen.photos, cut=max(step.cut, seen.cut), novelty=seen.novelty)
+        return replace(step, novelty=seen.novelty)
+
+    def _answer(self, frame: _Frame, scores: Floats, belief: Belief) -> FrameAnswer:
+        count = min(max(SHOWN_FROM, 4 * PHOTOS_A_PLACE * self._k), self._map.photos)
+        likely = np.argpartition(-belief.photos, count - 1)[:count]
+        likely = likely[np.lexsort((likely, -belief.photos[likely]))]
+        numbers = self._map.numbers[[self._map.best_view(int(photo), scores) for photo in likely]]
+        cosines = self._map.searched.cosines(frame.descriptor, numbers)
+        shown = self._index.photo_hits(list(zip(cosines, numbers.tolist(), strict=True)), frame.inliers)
+        hits = [(int(p), *hit) for p, hit in zip(likely, shown, strict=True) if hit is not None]
+        places = self._places(hits, belief)
+        sure = self._map.photos >= LEAST_PHOTOS
+        confidence = places[0].confidence if places else None
+        answer = Answer(
+            known=None if confidence is None else confidence >= KNOWN_FROM,
+            confidence=confidence,
+            position=_position([hit for _, hit, _ in hits], places),
+            places=with_distances(places, self._filters),
+            model=self._index.model_fingerprint,
+            snapshot=self._index.snapshot,
+            timings_ms=frame.timings_ms,
+            note=UNCALIBRATED if sure else TOO_FEW,
+        )
+        return FrameAnswer(frame.number, answer, round(belief.off, 4) if sure else None)
+
+    def _places(
+        self, hits: Sequence[tuple[int, PhotoHit, Place | None]], belief: Belief
+    ) -> tuple[PlaceHit, ...]:
+        """The k likeliest places, each with its photos, likeliest first."""
+        found: dict[str, list[tuple[int, PhotoHit, Place | None]]] = {}
+        for photo, hit, place in hits:
+            found.setdefault(place.id if place else place_id(hit.id), []).append((photo, hit, place))
+        likely = {id: sum(float(belief.photos[photo]) for photo, _, _ in of) for id, of in found.items()}
+        best = sorted(found, key=lambda id: (-likely[id], id))[: self._k]
+        return tuple(self._place(id, found[id], belief) for id in best)
+
+    def _place(self, id: str, hits: Sequence[tuple[int, PhotoHit, Place | None]], belief: Belief) -> PlaceHit:
+        first, hit, place = hits[0]
+        near = np.union1d(self._motion.near(first), [photo for photo, _, _ in hits])
+        confidence = round(min(float(belief.photos[near].sum()), 1.0), 4)
+        where: Place | PhotoHit = place or hit
+        return PlaceHit(
+            id=id,
+            name=place.name if place else None,
+            lat=where.lat,
+            lon=where.lon,
+            score=max(hit.score for _, hit, _ in hits),
+            confidence=confidence if self._map.photos >= LEAST_PHOTOS else None,
+            photos=tuple(hit for _, hit, _ in hits[:PHOTOS_A_PLACE]),
+        )
+
+
+def _joined(before: Step | None, step: Step) -> Step:
+    return step if before is None else before.then(step)
+
+
+def _position(hits: Sequence[PhotoHit], places: Sequence[PlaceHit]) -> Position | None:
+    """Where the likeliest place was seen from, by the likely photos about its first one."""
+    if not places or places[0].photos[0].lat is None or places[0].photos[0].lon is None:
+        return None
+    lat, lon = places[0].photos[0].lat, places[0].photos[0].lon
+    about = [
+        hit
+        for hit in hits
+        if hit.lat is not None
+        and hit.lon is not None
+        and float(haversine_m(lat, lon, hit.lat, hit.lon)) <= GROUP_RADIUS_M
+    ]
+    position = locate(about)
+    return None if position is None else rounded(position)
+
+
+def follow_all(
+    follower: Follower,
+    frames: Iterable[Source],
+    steps: Sequence[Step | None] | None,
+    on_unreadable: Callable[[Source, ImageError], None] | None,
+) -> Iterator[FrameAnswer]:
+    """An answer a frame, in their order; frames that cannot be read are told of and left out."""
+    for number, frame in enumerate(frames):
+        try:
+            yield follower.update(frame, steps[number] if steps else None)
+        except ImageError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(frame, error)

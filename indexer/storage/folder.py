@@ -1,0 +1,67 @@
+"""The folder that a run writes to."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from indexer.errors import DiskFull, IndexerError
+from indexer.storage.database import FILE
+from indexer.storage.layout import Layout
+from indexer.storage.lock import FILES as LOCK_FILES
+from indexer.storage.lock import write_lock
+
+
+@contextmanager
+def target(into: Path) -> Iterator[None]:
+    """An index folder, held for writing; made where there is none, and unmade when nothing came of it.
+
+    Raises:
+        IndexLocked: another run holds it.
+        IndexerError: it is neither an index nor empty, or cannot be written.
+    """
+    with translated(into):
+        if into.exists() and not (into.is_dir() and (is_index(into) or _is_blank(into))):
+            raise IndexerError(
+                f"{into} is neither an index nor an empty folder: name another folder by --into"
+            )
+        made = not into.exists()
+        into.mkdir(parents=True, exist_ok=True)
+        with write_lock(into):
+            fresh = not is_index(into)
+            try:
+                yield
+            except Exception:  # not when interrupted: what was read by then need not be read again
+                if fresh and not Layout(into).newest_generation():
+                    _unmake(into, folder_too=made)
+                raise
+
+
+def _unmake(into: Path, *, folder_too: bool) -> None:
+    for file in into.glob(f"{FILE}*"):
+        file.unlink(missing_ok=True)
+    if folder_too:
+        shutil.rmtree(into, ignore_errors=True)
+
+
+@contextmanager
+def translated(folder: Path) -> Iterator[None]:
+    """Say in one sentence what the system had against writing to a folder."""
+    try:
+        yield
+    except OSError as error:
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else IndexerError
+        raise kind(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def is_index(folder: Path) -> bool:
+    """Whether a run has begun here before."""
+    return (folder / FILE).is_file()
+
+
+def _is_blank(folder: Path) -> bool:
+    """Empty, but for what a run leaves that was killed as it started."""
+    return all(entry.name in LOCK_FILES for entry in folder.iterdir())

@@ -1,0 +1,1 @@
+"""`loci train` from photos to a model file."""

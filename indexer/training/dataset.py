@@ -1,0 +1,308 @@
+"""Photos with positions or place names → what training may know of their pairs, and what it must not see."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+
+from indexer.errors import IndexerError
+from indexer.evaluation import query_metadata
+from indexer.geo import chord_m, earth_points, to_local
+from indexer.photos.metadata_table import MetadataTable
+from indexer.photos.scan import ScanResult
+from indexer.places.assign import PlacePhoto, assign_places
+from indexer.storage.files import sha256_of
+from model.errors import ImageError
+from model.training.mining import TrainingSet
+
+DATABASE = ("database", "ref", "reference")
+QUERIES = ("queries", "query")
+HEADING_TOLERANCE = 45.0  # degrees; photos that look further apart than that show different things
+CELL = 4  # times the negative radius: the side of the squares of land that are held out or not
+
+Rows = NDArray[np.int64]
+_NONE = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class TrainingPhoto:
+    """One photo to train on."""
+
+    id: str
+    """Hex digits from its content and its path below the folder given: elsewhere, a copy has the same."""
+    path: Path
+    relative: str
+    lat: float | None
+    lon: float | None
+    heading: float | None
+    place: str | None
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What counts as the same place, and how much is held out."""
+
+    positive_radius_m: float | None = None  # None: as far as the negative radius
+    negative_radius_m: float = 25.0
+    held_out: float = 0.2
+    places: str = "auto"
+    seed: int = 0
+    classify: bool = False
+    """Hold out photos of trained places, not places."""
+
+    @property
+    def reach_m(self) -> float:
+        """How near photos that look the same way show the same."""
+        return self.negative_radius_m if self.positive_radius_m is None else self.positive_radius_m
+
+
+def find_photos(
+    scanned: ScanResult, table: MetadataTable | None
+) -> tuple[list[TrainingPhoto], list[tuple[str, str]]]:
+    """The photos of a scan with their metadata, and those that cannot be read, each with the reason."""
+    photos, failed = [], []
+    times: Counter[str] = Counter()
+    for file in scanned.files:
+        try:
+            known = query_metadata(file, table)
+            text = f"{file.relative}:{sha256_of(file.path)}"
+        except ImageError as error:
+            failed.append((str(file.path), str(error)))
+            continue
+        except OSError as error:
+            failed.append((str(file.path), str(error.strerror)))
+            continue
+        times[text] += 1  # two folders may hold the same
+        photo = hashlib.sha256(f"{text}:{times[text]}".encode()).hexdigest()[:16]
+        photos.append(
+            TrainingPhoto(photo, file.path, file.relative, known.lat, known.lon, known.heading, known.place)
+        )
+    return photos, failed
+
+
+def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingSet:
+    """Who must find whom, and which photos are held out, by `how.seed`.
+
+    Where most photos have a position they go by it: near enough and, where headings are known, looking the
+    same way is a positive, further than the negative radius a negative; those without are left out. Elsewhere
+    all go by the metadata's place, or by what `how.places` makes a place. Every photo trained on is to find
+    its like among the others, and every held-out one among all. Held-out places are squares of land, or
+    places; training photos too near to a held-out one are left out. To classify, photos are held out: below
+    folders `database` (`ref`) and `queries` the queries, otherwise a share of each place's.
+
+    Raises:
+        IndexerError: too few photos or places for that.
+        UsageError: `how.places` is no way to make places.
+    """
+    if len(photos) < 4:
+        raise IndexerError(f"training needs photos of several places, got {len(photos)}")
+    places = _places(photos, how)
+    queries, database = _roles(photos)
+    known = np.ones(len(photos), bool)
+    if _located(photos) and not how.classify:
+        known = np.array([photo.lat is not None for photo in photos])
+        positives, near, right = _by_position(photos, how)
+        held = _hold_cells(photos, how)
+    else:
+        near = positives = right = _by_place(places)
+        held = _hold_photos(places, queries, database, how) if how.classify else _hold_places(places, how)
+    rows = np.arange(len(photos))
+    if how.classify:
+        trained = ~held & np.isin(rows, database)
+        held_database = rows[trained]
+    else:
+        close = np.zeros(len(photos), bool)
+        for row in rows[held]:
+            close[near[row]] = True
+        trained = known & ~held & ~close
+        held_database = rows[known]
+    labels = _labels(places, trained)
+    found = TrainingSet(
+        ids=tuple(photo.id for photo in photos),
+        queries=rows[trained],
+        database=rows[trained],
+        held_queries=rows[held],
+        held_database=held_database,
+        positives=tuple(positives),
+        near=tuple(near),
+        right=tuple(right),
+        labels=labels,
+    )
+    _check(found, how)
+    return found
+
+
+def _check(found: TrainingSet, how: Supervision) -> None:
+    if how.classify and found.classes < 2:
+        raise IndexerError(
+            "the photos to train on show one place, and a softmax needs two to tell apart: --places, or a "
+            "place in the metadata, says what a place is"
+        )
+    if not len(found.queries):
+        raise IndexerError(
+            f"every photo lies within {how.negative_radius_m:g} m of a held-out one, so that none is left to "
+            "train on: photos from further apart are needed, or a smaller --negative-radius"
+        )
+    if not (how.classify or _any_found(found.queries, found.positives, found.database)):
+        raise IndexerError(
+            "no two photos to train on show the same place: training needs photos with positions (in their "
+            f"EXIF or names, or by --metadata) within {how.reach_m:g} m of each other, looking the "
+            "same way, or with a place in the metadata, or --places"
+        )
+    if not _any_found(found.held_queries, found.right, found.held_database):
+        raise IndexerError(
+            "no held-out photo has another of its place to be found by, so that nothing could be measured: "
+            "more photos are needed, or another --held-out or --seed"
+        )
+
+
+def _any_found(queries: Rows, right: Sequence[Rows], database: Rows) -> bool:
+    """Whether any query has a right photo in the database."""
+    return any(np.isin(right[row], database).any() for row in queries)
+
+
+def _located(photos: Sequence[TrainingPhoto]) -> bool:
+    return sum(photo.lat is not None for photo in photos) > len(photos) / 2
+
+
+def _roles(photos: Sequence[TrainingPhoto]) -> tuple[Rows, Rows]:
+    """Rows of queries and of the database; all in both where no folder below what all share says so."""
+    rows = np.arange(len(photos))
+    shared = len(Path(os.path.commonpath([photo.path.parent for photo in photos])).parts)
+    parts = [{part.lower() for part in photo.path.parent.parts[shared:]} for photo in photos]
+    queries = np.array([not part.isdisjoint(QUERIES) for part in parts])
+    database = np.array([not part.isdisjoint(DATABASE) for part in parts])
+    if (queries ^ database).all() and queries.any() and database.any():
+        return rows[queries], rows[database]
+    return rows, rows
+
+
+def _places(photos: Sequence[TrainingPhoto], how: Supervision) -> list[int]:
+    """A number for the place of each photo."""
+    assigned = assign_places(
+        [PlacePhoto(p.id, p.relative, p.lat, p.lon, p.place) for p in photos],
+        how.places,
+        how.negative_radius_m,
+    )
+    number = {photo: i for i, place in enumerate(assigned) for photo in place.members}
+    return [number[photo.id] for photo in photos]
+
+
+def _by_position(
+    photos: Sequence[TrainingPhoto], how: Supervision
+) -> tuple[list[Rows], list[Rows], list[Rows]]:
+    """Positives, near and right ones of each photo; a photo without a position has none."""
+    located = [row for row, photo in enumerate(photos) if photo.lat is not None]
+    rows = np.array(located, np.int64)
+    lat = np.array([photos[row].lat for row in located], np.float64)
+    lon = np.array([photos[row].lon for row in located], np.float64)
+    tree = KDTree(earth_points(lat, lon))
+    near = [_NONE] * len(photos)
+    positives = [_NONE] * len(photos)
+    for found, radius in ((near, how.negative_radius_m), (positives, how.reach_m)):
+        for row, neighbours in zip(located, tree.query_ball_point(tree.data, chord_m(radius)), strict=True):
+            others = rows[np.array(sorted(neighbours))]
+            found[row] = others[others != row]
+    return _same_way(photos, positives), near, _same_way(photos, near)
+
+
+def _same_way(photos: Sequence[TrainingPhoto], found: Sequence[Rows]) -> list[Rows]:
+    """Of what was found for each photo, that which looks the same way."""
+    return [
+        np.array([o for o in others if _alike(photos[row], photos[int(o)])], np.int64)
+        for row, others in enumerate(found)
+    ]
+
+
+def _alike(a: TrainingPhoto, b: TrainingPhoto) -> bool:
+    if a.heading is None or b.heading is None:
+        return True
+    return abs((a.heading - b.heading + 180) % 360 - 180) <= HEADING_TOLERANCE
+
+
+def _by_place(places: Sequence[int]) -> list[Rows]:
+    members: dict[int, list[int]] = {}
+    for row, place in enumerate(places):
+        members.setdefault(place, []).append(row)
+    return [np.array([o for o in members[place] if o != row], np.int64) for row, place in enumerate(places)]
+
+
+def _hold_cells(photos: Sequence[TrainingPhoto], how: Supervision) -> NDArray[np.bool_]:
+    """Photos in squares of land that the seed draws, until they are `held_out` of those with a position."""
+    side = CELL * how.negative_radius_m
+    located = [(p.lat, p.lon) for p in photos if p.lat is not None and p.lon is not None]
+    lat0, lon0 = np.median(located, axis=0)
+    cells: list[str | None] = []
+    for photo in photos:
+        if photo.lat is None or photo.lon is None:
+            cells.append(None)
+        else:
+            east, north = to_local(photo.lat, photo.lon, float(lat0), float(lon0)) // side
+            cells.append(f"{east:.0f}:{north:.0f}")
+    if len(set(cells) - {None}) == 1:
+        raise IndexerError(
+            f"all photos lie in one square of {side:g} m, so that no other could be held out: photos from "
+            "further apart are needed, or a smaller --negative-radius, which makes the squares smaller"
+        )
+    return _hold(cells, how)
+
+
+def _hold_places(places: Sequence[int], how: Supervision) -> NDArray[np.bool_]:
+    """Photos of places that the seed draws; a place of one photo says nothing when it is held out."""
+    counts = Counter(places)
+    if len(counts) == 1:
+        raise IndexerError(
+            "all photos show one place, so that no other could be held out: --places, or a place in the "
+            "metadata, says what a place is"
+        )
+    return _hold([str(place) if counts[place] > 1 else None for place in places], how)
+
+
+def _hold(groups: Sequence[str | None], how: Supervision) -> NDArray[np.bool_]:
+    """Hold groups, as the seed orders them, that come nearest to the share; one at least, if too large the
+    smallest."""
+    counts = Counter(group for group in groups if group is not None)
+    order = sorted(counts, key=lambda group: _draw(how.seed, group))
+    wanted = how.held_out * counts.total()
+    held: set[str] = set()
+    taken = 0
+    for group in order:
+        if taken + counts[group] / 2 <= wanted:
+            held.add(group)
+            taken += counts[group]
+    if not held and order:
+        held.add(min(order, key=lambda group: counts[group]))
+    return np.array([group in held for group in groups])
+
+
+def _hold_photos(places: Sequence[int], queries: Rows, database: Rows, how: Supervision) -> NDArray[np.bool_]:
+    """All queries where folders tell them apart; else a share of each place's photos, never all of them."""
+    held = np.zeros(len(places), bool)
+    if not np.array_equal(queries, database):
+        held[queries] = True
+        return held
+    for place in set(places):
+        rows = [row for row, own in enumerate(places) if own == place]
+        rows.sort(key=lambda row: _draw(how.seed, str(row)))
+        count = min(len(rows) - 1, max(1, round(how.held_out * len(rows))))
+        held[rows[:count]] = True
+    return held
+
+
+def _labels(places: Sequence[int], trained: NDArray[np.bool_]) -> Rows:
+    """Places of trained photos numbered from 0; −1 elsewhere."""
+    known = sorted({place for place, used in zip(places, trained, strict=True) if used})
+    number = {place: i for i, place in enumerate(known)}
+    return np.array([number.get(place, -1) for place in places], np.int64)
+
+
+def _draw(seed: int, text: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{text}".encode()).digest()

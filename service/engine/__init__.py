@@ -1,0 +1,1 @@
+"""The network, the index and the threads that answer requests."""

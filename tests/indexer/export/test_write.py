@@ -1,0 +1,158 @@
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from indexer.answers import Photo
+from indexer.errors import IndexerError, UsageError
+from indexer.export.write import FORMATS, export, export_photos
+from indexer.photos.metadata import PhotoMetadata
+from indexer.photos.metadata_table import read_table
+
+PHOTOS = [
+    Photo("1a", "b/a.jpg", "Old bridge", 52.5, -0.25, 90.0, "2024-09-23T16:06:58", 640, 480, "ok"),
+    Photo("2b", "b/b.jpg", None, None, None, None, None, 640, 480, "ok"),
+    Photo("3c", "c.jpg", None, 52.6, 0.1234567891, None, None, 640, 480, "ok"),
+]
+IDS = ["1a", "2b", "3c", "3c"]
+ROWS = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]], np.float32)
+
+
+class Opened:
+    """Stands in for an index."""
+
+    def photos(self) -> Sequence[Photo]:
+        return PHOTOS
+
+    def descriptors(self) -> tuple[Sequence[str], NDArray[np.float32]]:
+        return IDS, ROWS
+
+
+def text(format: str, photos: Sequence[Photo] = PHOTOS, neighbours: int = 20) -> str:
+    out = io.BytesIO()
+    assert export_photos(photos, IDS, ROWS, format, out, neighbours=neighbours).files == ()
+    return out.getvalue().decode()
+
+
+def test_geojson() -> None:
+    document = json.loads(text("geojson"))
+    assert document["type"] == "FeatureCollection"
+    first, second, _ = document["features"]
+    assert first == {
+        "type": "Feature",
+        "id": "1a",
+        "geometry": {"type": "Point", "coordinates": [-0.25, 52.5]},
+        "properties": {
+            "path": "b/a.jpg",
+            "heading": 90.0,
+            "taken_at": "2024-09-23T16:06:58",
+            "place": "Old bridge",
+            "width": 640,
+            "height": 480,
+        },
+    }
+    assert second["geometry"] is None
+
+
+def test_csv() -> None:
+    rows = list(csv.DictReader(io.StringIO(text("csv"))))
+    assert [row["path"] for row in rows] == ["b/a.jpg", "b/b.jpg", "c.jpg"]
+    assert (rows[0]["lat"], rows[0]["place"], rows[0]["id"]) == ("52.5", "Old bridge", "1a")
+    assert (rows[1]["lat"], rows[1]["heading"]) == ("", "")
+
+
+@pytest.mark.parametrize("format", ["csv", "geojson"])
+def test_what_is_written_can_be_read_as_metadata(tmp_path: Path, format: str) -> None:
+    export(Opened(), format, tmp_path / "photos")
+    table = read_table(tmp_path / "photos")
+    assert table.for_photo(tmp_path, "b/a.jpg") == PhotoMetadata(
+        52.5, -0.25, 90.0, "2024-09-23T16:06:58", "Old bridge"
+    )
+    assert table.for_photo(tmp_path, "b/b.jpg") == PhotoMetadata()
+    assert table.for_photo(tmp_path, "c.jpg") == PhotoMetadata(52.6, 0.1234567891)
+
+
+def test_numpy(tmp_path: Path) -> None:
+    target = tmp_path / "descriptors"
+    exported = export(Opened(), "numpy", target)
+    assert exported.files == (target,)
+    with np.load(target, allow_pickle=False) as found:
+        assert found["descriptors"].dtype == np.float32
+        assert np.array_equal(found["descriptors"], ROWS)
+        assert found["ids"].tolist() == IDS
+        assert found["paths"].tolist() == ["b/a.jpg", "b/b.jpg", "c.jpg", "c.jpg"]
+
+
+def test_hloc() -> None:
+    """Read as hloc reads it: two names a line, split at white space."""
+    pairs = [tuple(line.split()) for line in text("hloc", neighbours=1).rstrip("\n").split("\n")]
+    assert pairs == [("b/a.jpg", "b/b.jpg"), ("b/b.jpg", "c.jpg"), ("c.jpg", "b/b.jpg")]
+
+
+def test_kapture() -> None:
+    assert text("kapture", neighbours=1).splitlines() == [
+        "# kapture format: 1.1",
+        "# query_image, map_image, score",
+        "b/a.jpg, b/b.jpg, 0.800000",
+        "b/b.jpg, c.jpg, 0.960000",
+        "c.jpg, b/b.jpg, 0.960000",
+    ]
+
+
+def test_colmap(tmp_path: Path) -> None:
+    exported = export(Opened(), "colmap", tmp_path / "images.txt")
+    assert exported.files == (tmp_path / "images.txt", tmp_path / "images.geo.txt")
+    assert exported.files[0].read_text() == "b/a.jpg\nb/b.jpg\nc.jpg\n"
+    assert exported.files[1].read_text() == (
+        "b/a.jpg 52.50000000 -0.25000000 0\nc.jpg 52.60000000 0.12345679 0\n"
+    )
+
+
+def test_colmap_without_positions_is_the_list_alone(tmp_path: Path) -> None:
+    exported = export_photos(PHOTOS[1:2], IDS, ROWS, "colmap", tmp_path / "images.txt")
+    assert exported.files == (tmp_path / "images.txt",)
+    assert text("colmap") == "b/a.jpg\nb/b.jpg\nc.jpg\n"
+
+
+@pytest.mark.parametrize(
+    ("format", "out"), [("hloc", {"b/a b.jpg"}), ("colmap", {"b/a b.jpg"}), ("kapture", {"c,d.jpg"})]
+)
+def test_names_that_a_format_cannot_hold_are_left_out_and_named(format: str, out: set[str]) -> None:
+    odd = ["b/a b.jpg", "c,d.jpg"]
+    photos = [
+        Photo(id, path, None, 1.0, 2.0, None, None, 1, 1, "ok")
+        for id, path in zip(("1a", "2b"), odd, strict=True)
+    ]
+    stream = io.BytesIO()
+    exported = export_photos([*photos, PHOTOS[2]], IDS, ROWS, format, stream)
+    assert set(exported.left_out) == out
+    assert exported.photos == 2
+    assert not any(name in stream.getvalue().decode() for name in out)
+
+
+def test_an_empty_index() -> None:
+    nothing = np.empty((0, 2), np.float32)
+    for format in FORMATS:
+        assert export_photos([], [], nothing, format, io.BytesIO()).photos == 0
+
+
+def test_an_unknown_format() -> None:
+    with pytest.raises(UsageError, match=r"no export format 'kml'; there are geojson, csv, numpy, hloc"):
+        export(Opened(), "kml", io.BytesIO())
+
+
+def test_rows_and_ids_have_to_agree() -> None:
+    with pytest.raises(ValueError, match=r"got \(4, 2\) and 1"):
+        export_photos(PHOTOS, ["1a"], ROWS, "csv", io.BytesIO())
+
+
+def test_a_target_that_cannot_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(IndexerError, match=r"cannot write .*out: Is a directory"):
+        export(Opened(), "csv", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,18 @@
+"""Runs `backup` as `killing` says: orders name `index` and `out`; what is written is an event."""
+
+from pathlib import Path
+
+from indexer.maintenance import backup
+from tests.indexer.killing import Order, Told, serve
+
+
+def run(order: Order) -> None:
+    told = Told(order)
+    told.watch(str)
+    vars(backup).update(BLOCK=512)
+    backup._Archive._put = told.around(backup._Archive._put)  # type: ignore[method-assign]
+    backup.backup(Path(order["index"]), Path(order["out"]))
+
+
+if __name__ == "__main__":
+    serve(run)

@@ -1,0 +1,489 @@
+"""Descriptors that are searched by codes first: by a naive product of the same descriptors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+
+from indexer.build.compact import compact
+from indexer.build.rebuild import rebuild
+from indexer.errors import IndexerError, UsageError
+from indexer.filters import Filters
+from indexer.index import Index
+from indexer.maintenance.check import check_index
+from indexer.memory import machine_memory, read_bytes
+from indexer.options import SearchOptions
+from indexer.photos.metadata import PhotoMetadata
+from indexer.snapshots import compressed as compressed_module
+from indexer.snapshots.choice import ROW_BYTES, SHARDS, choose, lists_for
+from indexer.snapshots.compressed import CompressedStore, Setting, spread
+from indexer.snapshots.exact import FLAT
+from indexer.snapshots.shard_rows import Rows
+from indexer.snapshots.store import Floats, Ids
+from indexer.snapshots.tuning import NEAREST, least_effort, measured, questions, tune
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.shards import ShardWriter
+
+DIM = 64
+COUNT = 3000
+CODES = ["IVF64,RaBitQfs", "IVF32_HNSW32,RaBitQfs", "IVF64,PQ16x4fs", "IVF64,SQ8", "HNSW32,SQ8"]
+
+
+def streets(count: int = COUNT, dim: int = DIM, seed: int = 0) -> Floats:
+    """Descriptors of photos along streets: each like those beside it."""
+    generator = np.random.default_rng(seed)
+    corners = generator.standard_normal((count // 50, dim))
+    share = np.linspace(0, 1, 50, endpoint=False)[None, :, None]
+    along = (1 - share) * corners[:, None] + share * np.roll(corners, -1, 0)[:, None]
+    rows = along.reshape(-1, dim) + 0.5 * generator.standard_normal((len(corners) * 50, dim))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(unit.astype(np.float16), np.float32)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Floats:
+    return streets()
+
+
+@pytest.fixture(scope="module")
+def rows(vectors: Floats, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """Ids 5, 12, 19 …, in two shards and not in their order."""
+    folder = tmp_path_factory.mktemp("shards")
+    order = np.random.default_rng(1).permutation(len(vectors))
+    first, second = order[: len(order) // 2], order[len(order) // 2 :]
+    slots = ShardWriter(folder, DIM, None).append(vectors[first])
+    slots += ShardWriter(folder, DIM, None, range(7, 9)).append(vectors[second])
+    by_position = [slot for _, slot in sorted(zip(order.tolist(), slots, strict=True))]
+    return Rows.of(folder, DIM, (7 * np.arange(len(vectors)) + 5).tolist(), by_position)
+
+
+@pytest.fixture(scope="module", params=CODES)
+def store(rows: Rows, request: pytest.FixtureRequest) -> CompressedStore:
+    return CompressedStore.build(rows, request.param).completed().tuned(Setting(64, 24))
+
+
+def nearest(vectors: Floats, query: Floats, k: int, among: Any = None) -> list[int]:
+    at = np.arange(len(vectors)) if among is None else np.asarray(among)
+    order = np.argsort(-(vectors[at] @ query), kind="stable")[:k]
+    ids: list[int] = (7 * at[order] + 5).tolist()
+    return ids
+
+
+def queries(vectors: Floats, count: int = 40) -> Floats:
+    generator = np.random.default_rng(2)
+    rows = vectors[generator.choice(len(vectors), count)] + 0.05 * generator.standard_normal((count, DIM))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+# What it holds
+
+
+def test_what_the_rows_hold(rows: Rows, vectors: Floats) -> None:
+    assert len(rows) == COUNT
+    assert rows.shards == [1, 7]
+    assert rows.holds(np.array([5, 6, 12, 7 * COUNT + 5])).tolist() == [True, False, True, False]
+    np.testing.assert_array_equal(rows.read(np.array([2999, 0, 0, 17])), vectors[[2999, 0, 0, 17]])
+    np.testing.assert_array_equal(np.concatenate(list(rows.blocks())), vectors)
+
+
+def test_rows_are_mapped_from_a_file(rows: Rows, vectors: Floats, tmp_path: Path) -> None:
+    rows.save(tmp_path / "rows.npy")
+    loaded = Rows.load(tmp_path / "rows.npy", rows._shards, DIM)
+    assert isinstance(loaded._table, np.memmap)
+    np.testing.assert_array_equal(loaded.read(np.arange(COUNT)), vectors)
+    (tmp_path / "rows.npy").write_bytes((tmp_path / "rows.npy").read_bytes()[:-1])
+    with pytest.raises(IndexerError, match=r"rows.npy cannot be read"):
+        Rows.load(tmp_path / "rows.npy", rows._shards, DIM)
+    np.save(tmp_path / "rows.npy", np.zeros(3))
+    with pytest.raises(IndexerError, match="is no table of descriptors"):
+        Rows.load(tmp_path / "rows.npy", rows._shards, DIM)
+    rows.save(tmp_path / "rows.npy")
+    with pytest.raises(IndexerError, match="descriptor shard"):
+        Rows.load(tmp_path / "rows.npy", tmp_path, DIM)
+
+
+def test_vectors_and_scores_are_those_of_the_shards(store: CompressedStore, vectors: Floats) -> None:
+    assert (store.count, store.dim) == (COUNT, DIM)
+    ids = np.array([5, 7 * 2999 + 5, 12])
+    np.testing.assert_array_equal(store.vectors(ids), vectors[[0, 2999, 1]])
+    np.testing.assert_allclose(store.products(vectors[:3]), vectors[:3] @ vectors.T, atol=1e-5)
+    np.testing.assert_allclose(store.scores(vectors[4]), vectors @ vectors[4], atol=1e-5)
+
+
+# Searching
+
+
+def test_what_is_found_is_nearly_what_a_naive_product_finds(store: CompressedStore, vectors: Floats) -> None:
+    asked = queries(vectors)
+    scores, ids = store.search(asked, NEAREST)
+    found = [
+        len(set(nearest(vectors, query, NEAREST)) & set(row.tolist()))
+        for query, row in zip(asked, ids, strict=True)
+    ]
+    assert sum(found) >= 0.97 * NEAREST * len(asked)
+    for query, cosines, row in zip(asked, scores, ids, strict=True):  # exact, and best first
+        np.testing.assert_allclose(cosines, vectors[(row - 5) // 7] @ query, atol=1e-6)
+        assert (np.diff(cosines) <= 0).all()
+
+
+@pytest.mark.parametrize("left", [1, 9, 200, 2999])
+def test_a_filtered_search_is_exact_however_few_are_left(
+    store: CompressedStore, vectors: Floats, left: int
+) -> None:
+    among = np.sort(np.random.default_rng(left).choice(COUNT, left, replace=False))
+    query = queries(vectors, 1)
+    _, ids = store.search(query, 12, 7 * among + 5)
+    expected = nearest(vectors, query[0], 12, among)
+    assert ids[0].tolist() == expected + [-1] * (12 - len(expected))
+
+
+def test_beyond_what_is_exhaustive_no_other_is_found(
+    store: CompressedStore, vectors: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressed_module, "EXHAUSTIVE", 100)
+    few = store.tuned(Setting(2, 8))  # of what is left, these alone would find little
+    among = np.sort(np.random.default_rng(5).choice(COUNT, 1200, replace=False))
+    right = 0
+    for query in queries(vectors):
+        _, ids = few.search(query[None], NEAREST, 7 * among + 5)
+        assert np.isin(ids[0], 7 * among + 5).all()
+        right += len(set(ids[0].tolist()) & set(nearest(vectors, query, NEAREST, among)))
+    assert right >= 0.8 * 40 * NEAREST
+
+
+def test_ids_that_it_does_not_hold_are_not_found(store: CompressedStore, vectors: Floats) -> None:
+    _, ids = store.search(vectors[:1], 3, np.array([6, 12, 13]))
+    assert ids[0].tolist() == [12, -1, -1]
+    assert (store.search(vectors[:1], 3, np.array([6]))[1] == -1).all()
+
+
+def test_as_many_are_found_as_are_asked_for(store: CompressedStore, vectors: Floats) -> None:
+    shallow = store.tuned(Setting(1, 1))
+    for k in (1, 58, 300, COUNT, COUNT + 5):
+        ids = shallow.search(vectors[:1], k)[1][0]
+        assert (ids >= 0).sum() == min(k, COUNT)
+        assert len(set(ids.tolist())) == min(k, COUNT) + (k > COUNT)
+
+
+def test_without_codes_every_search_is_exact(rows: Rows, vectors: Floats) -> None:
+    asked = queries(vectors, 5)
+    scores, ids = CompressedStore(rows).search(asked, 20)
+    for query, row, cosines in zip(asked, ids, scores, strict=True):
+        assert row.tolist() == nearest(vectors, query, 20)
+        np.testing.assert_allclose(cosines, np.sort(vectors @ query)[::-1][:20], atol=1e-6)
+
+
+def test_codes_are_read_from_their_file(store: CompressedStore, vectors: Floats, tmp_path: Path) -> None:
+    store.save(tmp_path / "index.faiss")
+    loaded = CompressedStore.load(tmp_path / "index.faiss", store.rows, store.setting)
+    for one, other in zip(store.search(vectors[:9], 5), loaded.search(vectors[:9], 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+    (tmp_path / "index.faiss").write_bytes((tmp_path / "index.faiss").read_bytes()[:9000])
+    with pytest.raises(IndexerError, match="is damaged"):
+        CompressedStore.load(tmp_path / "index.faiss", store.rows, store.setting)
+
+
+def test_lists_are_fitted_on_gpus_where_there_are_some(
+    rows: Rows, vectors: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def taking(index: Any) -> Any:
+        taken.append(index)
+        return index
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", taking, raising=False)
+    store = CompressedStore.build(rows, "IVF64,RaBitQfs").tuned(Setting(16, 12))
+    assert len(taken) == 1
+    _, ids = store.search(vectors[:50], 1)
+    assert ids[:, 0].tolist() == (7 * np.arange(50) + 5).tolist()
+
+
+# Tuning
+
+
+def test_questions_leave_out_what_is_asked(rows: Rows, vectors: Floats) -> None:
+    asked = questions(CompressedStore(rows), None)
+    assert asked.itself.tolist() == spread(COUNT, 1000).tolist()
+    cosines = asked.queries @ vectors.T
+    own = cosines[np.arange(1000), asked.itself]
+    plain = np.arange(1000) % 4 < 2
+    np.testing.assert_allclose(own[plain], 1, atol=1e-3)
+    assert 0.4 < own[~plain].mean() < 0.9  # disturbed by as much again
+    cosines[np.arange(1000), asked.itself] = -2
+    np.testing.assert_array_equal(asked.nearest, np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST])
+
+
+def test_a_graph_is_asked_what_it_has_not_seen(rows: Rows, vectors: Floats) -> None:
+    graph = CompressedStore.build(rows, "HNSW32,SQ8").tuned(Setting(300, 4))
+    asked = questions(graph, graph.encoded)
+    assert graph.encoded is not None
+    assert len(graph.encoded) == COUNT - len(asked.itself)
+    for unseen in (asked.nearest, graph.candidates(vectors[:50], 20, 300)):
+        assert not np.isin(unseen, asked.itself).any()
+    whole = graph.completed()
+    assert (
+        whole.search(vectors[asked.itself[:50]], 1)[1][:, 0].tolist() == (7 * asked.itself[:50] + 5).tolist()
+    )
+    assert whole.completed()._codes.ntotal == COUNT
+
+
+@pytest.mark.parametrize("recall", [0.6, 0.9, 0.99])
+def test_the_recall_that_was_wanted_is_reached_and_no_more_is_done(
+    store: CompressedStore, recall: float
+) -> None:
+    setting, reached = tune(store, recall)
+    assert reached > recall - 0.02
+    asked = questions(store, store.encoded)
+    half = dataclasses.replace(setting, probes=max(1, setting.probes // 4), depth=max(1, setting.depth // 3))
+    if half != setting:
+        assert measured(store, asked, half) < measured(store, asked, setting)
+    if recall == 0.6:
+        assert setting.probes < store.efforts[-1]
+
+
+def test_a_recall_that_codes_cannot_reach_is_told_as_it_is(rows: Rows) -> None:
+    poor = CompressedStore.build(rows, "IVF1,PQ2x4fs")
+    setting, reached = tune(poor, 0.9999)
+    assert setting.probes == 1
+    assert reached == pytest.approx(
+        measured(poor, questions(poor, poor.encoded).part(slice(1, None, 2)), setting)
+    )
+    assert reached < 0.9999
+
+
+def test_a_graph_made_elsewhere_is_searched_no_more_than_it_takes(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.snapshots.tuning.EFFORTS", (10, 20, 40, 80, 160))
+    graph = CompressedStore.build(rows, "HNSW4,Flat")  # without those that are held out
+    asked: list[int] = []
+
+    def search(queries: Floats, k: int, effort: int) -> Ids:
+        asked.append(effort)
+        return rows.ids[graph.candidates(queries, k, effort)]
+
+    little, reached = least_effort(search, CompressedStore(rows), 0.5)
+    assert reached > 0.48
+    assert asked == [each for each in (10, 20, 40, 80, 160) if each <= little] + [little]
+    most, best = least_effort(search, CompressedStore(rows), 1.0)
+    assert little < most == 160
+    assert reached < best < 1
+
+
+# Choosing
+
+
+def test_small_collections_are_searched_exactly() -> None:
+    assert choose(1000, 512, 2**30, 0.99).factory == FLAT
+    assert choose(100_000, 512, 2**30, 0.99).factory == FLAT
+    assert choose(10, 32_768, 2**30, 1.0).factory == FLAT
+
+
+def test_large_ones_by_codes_that_fit_the_memory() -> None:
+    million = choose(10**6, 512, 8 * 2**30, 0.99)
+    assert million.factory == "IVF4096,RaBitQfs"
+    assert million.memory < 150 * 2**20
+    assert choose(10**6, 512, 70 * 2**20, 0.99).factory.endswith(",PQ128x4fs") is False
+    small = [choose(10**7, 512, memory * 2**20, 0.99).factory for memory in (2000, 900, 600, 450)]
+    assert [factory.partition(",")[2] for factory in small] == [
+        "RaBitQfs",
+        "PQ128x4fs",
+        "PQ64x4fs",
+        "PQ32x4fs",
+    ]
+    with pytest.raises(
+        UsageError,
+        match=r"--memory is too little for 10,000,000 descriptors of 512 numbers: it takes \d+ MiB",
+    ):
+        choose(10**7, 512, 100 * 2**20, 0.99)
+
+
+def test_a_graph_where_it_is_wanted_and_fits_the_memory() -> None:
+    million = choose(10**6, 512, 8 * 2**30, 0.99, graph=True)
+    assert million.factory == "HNSW32,SQ8"
+    assert 750 * 2**20 < million.memory < 850 * 2**20
+    assert choose(10**6, 512, 512 * 2**20, 0.99, graph=True) == choose(10**6, 512, 512 * 2**20, 0.99)
+    assert choose(1000, 512, 2**30, 0.99, graph=True).factory == FLAT
+    assert choose(10**6, 512, 2**30, 1.0, graph=True).factory == SHARDS
+
+
+def test_a_graph_takes_the_memory_that_was_told(rows: Rows, tmp_path: Path) -> None:
+    CompressedStore.build(rows, "HNSW32,SQ8").completed().save(tmp_path / "index.faiss")
+    told = choose(10**9, DIM, 2**50, 0.99, graph=True).memory / 10**9 - ROW_BYTES
+    assert (tmp_path / "index.faiss").stat().st_size / COUNT == pytest.approx(told, rel=0.1)
+
+
+def test_exact_where_all_are_wanted() -> None:
+    assert choose(10**6, 512, 4 * 2**30, 1.0).factory == FLAT
+    assert choose(10**6, 512, 2**30, 1.0).factory == SHARDS
+
+
+def test_lists_are_a_power_of_two_that_can_be_fitted() -> None:
+    for count in (1, 39, 100, 5000, 10**6, 10**9):
+        lists = lists_for(count, 512, 8 * 2**30)
+        assert lists == 1 or (lists & (lists - 1) == 0 and 40 * lists <= count and lists <= 16_384)
+        assert lists_for(count, 512, 64 * 2**20) * 40 * 2048 <= 32 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1", 1), ("512M", 2**29), ("1.5 GiB", 3 * 2**29), ("2kb", 2048), ("4 g", 2**32), ("1TB", 2**40)],
+)
+def test_amounts_of_memory(text: str, expected: int) -> None:
+    assert read_bytes("--memory", text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "0", "0.0G", "5X", "1e9", "1 2"])
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(UsageError, match="--memory must be a number of bytes such as 512M or 4G"):
+        read_bytes("--memory", text)
+
+
+def test_the_machine_has_memory() -> None:
+    assert 2**28 < machine_memory() < 2**50
+
+
+# In an index
+
+
+@pytest.fixture(scope="module", params=["lists", "graph"])
+def street(
+    make_handmade: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, list[str], Floats]:
+    """An index of 1,500 photos along a street that keeps no descriptor in memory."""
+    graph = request.param == "graph"
+    wanted = SearchOptions(memory="1M" if graph else "150K", recall=0.95, graph=graph)
+    made = make_handmade(tmp_path_factory.mktemp("street") / "index", DIM)
+    vectors = streets(1500)
+    photos = [
+        (PhotoMetadata(lat=52 + number * 1e-4, lon=0.1, heading=float(number % 360)), [vector])
+        for number, vector in enumerate(vectors)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("indexer.snapshots.choice.QUICK_BYTES", 0)
+        ids = made.make(photos, wanted)
+    assert made.open().manifest.factory.startswith("HNSW32" if graph else "IVF")
+    return made, ids, vectors
+
+
+@pytest.fixture
+def small(
+    street: tuple[Any, list[str], Floats], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, list[str], Floats]:
+    """A copy of it."""
+    monkeypatch.setattr("indexer.snapshots.choice.QUICK_BYTES", 0)
+    made, ids, vectors = street
+    shutil.copytree(made.folder, tmp_path / "index")
+    return dataclasses.replace(made, folder=tmp_path / "index"), ids, vectors
+
+
+def found(index: Index, query: Floats, n: int = 10, filters: Filters | None = None) -> list[str]:
+    return [hit.id for hit in index.nearest(query, n, filters)]
+
+
+def problems(made: Any) -> list[str]:
+    """But for the model, which it does without."""
+    return [problem for problem in check_index(made.folder) if not problem.startswith("no model file")]
+
+
+def test_an_index_in_little_memory_answers(small: tuple[Any, list[str], Floats]) -> None:
+    made, ids, vectors = small
+    index = made.open()
+    assert index.manifest.recall > 0.93
+    assert index.manifest.depth >= 1
+    assert found(index, vectors[700], 1) == [ids[700]]
+    near = Filters(lat=52.07, lon=0.1, radius_m=300)
+    expected = [number for number in range(1500) if abs(52 + number * 1e-4 - 52.07) * 111_195 <= 300]
+    order = sorted(expected, key=lambda number: -float(vectors[number] @ vectors[3]))
+    assert found(index, vectors[3], 100, near) == [ids[number] for number in order]
+    assert problems(made) == []
+    answer = index.answer(vectors[700])
+    assert answer.places[0].photos[0].id == ids[700]
+
+
+def test_photos_come_and_go_beside_it_and_into_the_next(small: tuple[Any, list[str], Floats]) -> None:
+    made, ids, vectors = small
+    index = made.open()
+    new = streets(50, seed=9)[0]
+    index.posting().add(made.new(1), new[None])
+    index.posting().remove(ids[700])
+    assert found(index, new, 1) == [made.new(1).id]
+    assert ids[700] not in found(index, vectors[700], 50)
+    rebuild(made.folder)
+    latest = made.open()
+    assert latest.manifest.factory == index.manifest.factory
+    assert latest.manifest.count == 1500
+    assert found(latest, new, 1) == [made.new(1).id]
+    assert ids[700] not in found(latest, vectors[700], 50)
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "rows.npy"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_damaged_file_is_done_without_and_made_again(
+    small: tuple[Any, list[str], Floats], name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, ids, vectors = small
+    before = found(made.open(), vectors[5], 10)
+    path = made.layout.snapshot(made.layout.current()) / name
+    content = path.read_bytes()
+    path.unlink()  # what is open has it mapped
+    if damage == "cut":
+        path.write_bytes(content[:-50])
+    index = made.open()
+    assert "searching what the shards hold instead" in caplog.text
+    exact = np.argsort(-(vectors @ vectors[5]), kind="stable")[:10]
+    assert found(index, vectors[5], 10) == [ids[number] for number in exact]
+    assert len(set(before) & {ids[number] for number in exact}) >= 8
+    assert [problem for problem in problems(made) if name in problem]
+    rebuild(made.folder)
+    assert problems(made) == []
+
+
+def test_other_wishes_make_another_snapshot(small: tuple[Any, list[str], Floats]) -> None:
+    made, _, _ = small
+    first = made.layout.current()
+    rebuild(made.folder)
+    assert made.layout.current() == first
+    path = made.layout.options(1)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"memory": "1G", "recall": 1.0}))
+    rebuild(made.folder)
+    assert made.layout.current() != first
+    assert made.open().manifest.factory == FLAT
+
+
+def test_too_little_memory_publishes_nothing(small: tuple[Any, list[str], Floats]) -> None:
+    made, _, _ = small
+    first = made.layout.current()
+    path = made.layout.options(1)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"memory": "1K"}))
+    with pytest.raises(UsageError, match="--memory is too little"):
+        rebuild(made.folder)
+    assert made.layout.current() == first
+
+
+def test_shards_that_the_snapshot_reads_are_not_deleted(
+    small: tuple[Any, list[str], Floats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, ids, vectors = small
+    index = made.open()
+    before = found(index, vectors[5], 10)
+    shard = made.layout.shards(1) / "000001.npy"
+    catalogue = Catalogue(made.folder, create=True)
+    monkeypatch.setattr("indexer.build.compact._newest", lambda *_: [2])  # as if it were full
+    for photo in ids[400:]:
+        index.posting().remove(photo)
+    for _ in range(3):  # killed each time before it published
+        compact(made.layout, catalogue, 1, DIM)
+    assert shard.exists()
+    kept = [photo for photo in before if photo in ids[:400]]
+    assert found(made.open(), vectors[5], 10)[: len(kept)] == kept
+    catalogue.close()

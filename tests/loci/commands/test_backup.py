@@ -1,0 +1,89 @@
+"""`loci backup` and `loci restore`: files and pipes, what is said, how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+Loci = Callable[..., Result]
+Process = Callable[..., "subprocess.CompletedProcess[str]"]
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_backup_and_a_restored_index(loci: Loci, own_index: Path, question: Path, tmp_path: Path) -> None:
+    assert loci("keys", "create", "robot", "--index", own_index).exit_code == 0
+    saved = loci("backup", own_index, "--output", tmp_path / "saved.tar")
+    size = (tmp_path / "saved.tar").stat().st_size
+    assert (saved.exit_code, saved.stdout) == (0, "")
+    assert saved.stderr == f"backed up 16 photos, snapshot 01/000001: {size / 1e6:.1f} MB\n"
+    restored = loci("restore", tmp_path / "saved.tar", "--into", tmp_path / "back")
+    assert (restored.exit_code, restored.stdout) == (0, "")
+    assert restored.stderr == f"restored 16 photos, snapshot 01/000001, in {tmp_path / 'back'}\n"
+    assert loci("check", tmp_path / "back").stdout == f"{tmp_path / 'back'} is sound.\n"
+    answers = [
+        json.loads(loci("query", question, "--index", index, "--json").stdout)[0]["places"]
+        for index in (own_index, tmp_path / "back")
+    ]
+    assert answers[0] == answers[1]
+    assert loci("keys", "list", "--index", tmp_path / "back").stdout.splitlines()[-1].startswith("robot")
+
+
+def test_through_a_pipe(index: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    loci = [sys.executable, "-m", "loci"]
+    with subprocess.Popen([*loci, "backup", str(index)], stdout=subprocess.PIPE, env=environment) as writing:
+        command = [*loci, "restore", "-", "--into", str(tmp_path / "back")]
+        reading = subprocess.run(command, stdin=writing.stdout, env=environment, timeout=300, check=False)
+    assert (writing.returncode, reading.returncode) == (0, 0)
+    assert (tmp_path / "back/CURRENT").read_text() == "01/000001\n"
+
+
+def test_a_reader_that_goes_away_is_one_sentence(process: Process, index: Path) -> None:
+    code = (
+        "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.argv[1:1] = ['backup']; "
+        "from loci.main import main; main()"
+    )
+    ended = process(index, code=code)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "loci: cannot write to the output: Broken pipe"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("backup", "nowhere"), 1, "no index in nowhere"),
+        (("restore", "nothing.tar", "--into", "back"), 1, "nothing.tar cannot be read: No such file"),
+        (("restore", "text", "--into", "back"), 1, "text is no backup, or only part of one"),
+        (("restore", "text", "--into", "."), 1, ". is not empty: name a new folder"),
+        (("restore", "text"), 2, "Missing option '--into'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(
+    loci: Loci,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("no backup")
+    ended = loci(*arguments)
+    assert ended.exit_code == code
+    assert ended.stderr.startswith(f"loci: {sentence}")
+    assert len(ended.stderr.splitlines()) == 1
+    assert not Path("back").exists()
+
+
+def test_a_terminal_gets_no_tar(loci: Loci, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loci.commands.backup._is_terminal", lambda: True)
+    ended = loci("backup", index)
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith(
+        "loci: Invalid value: a backup is not text for a terminal, give --output too"
+    )
