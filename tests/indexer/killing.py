@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from model.embedder import Embedder
+from tests.small_shards import make_shards_small
 
 Order = dict[str, Any]
 
@@ -81,6 +82,7 @@ class Told:
 
 def serve(run: Callable[[Order], None]) -> None:
     """Take orders until the input ends."""
+    make_shards_small()
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()

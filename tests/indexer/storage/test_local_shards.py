@@ -10,8 +10,11 @@ import pytest
 
 from indexer.errors import IndexerError
 from indexer.storage.descriptor_queries import Slot
-from indexer.storage.local_shards import ROWS, drop_local, read_local, write_local
+from indexer.storage.local_shards import drop_local, read_local, write_local
 from model.local_features import Packed, packed_type
+
+ROWS = 64
+"""Of a file, in these tests: see tests/small_shards.py."""
 
 
 def records(count: int, features: int = 3) -> list[Packed]:
