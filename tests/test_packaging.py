@@ -1,4 +1,4 @@
-"""What is shipped, and how the four packages may use each other."""
+"""The shipped files, dependencies, containers and messages of the project."""
 
 import ast
 import csv
@@ -20,7 +20,6 @@ from service.server import LAST_RESORT_SECONDS
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-# Imports go one way: each package may use those before it.
 PACKAGES = ("model", "indexer", "service", "loci")
 WEIGHTS_SHA256 = "de170da2201c0e4a8c0949d79fb8db271b04aae266f8fb4448c663c74c38cb9c"
 GPS_IFD = 0x8825
@@ -41,14 +40,6 @@ def pyproject() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def imported_packages(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0]
-
-
 def calls_at_import(tree: ast.Module) -> set[str]:
     """Names of what a module calls on its own level, for nothing but its effect."""
     alone = [node.value for node in tree.body if isinstance(node, ast.Expr)]
@@ -60,18 +51,50 @@ def test_each_package_has_sources(package: str) -> None:
     assert any(path.is_relative_to(ROOT / package) for path in SOURCES)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_go_one_way(path: Path) -> None:
-    rank = PACKAGES.index(path.relative_to(ROOT).parts[0])
-    later = set(PACKAGES[rank + 1 :])
-    assert not later & set(imported_packages(ast.parse(path.read_text())))
+def test_no_module_asserts_or_does_work_when_imported() -> None:
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        asserts = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        assert not asserts, path
+        assert not WORK & calls_at_import(tree), path
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_asserts_and_no_work_at_import(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    assert not WORK & calls_at_import(tree)
+def spoken_strings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and text of every string of a module that is not a docstring."""
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+            yield node.lineno, node.value
+
+
+def test_libraries_name_fields_and_not_command_line_options() -> None:
+    """The command line translates `a_field` to --a-field in one place; Python's users have no options."""
+    named = [
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for path in SOURCES
+        if path.relative_to(ROOT).parts[0] in ("model", "indexer")
+        for line, text in spoken_strings(ast.parse(path.read_text()))
+        if re.search(r"(?<![\w<!-])--[a-z]", text)
+    ]
+    assert not named
+
+
+def test_every_pip_install_names_this_distribution() -> None:
+    """Extras belong to `geniusloci`; in a checkout it is `.`."""
+    name = pyproject()["project"]["name"]
+    texts = [
+        *SOURCES,
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]
+    wanted = [
+        (path.relative_to(ROOT).as_posix(), word.split("[")[0])
+        for path in texts
+        for line in re.findall(r"pip install ([^`\n]+)", path.read_text())
+        for word in re.findall(r"[\w.-]+\[[\w, ]+\]", line)
+    ]
+    assert {word for _, word in wanted} == {name, "."}, wanted
 
 
 def test_weights_are_shipped_and_whole() -> None:
