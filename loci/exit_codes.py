@@ -1,10 +1,11 @@
-"""Every failure as one sentence and an exit code: the one place where the command line translates."""
+"""Failures as one sentence and an exit code: the only place where the command line translates errors."""
 
 import os
 import sys
 from dataclasses import dataclass
 
 from indexer.errors import IndexerError, UsageError
+from loci.flags import with_flags
 from model.errors import ModelError
 
 FAILED = 1
@@ -14,27 +15,27 @@ INTERRUPTED = 130
 
 
 class Interrupted(Exception):
-    """Ctrl-C, with a sentence on what becomes of the work so far."""
+    """Ctrl-C; the message says what happens to the work so far."""
 
 
 class SomeUnreadable(Exception):
-    """The work is done, but some photos could not be read; each was named already."""
+    """Some photos could not be read; the rest of the work is done, and each such photo was named."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How the command ends."""
+    """The end of a command that failed."""
 
     exit_code: int
     sentence: str | None
-    """What to say on stderr; None where it was said already, or nobody listens."""
+    """The line for stderr; None if it was printed already, or if nobody reads it."""
 
 
 def explain(error: Exception) -> Failure | None:
-    """Translate an error, or give None for one that nobody foresaw: that is a bug and shows its traceback."""
+    """Translate an error; return None for an unexpected one, which is a bug and shows its traceback."""
     match error:
         case UsageError():
-            return Failure(WRONG_USAGE, str(error))
+            return Failure(WRONG_USAGE, with_flags(str(error)))
         case SomeUnreadable():
             return Failure(SOME_UNREADABLE, None)
         case Interrupted():
@@ -42,7 +43,7 @@ def explain(error: Exception) -> Failure | None:
         case BrokenPipeError():
             return Failure(FAILED, None)
         case IndexerError() | ModelError():
-            return Failure(FAILED, str(error))
+            return Failure(FAILED, with_flags(str(error)))
         case OSError(strerror=str(reason)):
             where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
             return Failure(FAILED, f"{where}{reason}")
@@ -50,7 +51,7 @@ def explain(error: Exception) -> Failure | None:
 
 
 def _explain_service(error: Exception) -> Failure | None:
-    # Where the service was not imported it cannot have failed, and its web framework takes long to import.
+    # If the service was not imported, it cannot have failed; importing its web framework takes long.
     errors = sys.modules.get("service.errors")
     if errors is not None and isinstance(error, errors.ServiceError):
         return Failure(FAILED, str(error))

@@ -1,9 +1,11 @@
-"""What each command has in common: plain help that fits any terminal, and the pixel limit."""
+"""The class of all commands: plain help that fits any terminal, and the pixel limit."""
 
 import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from loci.flags import use_flags_of
 
 
 class Command(TyperCommand):
@@ -14,10 +16,11 @@ class Command(TyperCommand):
         from model.images import use_own_pixel_limit
 
         use_own_pixel_limit()
+        use_flags_of(self.params)
         return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Give the parts of the usage line, arguments without typer's braces."""
+        """Return the parts of the usage line, with arguments free of typer's braces."""
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -35,7 +38,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """Without a command it gives its help."""
+    """A group that prints its help if no command is given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["--help"])

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from loci.console import duration, note, printable, stderr
+from loci.flags import with_flags
 
 LINE_EVERY_S = 30.0
 """Seconds between two lines of a stage in a log."""
@@ -55,7 +56,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print a remark above the bars."""
-        self._console.print(printable(text))
+        self._console.print(printable(with_flags(text)))
 
     def finish(self) -> None:
         """End the stage under way."""
@@ -114,7 +115,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Print a remark."""
-        self._write(text)
+        self._write(with_flags(text))
 
     def _so_far(self, seconds: float) -> str:
         speed = self._done / seconds

@@ -1,4 +1,4 @@
-"""`loci index` and `loci remove`: what is in an index."""
+"""`loci index` and `loci remove`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,209 +10,117 @@ import typer
 
 from loci.console import count, duration, facts, note, say, say_json
 from loci.exit_codes import Interrupted, SomeUnreadable
-from loci.options import DeviceOption, IndexArgument, JsonFlag, PrecisionOption, command_line
+from loci.flags import with_flags
+from loci.options import (
+    MODEL,
+    PHOTOS,
+    SEARCH,
+    ClustersOption,
+    DeviceOption,
+    DimOption,
+    GhostsOption,
+    HnswOption,
+    ImageSizeOption,
+    IndexArgument,
+    JsonFlag,
+    MemoryOption,
+    MetadataOption,
+    NetvladVersionOption,
+    PanoramasOption,
+    PhotosArgument,
+    PlacesOption,
+    PoolingOption,
+    PrecisionOption,
+    RecallOption,
+    VladNormalisationOption,
+    WeightsOption,
+    command_line,
+    option,
+)
 from loci.progress import pace, showing_progress
 
 if TYPE_CHECKING:
     from indexer.build.run import BuildReport
 
-PHOTOS, MODEL = "The photos", "The model, fitted by the first run and kept from then on"
-SEARCH = "The search"
-
 
 def index(
-    photos: Annotated[
-        list[Path],
-        typer.Argument(metavar="PHOTOS", help="Folders of photos, or photos.", show_default=False),
-    ],
-    into: Annotated[
-        Path, typer.Option(metavar="INDEX", help="The folder to keep the index in.", show_default=False)
-    ],
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="CSV or GeoJSON that gives lat, lon, heading, taken_at or place by path or file.",
-            rich_help_panel=PHOTOS,
-        ),
-    ] = None,
-    places: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="What makes a place: gps, folder, frames:N, photo, or auto: gps where photos have it.",
-            rich_help_panel=PHOTOS,
-        ),
-    ] = None,
+    photos: PhotosArgument,
+    into: Annotated[Path, option("The folder of the index, new or existing.", "INDEX", show_default=False)],
+    metadata: MetadataOption = None,
+    places: PlacesOption = None,
     place_radius: Annotated[
-        float | None,
-        typer.Option(
-            metavar="METRES",
-            help="How far from its middle a place reaches. [default: 25]",
-            rich_help_panel=PHOTOS,
-        ),
+        float | None, option("Radius of a place, from its middle photo. [default: 25]", "METRES", PHOTOS)
     ] = None,
+    panoramas: PanoramasOption = None,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Drop vanished photos even if they are many.", rich_help_panel=PHOTOS),
+        option("Drop photos that have vanished, even if they are many.", None, PHOTOS, "--prune"),
     ] = False,
     rehash: Annotated[
         bool,
-        typer.Option(
-            "--rehash", help="Read files again whose size and time are as before.", rich_help_panel=PHOTOS
-        ),
+        option("Read files again even if size and time are unchanged.", None, PHOTOS, "--rehash"),
     ] = False,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="imagenet, a name that 'loci weights list' knows, or a model file. [default: imagenet]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    pooling: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="How local descriptors become one: netvlad, vlad, ghostvlad, average, gem. "
-            "[default: netvlad]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    weights: WeightsOption = None,
+    pooling: PoolingOption = None,
     layers: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="What netvlad, vlad and ghostvlad pool: conv4_3+conv5_3, half of the clusters each, or "
-            "conv5_3 alone. [default: conv4_3+conv5_3]",
-            rich_help_panel=MODEL,
+        option(
+            "Layers that netvlad, vlad and ghostvlad pool: conv4_3+conv5_3 (half of the clusters each) or "
+            "conv5_3. [default: conv4_3+conv5_3]",
+            "NAMES",
+            MODEL,
         ),
     ] = None,
-    clusters: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K", help="Clusters of netvlad, vlad, ghostvlad. [default: 64]", rich_help_panel=MODEL
-        ),
-    ] = None,
-    ghosts: Annotated[
-        int | None,
-        typer.Option(
-            metavar="G",
-            help="Clusters of ghostvlad that are left out of the descriptor. [default: 8]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    netvlad_version: Annotated[
-        int | None,
-        typer.Option(
-            metavar="V",
-            help="1: assigned by direction, as published; 2: by distance, with a bias. [default: 1]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    vlad_normalisation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="Of vlad: intra (each cluster), ssr (signed square root), none. [default: intra]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    dim: Annotated[
-        int | None,
-        typer.Option(
-            metavar="D", help="Numbers in a descriptor, at most. [default: 512]", rich_help_panel=MODEL
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS",
-            help="Longest side that larger photos are shrunk to. [default: 640]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    clusters: ClustersOption = None,
+    ghosts: GhostsOption = None,
+    netvlad_version: NetvladVersionOption = None,
+    vlad_normalisation: VladNormalisationOption = None,
+    dim: DimOption = None,
+    image_size: ImageSizeOption = None,
     min_image_size: Annotated[
         int | None,
-        typer.Option(
-            metavar="PIXELS",
-            help="Longest side that smaller photos are enlarged to; 0 leaves them. [default: 256]",
-            rich_help_panel=MODEL,
+        option(
+            "Longest side in pixels to which smaller photos are enlarged; 0 leaves them. [default: 256]",
+            "PIXELS",
+            MODEL,
         ),
     ] = None,
     local_features: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Features kept of each photo to verify answers by, 68 bytes each; 0: none. [default: 500]",
-            rich_help_panel=MODEL,
+        option(
+            "Local features kept of each photo to verify answers, 68 bytes each; 0: none. [default: 500]",
+            "N",
+            MODEL,
         ),
     ] = None,
-    panoramas: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Cut 360° photos into N views.", rich_help_panel=MODEL),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="S", help="Seed of the random choices. [default: 0]", rich_help_panel=MODEL),
-    ] = None,
+    seed: Annotated[int | None, option("Random seed. [default: 0]", "S", MODEL)] = None,
     refit: Annotated[
-        bool,
-        typer.Option("--refit", help="Fit again, and embed every photo anew.", rich_help_panel=MODEL),
+        bool, option("Fit the model again and embed all photos again.", None, MODEL, "--refit")
     ] = False,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BYTES",
-            help="What a search may keep in memory, such as 512M or 4G. [default: half of the machine's]",
-            rich_help_panel=SEARCH,
-        ),
-    ] = None,
-    recall: Annotated[
-        float | None,
-        typer.Option(
-            metavar="R",
-            help="Share of the nearest photos that a search of a large index is to find; 1: all, however "
-            "long it takes. [default: 0.99]",
-            rich_help_panel=SEARCH,
-        ),
-    ] = None,
-    graph: Annotated[
-        bool | None,
-        typer.Option(
-            "--graph/--no-graph",
-            help="Search a large index by an HNSW graph: several times as fast, by several times the memory, "
-            "and longer to build. [default: no]",
-            rich_help_panel=SEARCH,
-        ),
-    ] = None,
+    memory: MemoryOption = None,
+    recall: RecallOption = None,
+    hnsw: HnswOption = None,
     store: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Send snapshots to Milvus, too: milvus://HOST[:PORT][/NAME], or milvus:FILE.db; "
-            "faiss: no more.",
-            rich_help_panel=SEARCH,
+        option(
+            "Also send snapshots to Milvus: milvus://HOST[:PORT][/NAME] or milvus:FILE.db; faiss stops that.",
+            "ADDRESS",
+            SEARCH,
         ),
     ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="B", help="Photos in a batch; by default as the device likes it.")
-    ] = None,
+    batch_size: Annotated[int | None, option("Photos in a batch. [default: by device]", "B")] = None,
     workers: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Embed on a Ray cluster: ray://HOST:PORT, or ray://local to try it.",
-        ),
+        option("Embed on a Ray cluster: ray://HOST:PORT, or ray://local for this machine.", "ADDRESS"),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make an index of photos, or bring it up to date.
+    """Make or update an index of photos.
 
-    Run it again whenever the photos change; a run that was stopped goes on where it stopped. Exit code 3
-    says that some photos could not be read.
+    Run it again when photos change. The options of the model are kept with the index. An interrupted run
+    resumes when the same command is given again. Exit code 3: some photos could not be read.
     """
     from indexer.build.run import build_index
     from indexer.options import BuildOptions
@@ -235,7 +143,7 @@ def index(
         place_radius_m=place_radius,
         memory=memory,
         recall=recall,
-        graph=graph,
+        hnsw=hnsw,
         store=store,
         device=device,
         precision=precision,
@@ -264,9 +172,9 @@ def remove(
     ],
     as_json: JsonFlag = False,
 ) -> None:
-    """Take photos out of an index.
+    """Remove photos from an index.
 
-    The files stay, and the next run does not bring them back.
+    Their files stay. Later runs do not add the photos again.
     """
     from indexer.build.run import remove_photos
 
@@ -283,7 +191,7 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command goes on where it stopped") from None
+        raise Interrupted("interrupted; run the same command again to resume") from None
 
 
 def print_report(report: "BuildReport", into: Path) -> None:
@@ -299,7 +207,7 @@ def print_report(report: "BuildReport", into: Path) -> None:
         ]
     )
     for remark in report.notes:
-        say(f"  {remark}")
+        say(f"  {with_flags(remark)}")
     if report.failed:
         say(f"{count(len(report.failed), 'photo')} could not be read:")
         for failure in report.failed:

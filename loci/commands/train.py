@@ -1,277 +1,166 @@
-"""`loci train`: teach a model to tell places apart."""
+"""`loci train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from loci.console import count, duration, facts, note, say, say_json
 from loci.exit_codes import Interrupted, SomeUnreadable
-from loci.options import DeviceOption, JsonFlag, TrainPrecision, at_least, command_line
+from loci.flags import with_flags
+from loci.options import (
+    MODEL,
+    PHOTOS,
+    ClustersOption,
+    DeviceOption,
+    DimOption,
+    GhostsOption,
+    ImageSizeOption,
+    JsonFlag,
+    MetadataOption,
+    NetvladVersionOption,
+    PhotosArgument,
+    PoolingOption,
+    TrainPrecisionOption,
+    VladNormalisationOption,
+    WeightsOption,
+    at_least,
+    command_line,
+    option,
+)
 from loci.progress import Bars, Lines, showing_progress
 
 if TYPE_CHECKING:
     from indexer.training.options import TrainReport
 
-PHOTOS, MODEL, LEARNING = "The photos", "The model to start from", "Learning"
+LEARNING = "Training"
+
+
+def _learning(help: str, metavar: str, **more: Any) -> Any:
+    return option(help, metavar, LEARNING, **more)
 
 
 def train(
-    photos: Annotated[
-        list[Path],
-        typer.Argument(metavar="PHOTOS", help="Folders of photos, or photos.", show_default=False),
-    ],
-    into: Annotated[
-        Path,
-        typer.Option(
-            metavar="MODEL", help="The model's file to write, name.safetensors.", show_default=False
-        ),
-    ],
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="CSV or GeoJSON that gives lat, lon, heading or place by path or file.",
-            rich_help_panel=PHOTOS,
-        ),
-    ] = None,
+    photos: PhotosArgument,
+    into: Annotated[Path, option("The model file to write, name.safetensors.", "MODEL", show_default=False)],
+    metadata: MetadataOption = None,
     places: Annotated[
         str,
-        typer.Option(
-            metavar="HOW",
-            help="Where photos have no position, or with --loss softmax, what makes a place: "
-            "gps, folder, frames:N, or auto: gps, else the metadata's place.",
-            rich_help_panel=PHOTOS,
+        option(
+            "What makes a place if photos have no positions, or with --loss softmax: gps, folder, "
+            "frames:N, or auto: gps, else the metadata's place.",
+            "HOW",
+            PHOTOS,
         ),
     ] = "auto",
     positive_radius: Annotated[
         float | None,
-        typer.Option(
-            metavar="METRES",
-            help="How near photos that look the same way show the same; of these the most alike counts. "
+        option(
+            "Photos this close that face the same way are positives; the most similar one is used. "
             "[default: the negative radius]",
-            rich_help_panel=PHOTOS,
+            "METRES",
+            PHOTOS,
         ),
     ] = None,
     negative_radius: Annotated[
-        float,
-        typer.Option(
-            metavar="METRES", help="Beyond this, photos show another place.", rich_help_panel=PHOTOS
-        ),
+        float, option("Photos farther apart than this are negatives.", "METRES", PHOTOS)
     ] = 25.0,
     held_out: Annotated[
         float,
-        typer.Option(
-            metavar="SHARE",
-            help="Share of the photos, by place, that training does not see and is measured on.",
-            rich_help_panel=PHOTOS,
-        ),
+        option("Share of the places held out of training, to measure recall.", "SHARE", PHOTOS),
     ] = 0.2,
     backbone: Annotated[
         Literal["vgg16", "deepface"],
-        typer.Option(
-            metavar="NAME",
-            help="vgg16, or deepface: trained from nothing, for images all framed alike.",
-            rich_help_panel=MODEL,
-        ),
+        option("vgg16, or deepface: trained from scratch, for images with the same framing.", "NAME", MODEL),
     ] = "vgg16",
     connection: Annotated[
         Literal["local", "tiled", "convolution"] | None,
-        typer.Option(
-            metavar="KIND",
-            help="Of deepface's L4 to L6: local, tiled, convolution. [default: local]",
-            rich_help_panel=MODEL,
-        ),
+        option("Layers L4 to L6 of deepface: local, tiled, convolution. [default: local]", "KIND", MODEL),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="imagenet, a name that 'loci weights list' knows, or a model file. [default: imagenet]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    pooling: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="netvlad, vlad, ghostvlad, average, gem. [default: netvlad]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    clusters: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="Clusters of the pooling. [default: 64]", rich_help_panel=MODEL),
-    ] = None,
-    ghosts: Annotated[
-        int | None,
-        typer.Option(metavar="G", help="Ghost clusters of ghostvlad. [default: 8]", rich_help_panel=MODEL),
-    ] = None,
-    netvlad_version: Annotated[
-        int | None,
-        typer.Option(
-            metavar="V", help="2: with an assignment bias, trained too. [default: 1]", rich_help_panel=MODEL
-        ),
-    ] = None,
-    vlad_normalisation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW", help="Of vlad: intra, ssr, none. [default: intra]", rich_help_panel=MODEL
-        ),
-    ] = None,
-    dim: Annotated[
-        int | None,
-        typer.Option(
-            metavar="D", help="Numbers in a descriptor, at most. [default: 512]", rich_help_panel=MODEL
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS",
-            help="Longest side that larger photos are shrunk to. [default: 640]",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    weights: WeightsOption = None,
+    pooling: PoolingOption = None,
+    clusters: ClustersOption = None,
+    ghosts: GhostsOption = None,
+    netvlad_version: NetvladVersionOption = None,
+    vlad_normalisation: VladNormalisationOption = None,
+    dim: DimOption = None,
+    image_size: ImageSizeOption = None,
     parts: Annotated[
         Literal["head", "conv5", "all"] | None,
-        typer.Option(
-            metavar="WHICH",
-            help="What learns: head (pooling and reduction), conv5 too, or all of it. "
+        _learning(
+            "What is trained: head (pooling and reduction), conv5 (that and the last block), or all. "
             "[default: head; deepface: all]",
-            rich_help_panel=LEARNING,
+            "WHICH",
         ),
     ] = None,
     loss: Annotated[
         Literal["triplet", "multi-similarity", "softmax"],
-        typer.Option(
-            metavar="NAME",
-            help="triplet, multi-similarity, or softmax over places.",
-            rich_help_panel=LEARNING,
-        ),
+        _learning("triplet, multi-similarity, or softmax over places.", "NAME"),
     ] = "triplet",
-    margin: Annotated[
-        float,
-        typer.Option(
-            metavar="M", help="Of the triplet loss, on squared distances.", rich_help_panel=LEARNING
-        ),
-    ] = 0.1,
-    negatives: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Hardest negatives a query.",
-            callback=at_least(1),
-            rich_help_panel=LEARNING,
-        ),
-    ] = 10,
+    margin: Annotated[float, _learning("Margin of the triplet loss, on squared distances.", "M")] = 0.1,
+    negatives: Annotated[int, _learning("Hardest negatives for each query.", "N", callback=at_least(1))] = 10,
     sampled: Annotated[
         int,
-        typer.Option(
-            metavar="N",
-            help="Negatives drawn a query, of which the hardest are taken.",
-            callback=at_least(1),
-            rich_help_panel=LEARNING,
-        ),
+        _learning("Negatives drawn for each query; the hardest of them are used.", "N", callback=at_least(1)),
     ] = 1000,
     refresh: Annotated[
         int,
-        typer.Option(
-            metavar="N",
-            help="Queries between two computations of all descriptors; checkpoints are written then.",
+        _learning(
+            "Queries after which all descriptors are computed again and a checkpoint is written.",
+            "N",
             callback=at_least(1),
-            rich_help_panel=LEARNING,
         ),
     ] = 500,
-    epochs: Annotated[
-        int,
-        typer.Option(metavar="N", help="At most.", callback=at_least(1), rich_help_panel=LEARNING),
-    ] = 30,
+    epochs: Annotated[int, _learning("Most epochs.", "N", callback=at_least(1))] = 30,
     patience: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Stop after N epochs without a better held-out recall.",
-            callback=at_least(1),
-            rich_help_panel=LEARNING,
-        ),
+        int, _learning("Stop after N epochs without better held-out recall.", "N", callback=at_least(1))
     ] = 5,
     optimizer: Annotated[
         Literal["adamw", "sgd"],
-        typer.Option(
-            metavar="NAME",
-            help="adamw, or sgd with momentum 0.9; NetVLAD's own recipe is sgd with --lr 0.04 --average 0 "
-            "--crop 1.",
-            rich_help_panel=LEARNING,
+        _learning(
+            "adamw, or sgd with momentum 0.9. NetVLAD's recipe: sgd with --lr 0.04 --average 0 --crop 1.",
+            "NAME",
         ),
     ] = "adamw",
     lr: Annotated[
         float,
-        typer.Option(
-            metavar="RATE",
-            help="Learning rate, halved every 5 epochs; by adamw, a fitted reduction and VGG16's own layers "
-            "have a hundredth of it.",
-            rich_help_panel=LEARNING,
+        _learning(
+            "Learning rate, halved every 5 epochs. With adamw, a fitted reduction and VGG16's own layers "
+            "get a hundredth of it.",
+            "RATE",
         ),
     ] = 1e-3,
     average: Annotated[
         float,
-        typer.Option(
-            metavar="SHARE",
-            help="How much of its past the mean of the weights, which is what is kept, keeps at each step; "
-            "0: the last weights.",
-            rich_help_panel=LEARNING,
+        _learning(
+            "Decay of the moving average of the weights, which is what gets saved; 0 saves the last weights.",
+            "SHARE",
         ),
     ] = 0.98,
     crop: Annotated[
         float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Of each side of a photo at least so much is seen; 1: all of it, always. "
+        _learning(
+            "Least share of each side that a random crop keeps; 1 turns cropping off. "
             "[default: 0.7; deepface: 1]",
-            rich_help_panel=LEARNING,
+            "SHARE",
         ),
     ] = None,
     batch: Annotated[
-        int,
-        typer.Option(
-            metavar="B",
-            help="Queries in a batch; with softmax, photos.",
-            callback=at_least(1),
-            rich_help_panel=LEARNING,
-        ),
+        int, _learning("Queries in a batch; with softmax, photos.", "B", callback=at_least(1))
     ] = 4,
-    accumulate: Annotated[
-        int,
-        typer.Option(metavar="N", help="Batches a step.", callback=at_least(1), rich_help_panel=LEARNING),
-    ] = 1,
-    seed: Annotated[
-        int,
-        typer.Option(
-            metavar="S", help="Of all random choices.", callback=at_least(0), rich_help_panel=LEARNING
-        ),
-    ] = 0,
+    accumulate: Annotated[int, _learning("Batches for each optimiser step.", "N", callback=at_least(1))] = 1,
+    seed: Annotated[int, _learning("Random seed.", "S", callback=at_least(0))] = 0,
     restart: Annotated[
-        bool,
-        typer.Option("--restart", help="Forget an earlier run into MODEL.", rich_help_panel=LEARNING),
+        bool, option("Discard an earlier run into MODEL.", None, LEARNING, "--restart")
     ] = False,
     device: DeviceOption = "auto",
-    precision: Annotated[
-        TrainPrecision,
-        typer.Option(
-            metavar="FORMAT",
-            help="Number format of the network: auto (the fastest safe one), fp32, bf16, fp16.",
-        ),
-    ] = "auto",
+    precision: TrainPrecisionOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Teach a model to tell places apart.
+    """Train a model on photos with known places.
 
-    It learns from photos whose places are known: positions come from the photos or --metadata. Part of
-    the places is held out, and the model of the epoch that finds those best is kept; nothing is claimed
-    where none is better than the start. MODEL is written at the end; the folder MODEL.training holds log.txt,
-    log.jsonl, curve.png and what a stopped run goes on from, when the same command is given again. Use the
-    model by: loci index PHOTOS --into INDEX --weights MODEL
+    Positions come from the photos or from --metadata. Some places are held out. The epoch with the best
+    recall on them is kept, or the start if no epoch is better. MODEL is written at the end. The folder
+    MODEL.training holds log.txt, log.jsonl, curve.svg and checkpoints: run the same command again to resume.
+    To use the model: loci index PHOTOS --into INDEX --weights MODEL
     """
     from indexer.options import BuildOptions
     from indexer.training.dataset import Supervision
@@ -328,7 +217,7 @@ def train(
         with showing_progress() as progress:
             report = train_model(photos, into, options, _Progress(progress))
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command goes on where it stopped") from None
+        raise Interrupted("interrupted; run the same command again to resume") from None
     if as_json:
         say_json({"into": str(into), **report.to_json()})
     else:
@@ -347,7 +236,7 @@ class _Progress:
 
 def _print(report: "TrainReport", into: Path) -> None:
     if report.finished_before:
-        note("this run was finished before; a larger --epochs goes on with it, --restart begins anew")
+        note("this run is already finished: more --epochs continue it, --restart starts over")
     better = report.best_epoch > 0
     say(f"{into}: {_recall(report.recall_after)} of held-out photos found")
     facts(
@@ -357,20 +246,20 @@ def _print(report: "TrainReport", into: Path) -> None:
                 "  kept",
                 f"epoch {report.best_epoch} of {report.epochs}"
                 if better
-                else "the start: no epoch was better",
+                else "the start (no epoch was better)",
             ),
             ("  accuracy", None if report.accuracy is None else f"{report.accuracy:.1%}"),
             ("  trained on", _used(report)),
             ("  model", report.model),
             ("  time", duration(report.seconds)),
-            ("  see", f"{into}.training/curve.png"),
+            ("  see", f"{into}.training/curve.svg"),
         ]
     )
     if not better:
-        say("  Training made nothing better: the file holds the model that it started from.")
+        say("  Training did not improve recall: the file holds the starting model.")
     say(f"  To use it: {command_line('loci', 'index', 'PHOTOS', '--into', 'INDEX', '--weights', into)}")
     for remark in report.notes:
-        say(f"  {remark}")
+        say(f"  {with_flags(remark)}")
     if report.failed:
         say(f"{count(len(report.failed), 'photo')} could not be read:")
         for path, reason in report.failed:
