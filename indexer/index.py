@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from indexer.addresses import SCHEME
 from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit
-from indexer.build.publish import Manifest, opened_store, other_model, place_photos, read_manifest
+from indexer.build.publish import place_photos
 from indexer.build.rebuild import rebuild
 from indexer.confidence.calibration import KNOWN_FROM, Calibration, check_known_share
 from indexer.confidence.evidence import WEIGHED, sample_of
@@ -30,6 +30,7 @@ from indexer.search.showing import rounded, shown_places, why_untold
 from indexer.search.verification import Features, Matches, matches
 from indexer.sequences.follower import Follower, FrameAnswer, MotionKind, PhotoMap, follow_all
 from indexer.sequences.motion import Step
+from indexer.snapshots.manifest import Manifest, opened_store, other_model, read_manifest
 from indexer.snapshots.store import Store
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, disk_use, generation_of

@@ -32,8 +32,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.publish import read_manifest
 from indexer.options import SearchOptions
+from indexer.snapshots.manifest import read_manifest
 from indexer.snapshots.saved_store import Described, make_store, open_store
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.descriptor_queries import Slot

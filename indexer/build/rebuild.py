@@ -11,7 +11,9 @@ from indexer.storage.lock import write_lock
 from indexer.options import load_options
 from indexer.posting.posting import sweep
 from indexer.milvus.sync import send
-from indexer.build.publish import Manifest, publish, read_manifest
+from indexer.build.publish import publish
+from indexer.snapshots.manifest import Manifest
+from indexer.snapshots.manifest import read_manifest
 from indexer.storage.folder import translated
 
 

@@ -43,7 +43,10 @@ from indexer.build.rebuild import republish
 from indexer.photos.scan import ScanResult, scan
 from indexer.milvus.sync import send
 from indexer.storage.shards import RUN, ShardWriter
-from indexer.build.publish import Manifest, check_model, publish, published, read_manifest
+from indexer.build.publish import publish, published
+from indexer.snapshots.manifest import Manifest
+from indexer.snapshots.manifest import check_model
+from indexer.snapshots.manifest import read_manifest
 from indexer.build.spool import Spool
 from indexer.storage.descriptor_queries import Slot
 from indexer.snapshots.choice import choose

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from indexer.build.publish import read_manifest
 from indexer.errors import IndexerError
 from indexer.posting.posting import PARTIAL, sweep
+from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.database import FILE
 from indexer.storage.descriptor_queries import FOLDER

@@ -12,9 +12,9 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
-from indexer.build.publish import read_manifest
 from indexer.errors import IndexerError
 from indexer.maintenance.backup import BLOCK, SUMS, Hashed, Saved
+from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.database import FILE
 from indexer.storage.files import sync_folder

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.answers import PhotoHit, PlaceHit
-from indexer.build.publish import Manifest
 from indexer.confidence.evidence import WEIGHED
 from indexer.errors import IndexerError, ModelMismatch
 from indexer.filters import Filters
@@ -20,6 +19,7 @@ from indexer.search.filter_columns import COLUMNS, Counts, Selection, Table
 from indexer.search.localisation import group_hits
 from indexer.search.showing import PHOTOS_A_PLACE
 from indexer.search.verification import CANDIDATES, Features, Matches, matches, raised, stored_features
+from indexer.snapshots.manifest import Manifest
 from indexer.snapshots.store import Store
 from indexer.storage.catalogue import Catalogue, Hit
 from indexer.storage.layout import Layout, generation_of

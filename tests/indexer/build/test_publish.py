@@ -16,7 +16,8 @@ from indexer.storage.catalogue import Catalogue
 from indexer.maintenance.check import check_index
 from indexer.errors import FormatTooNew, IndexerError, IndexMissing
 from indexer.storage.layout import Layout
-from indexer.build.publish import FORMAT, read_manifest
+from indexer.snapshots.manifest import FORMAT
+from indexer.snapshots.manifest import read_manifest
 from indexer.snapshots.exact import FaissStore
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from indexer.build.publish import Manifest, publish, published
+from indexer.build.publish import publish, published
 from indexer.errors import FieldError
 from indexer.filters import Filters, read_moment
 from indexer.index import Index
@@ -22,6 +22,7 @@ from indexer.maintenance.check import check_index
 from indexer.options import PlaceOptions, SearchOptions
 from indexer.photos.metadata import PhotoMetadata
 from indexer.search.filter_columns import COLUMNS
+from indexer.snapshots.manifest import Manifest
 from indexer.storage.catalogue import Catalogue
 
 if TYPE_CHECKING:
