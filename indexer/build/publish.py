@@ -6,28 +6,27 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
 
 from indexer.confidence.calibration import VERSION, Calibration
-from indexer.storage.catalogue import Catalogue
+from indexer.confidence.self_queries import Collection, calibrate
+from indexer.errors import IndexerError
+from indexer.options import PlaceOptions, SearchOptions
+from indexer.photos.scan import full_path
+from indexer.places.assign import AssignedPlace, PlacePhoto, assign_places
+from indexer.places.neighbourhood import PlaceRule, frame_ranks
 from indexer.search.filter_columns import COLUMNS, save_columns
-from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
+from indexer.search.verification import OwnPhotos
+from indexer.snapshots.manifest import Manifest, whole_manifest
+from indexer.snapshots.saved_store import Live, Saved, make_store
+from indexer.snapshots.store import Store
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.descriptor_queries import ROOT, Slot
 from indexer.storage.files import replace_file, replace_text, sync_folder
 from indexer.storage.layout import Layout, generation_of
-from indexer.options import PlaceOptions, SearchOptions
-from indexer.places.assign import AssignedPlace, PlacePhoto, assign_places
-from indexer.photos.scan import full_path
-from indexer.snapshots.saved_store import Described, Live, Saved, make_store, open_store
-from indexer.confidence.self_queries import Collection, calibrate
-from indexer.storage.descriptor_queries import ROOT, Slot
-from indexer.snapshots.store import Store
-from indexer.snapshots.manifest import Manifest, whole_manifest
-from indexer.search.verification import OwnPhotos
-from indexer.places.neighbourhood import PlaceRule, frame_ranks
 
 NEARLY_THE_SAME = 0.05
 """Share of photos that may come or go before what is known of answers is found out anew."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from indexer.storage.catalogue import Catalogue
 from indexer.build.compact import compact
-from indexer.storage.layout import Layout, generation_of
-from indexer.storage.lock import write_lock
+from indexer.build.publish import publish
+from indexer.milvus.sync import send
 from indexer.options import load_options
 from indexer.posting.posting import sweep
-from indexer.milvus.sync import send
-from indexer.build.publish import publish
-from indexer.snapshots.manifest import Manifest
-from indexer.snapshots.manifest import read_manifest
+from indexer.snapshots.manifest import Manifest, read_manifest
+from indexer.storage.catalogue import Catalogue
 from indexer.storage.folder import translated
+from indexer.storage.layout import Layout, generation_of
+from indexer.storage.lock import write_lock
 
 
 def rebuild(index: Path) -> Manifest:
