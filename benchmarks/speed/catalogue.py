@@ -36,8 +36,9 @@ from indexer.options import BuildOptions, Options, PlaceOptions, SearchOptions, 
 from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.posting import read_new
 from indexer.snapshots.manifest import read_manifest
-from indexer.storage.catalogue import Catalogue, FileRow, PhotoFacts
+from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
+from indexer.storage.rows import FileRow, PhotoFacts
 from indexer.storage.shards import ShardWriter
 from model.embedder import Embedded, Embedder, Seen
 from model.modelfile import load_model, read_header

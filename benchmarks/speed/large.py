@@ -36,8 +36,8 @@ from indexer.options import SearchOptions
 from indexer.snapshots.manifest import read_manifest
 from indexer.snapshots.saved_store import Described, make_store, open_store
 from indexer.storage.catalogue import Catalogue
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.layout import Layout, generation_of
+from indexer.storage.rows import Slot
 from indexer.storage.shards import ShardWriter, read_slots
 
 Floats = NDArray[np.float32]

@@ -24,9 +24,10 @@ from indexer.snapshots.manifest import Manifest, whole_manifest
 from indexer.snapshots.saved_store import Live, Saved, make_store
 from indexer.snapshots.store import Store
 from indexer.storage.catalogue import Catalogue
-from indexer.storage.descriptor_queries import ROOT, Slot
 from indexer.storage.files import replace_file, replace_text, sync_folder
 from indexer.storage.layout import Layout, generation_of
+from indexer.storage.photo_queries import ROOT
+from indexer.storage.rows import Slot
 
 NEARLY_THE_SAME = 0.05
 """Share of photos that may come or go before what is known of answers is found out anew."""

@@ -48,7 +48,7 @@ from indexer.snapshots.manifest import Manifest
 from indexer.snapshots.manifest import check_model
 from indexer.snapshots.manifest import read_manifest
 from indexer.build.spool import Spool
-from indexer.storage.descriptor_queries import Slot
+from indexer.storage.rows import Slot
 from indexer.snapshots.choice import choose
 from indexer.storage.folder import is_index, target, translated
 from indexer.build.ray_embedder import AnyEmbedder, RayEmbedder, check_address

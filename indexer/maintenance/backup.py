@@ -24,11 +24,11 @@ from indexer.posting.posting import PARTIAL, sweep
 from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.database import FILE
-from indexer.storage.descriptor_queries import FOLDER
 from indexer.storage.files import sync_folder
 from indexer.storage.folder import translated
 from indexer.storage.layout import CURRENT, Layout, generation_of
 from indexer.storage.lock import backup_lock
+from indexer.storage.photo_queries import FOLDER
 from indexer.storage.shards import shard_path
 
 SUMS = "SHA256SUMS"

@@ -26,13 +26,13 @@ from indexer.photos.exif import from_exif
 from indexer.photos.metadata import PhotoMetadata, heading_or_none, time_or_none
 from indexer.photos.reader import Reader
 from indexer.posting.join_place import join_place
-from indexer.storage.catalogue import Catalogue, PhotoFacts
-from indexer.storage.descriptor_queries import Slot
+from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import sha256_of, sync_folder
 from indexer.storage.folder import translated
 from indexer.storage.layout import Layout, generation_of
 from indexer.storage.local_shards import Local, write_local
 from indexer.storage.lock import is_backed_up
+from indexer.storage.rows import PhotoFacts, Slot
 from indexer.storage.shards import POSTED, Floats, ShardWriter
 from model.gpu_decoding import Read
 from model.images import MAX_PIXELS, open_photo, read_photo, upright_size

@@ -21,9 +21,10 @@ from indexer.search.showing import PHOTOS_A_PLACE
 from indexer.search.verification import CANDIDATES, Features, Matches, matches, raised, stored_features
 from indexer.snapshots.manifest import Manifest
 from indexer.snapshots.store import Store
-from indexer.storage.catalogue import Catalogue, Hit
+from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, generation_of
 from indexer.storage.local_shards import read_local
+from indexer.storage.rows import Hit
 from model.embedder import Seen
 
 Floats = NDArray[np.float32]

@@ -18,8 +18,8 @@ from indexer.snapshots.exact import FLAT, FaissStore
 from indexer.snapshots.shard_rows import Rows
 from indexer.snapshots.store import Floats, Ids, Store
 from indexer.snapshots.tuning import tune
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.files import replace_file, sha256_of
+from indexer.storage.rows import Slot
 from indexer.storage.shards import read_slots
 
 INDEX = "index.faiss"

@@ -27,8 +27,9 @@ from indexer.options import BuildOptions, FitOptions, Options, PlaceOptions, Sea
 from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.posting import NewPhoto
 from indexer.snapshots.manifest import opened_store, read_manifest
-from indexer.storage.catalogue import Catalogue, FileRow, PhotoFacts
+from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
+from indexer.storage.rows import FileRow, PhotoFacts
 from indexer.storage.shards import RUN, ShardWriter
 from model.backbone import CHANNELS
 from model.images import read_photo

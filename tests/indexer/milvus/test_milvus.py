@@ -30,7 +30,8 @@ from indexer.options import RECALL, BuildOptions, SearchOptions
 from indexer.photos.metadata import PhotoMetadata
 from indexer.snapshots.manifest import read_manifest
 from indexer.snapshots.store import Floats
-from indexer.storage.catalogue import Catalogue, Hit
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.rows import Hit
 
 pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of milvus-lite's and pymilvus's own
