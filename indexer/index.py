@@ -15,7 +15,7 @@ from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHi
 from indexer.build.publish import place_photos
 from indexer.build.rebuild import rebuild
 from indexer.confidence.calibration import KNOWN_FROM, Calibration, check_known_share
-from indexer.confidence.evidence import WEIGHED, sample_of
+from indexer.confidence.evidence import WEIGHED
 from indexer.confidence.judge import Judge, Judgement
 from indexer.errors import NotFound, UsageError
 from indexer.filters import Filters
@@ -31,7 +31,7 @@ from indexer.search.verification import Features, Matches, matches
 from indexer.sequences.follower import Follower, FrameAnswer, MotionKind, PhotoMap, follow_all
 from indexer.sequences.motion import Step
 from indexer.snapshots.manifest import Manifest, opened_store, other_model, read_manifest
-from indexer.snapshots.store import Store
+from indexer.snapshots.store import Store, sample_of
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, disk_use, generation_of
 from indexer.storage.shards import read_slots

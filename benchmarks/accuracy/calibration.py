@@ -24,7 +24,7 @@ from indexer.answers import KNOWN_SHARE, PhotoHit
 from indexer.build.publish import place_photos
 from indexer.build.run import build_index
 from indexer.confidence.calibration import BINS, KNOWN_FROM, Calibration, Evidence, expected_calibration_error
-from indexer.confidence.evidence import WEIGHED, Level, evidence_of, sampled
+from indexer.confidence.evidence import WEIGHED, Level, evidence_of
 from indexer.evaluation import query_metadata
 from indexer.evaluation.queries import Query
 from indexer.evaluation.truth import by_file
@@ -36,6 +36,7 @@ from indexer.photos.scan import ScannedFile, scan
 from indexer.places.neighbourhood import PlaceRule, Whereabouts, frame_ranks
 from indexer.search.localisation import LOCATE_BY, locate
 from indexer.search.verification import CANDIDATES, Features, cosine, inliers, raised
+from indexer.snapshots.store import sampled
 from model.embedder import Seen
 
 Floats = NDArray[np.float64]

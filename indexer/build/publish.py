@@ -18,14 +18,14 @@ from indexer.options import PlaceOptions, SearchOptions
 from indexer.photos.scan import full_path
 from indexer.places.assign import AssignedPlace, PlacePhoto, assign_places
 from indexer.places.neighbourhood import PlaceRule, frame_ranks
-from indexer.search.filter_columns import COLUMNS, save_columns
+from indexer.search.filter_columns import save_columns
 from indexer.search.verification import OwnPhotos
 from indexer.snapshots.manifest import Manifest, whole_manifest
 from indexer.snapshots.saved_store import Live, Saved, make_store
 from indexer.snapshots.store import Store
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import replace_file, replace_text, sync_folder
-from indexer.storage.layout import Layout, generation_of
+from indexer.storage.layout import COLUMNS, Layout, generation_of
 from indexer.storage.photo_queries import ROOT
 from indexer.storage.rows import Slot
 

@@ -8,12 +8,12 @@ from indexer.build.compact import compact
 from indexer.build.publish import publish
 from indexer.milvus.sync import send
 from indexer.options import load_options
-from indexer.posting.posting import sweep
 from indexer.snapshots.manifest import Manifest, read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.folder import translated
 from indexer.storage.layout import Layout, generation_of
 from indexer.storage.lock import write_lock
+from indexer.storage.stored_files import sweep
 
 
 def rebuild(index: Path) -> Manifest:

@@ -36,7 +36,8 @@ from indexer.options import (
     save_options,
 )
 from indexer.storage.path_finder import resolve
-from indexer.posting.posting import drop_files, sweep
+from indexer.storage.stored_files import drop_files
+from indexer.storage.stored_files import sweep
 from indexer.progress import Progress, Silent
 from indexer.photos.reader import Reader
 from indexer.build.rebuild import republish

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from indexer.errors import IndexerError
-from indexer.posting.posting import PARTIAL, sweep
 from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.database import FILE
@@ -30,6 +29,7 @@ from indexer.storage.layout import CURRENT, Layout, generation_of
 from indexer.storage.lock import backup_lock
 from indexer.storage.photo_queries import FOLDER
 from indexer.storage.shards import shard_path
+from indexer.storage.stored_files import PARTIAL, sweep
 
 SUMS = "SHA256SUMS"
 """In a backup, the digests of its other files, as sha256sum writes them; a restored index lacks it."""

@@ -19,13 +19,13 @@ import numpy as np
 
 from indexer.addresses import Address
 from indexer.build.publish import place_photos
-from indexer.confidence.evidence import sample_of
 from indexer.errors import IndexerError
 from indexer.milvus.client import FLAT, GRAPH, INSERTED, UNSEALED, Entity, Milvus, entity
 from indexer.places.neighbourhood import frame_ranks
 from indexer.snapshots.compressed import CompressedStore, parted
 from indexer.snapshots.manifest import Manifest, opened_store, read_manifest
 from indexer.snapshots.shard_rows import Rows
+from indexer.snapshots.store import sample_of
 from indexer.snapshots.tuning import least_effort
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, generation_of

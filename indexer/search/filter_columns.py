@@ -25,9 +25,6 @@ from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import NPY_HEADERS
 from indexer.storage.rows import SearchedRow
 
-COLUMNS = "columns.npz"
-"""The file's name in a snapshot's folder."""
-
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -11,7 +11,6 @@ import numpy as np
 
 from indexer.errors import IndexerError
 from indexer.options import SearchOptions
-from indexer.search.filter_columns import COLUMNS
 from indexer.snapshots.choice import SHARDS, Choice, choose
 from indexer.snapshots.compressed import CompressedStore, Setting
 from indexer.snapshots.exact import FLAT, FaissStore
@@ -19,6 +18,7 @@ from indexer.snapshots.shard_rows import Rows
 from indexer.snapshots.store import Floats, Ids, Store
 from indexer.snapshots.tuning import tune
 from indexer.storage.files import replace_file, sha256_of
+from indexer.storage.layout import COLUMNS
 from indexer.storage.rows import Slot
 from indexer.storage.shards import read_slots
 

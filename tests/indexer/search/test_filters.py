@@ -21,9 +21,9 @@ from indexer.index import Index
 from indexer.maintenance.check import check_index
 from indexer.options import PlaceOptions, SearchOptions
 from indexer.photos.metadata import PhotoMetadata
-from indexer.search.filter_columns import COLUMNS
 from indexer.snapshots.manifest import Manifest
 from indexer.storage.catalogue import Catalogue
+from indexer.storage.layout import COLUMNS
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Handmade
