@@ -9,13 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import PurePosixPath
 
 from indexer.confidence.calibration import VERSION, Calibration
 from indexer.confidence.self_queries import Collection, calibrate
 from indexer.errors import IndexerError
 from indexer.options import PlaceOptions, SearchOptions
-from indexer.photos.scan import full_path
 from indexer.places.assign import AssignedPlace, PlacePhoto, assign_places
 from indexer.places.neighbourhood import PlaceRule, frame_ranks
 from indexer.search.filter_columns import save_columns
@@ -26,7 +24,6 @@ from indexer.snapshots.store import Store
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import replace_file, replace_text, sync_folder
 from indexer.storage.layout import COLUMNS, Layout, generation_of
-from indexer.storage.photo_queries import ROOT
 from indexer.storage.rows import Slot
 
 NEARLY_THE_SAME = 0.05
@@ -60,7 +57,7 @@ def publish(
     search = search or SearchOptions()
     made_at = catalogue.last_change()
     live = catalogue.live_descriptors(generation)
-    photos = place_photos(catalogue)
+    photos = catalogue.place_photos()
     content = _content(generation, options, live, photos)
     previous = layout.last_finished()
     last = whole_manifest(layout, previous) if previous else None
@@ -173,7 +170,7 @@ def _calibration(
         if before and before.model and abs(photos - before.of) <= NEARLY_THE_SAME * before.of:
             return before
     rule = PlaceRule.of(options.places, options.place_radius_m)
-    ranks = frame_ranks(place_photos(catalogue), rule.frames) if rule.frames else None
+    ranks = frame_ranks(catalogue.place_photos(), rule.frames) if rule.frames else None
     places = {photo: place.id for place in assigned for photo in place.members}
     known = {photo.id: photo for photo in catalogue.photos()}
     # What was deleted since the descriptors were listed stays in the store, and is asked nothing.
@@ -201,20 +198,3 @@ def _content(
     for place_photo in photos:
         digest.update(repr(place_photo).encode())
     return digest.hexdigest()
-
-
-def place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
-    """What decides photos' places.
-
-    In full paths, so that two folders of one name stay two; POSTed ones lie with those of their place.
-    """
-    found: dict[str, PlacePhoto] = {}
-    for photo, lat, lon, place, root, relative, posted in catalogue.placed():  # the first of its files first
-        if photo not in found:
-            path = full_path(root, relative) if root else _posted_path(photo, place, posted or "")
-            found[photo] = PlacePhoto(photo, path, lat, lon, place)
-    return list(found.values())
-
-
-def _posted_path(photo: str, place: str | None, name: str) -> str:
-    return f"{ROOT}/{place or photo}/{PurePosixPath(name).name}"

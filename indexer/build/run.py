@@ -51,7 +51,9 @@ from indexer.snapshots.manifest import read_manifest
 from indexer.build.spool import Spool
 from indexer.storage.rows import Slot
 from indexer.snapshots.choice import choose
-from indexer.storage.folder import is_index, target, translated
+from indexer.storage.folder import is_index
+from indexer.storage.folder import writable_folder
+from indexer.storage.folder import os_errors_explained
 from indexer.build.ray_embedder import AnyEmbedder, RayEmbedder, check_address
 from model.clusters import SAMPLE_PHOTOS
 from model.gpu_decoding import Read
@@ -115,7 +117,7 @@ def build_index(
     scanned = scan(sources)
     if not scanned.files and not is_index(into):
         raise no_photos(sources)
-    with target(into):
+    with writable_folder(into):
         catalogue = Catalogue(into, create=True)
         try:
             sweep(catalogue)
@@ -157,7 +159,7 @@ def remove_photos(index: Path, paths: Sequence[str]) -> list[str]:
     """
     layout = Layout(index)
     manifest = read_manifest(layout, layout.current())
-    with translated(index), write_lock(index):
+    with os_errors_explained(index), write_lock(index):
         catalogue = Catalogue(index, create=True)
         try:
             photos = resolve(catalogue, paths)

@@ -26,7 +26,7 @@ from indexer.photos.reader import Reader
 from indexer.posting.join_place import join_place
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import sha256_of, sync_folder
-from indexer.storage.folder import translated
+from indexer.storage.folder import os_errors_explained
 from indexer.storage.layout import Layout, generation_of
 from indexer.storage.local_shards import Local, write_local
 from indexer.storage.rows import PhotoFacts, Slot
@@ -129,7 +129,7 @@ class Posting:
         fitted, self._places, search = load_options(layout.options(generation))
         self._mirror = None if search.store is None else Mirror(layout, search.store)
         self.reader = Reader(fitted.image_size, fitted.panoramas, fitted.min_image_size, read)
-        with translated(layout.folder):
+        with os_errors_explained(layout.folder):
             self._catalogue = Catalogue(layout.folder, create=True)
 
     def known(self, photo: NewPhoto) -> Photo | None:
@@ -154,7 +154,7 @@ class Posting:
             DiskFull, IndexerError: it cannot be written; nothing is there then.
         """
         with (
-            translated(self._layout.folder),
+            os_errors_explained(self._layout.folder),
             self._beside(photo) as partial,
             self._catalogue.transaction() as db,
         ):
