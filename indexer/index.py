@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from indexer.addresses import SCHEME
 from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit
-from indexer.build.publish import place_photos
 from indexer.build.rebuild import rebuild
 from indexer.confidence.calibration import KNOWN_FROM, Calibration, check_known_share
 from indexer.confidence.evidence import WEIGHED
@@ -71,7 +70,7 @@ class Index:
             self._calibration,
             self.known_share,
             sample=lambda: sample_of(store),
-            ranks=lambda frames: frame_ranks(place_photos(catalogue), frames),
+            ranks=lambda frames: frame_ranks(catalogue.place_photos(), frames),
         )
         self._counts: tuple[int, Counts] | None = None
         self._posting: Posting | None = None

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy.recall import SETS, RememberedMaps, truth_file
 from indexer.answers import KNOWN_SHARE, PhotoHit
-from indexer.build.publish import place_photos
 from indexer.build.run import build_index
 from indexer.confidence.calibration import BINS, KNOWN_FROM, Calibration, Evidence, expected_calibration_error
 from indexer.confidence.evidence import WEIGHED, Level, evidence_of
@@ -77,7 +76,7 @@ class Bench:
         self.number = {id: i for i, id in enumerate(self.ids)}
         places = {member: place.id for place in catalogue.assigned_places() for member in place.members}
         frames = calibration.frames
-        ranks = frame_ranks(place_photos(catalogue), frames) if frames else None
+        ranks = frame_ranks(catalogue.place_photos(), frames) if frames else None
         rule = PlaceRule(calibration.place_radius_m, frames, calibration.named)
         self.where = Whereabouts.of(self.photos, places, rule, ranks)
 

@@ -18,7 +18,6 @@ from functools import partial
 import numpy as np
 
 from indexer.addresses import Address
-from indexer.build.publish import place_photos
 from indexer.errors import IndexerError
 from indexer.milvus.client import FLAT, GRAPH, INSERTED, UNSEALED, Entity, Milvus, entity
 from indexer.places.neighbourhood import frame_ranks
@@ -195,4 +194,4 @@ def _sample(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> str:
 def _ranks(catalogue: Catalogue, manifest: Manifest) -> dict[str, int]:
     """Photos' numbers in file order, where so many frames are a place."""
     frames = (manifest.calibration or {}).get("frames")
-    return frame_ranks(place_photos(catalogue), int(frames)) if frames else {}
+    return frame_ranks(catalogue.place_photos(), int(frames)) if frames else {}

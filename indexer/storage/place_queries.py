@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import PurePosixPath
 
 from indexer.answers import Place
 from indexer.errors import NotFound
-from indexer.places.assign import AssignedPlace
-from indexer.storage.photo_queries import PHOTO_COLUMNS, PhotoQueries, photo_of
+from indexer.photos.scan import full_path
+from indexer.places.assign import AssignedPlace, PlacePhoto
+from indexer.storage.photo_queries import PHOTO_COLUMNS, ROOT, PhotoQueries, photo_of
 
 
 class PlaceQueries(PhotoQueries):
     """Queries about places."""
 
-    def placed(self) -> list[tuple[Any, ...]]:
-        """Each photo's id, lat, lon, place's name, root and relative path of a file, POSTed name; by these.
+    def place_photos(self) -> list[PlacePhoto]:
+        """What assigns photos to places, by id.
 
-        A photo of several files comes as often.
+        Paths are full, so that two folders of one name stay two. POSTed photos lie with those of their place.
         """
-        return self._rows(
+        rows = self._rows(
             "SELECT p.id, p.lat, p.lon, p.place, f.root, f.relative, s.name FROM photos p "
             "LEFT JOIN files f ON f.photo = p.id LEFT JOIN stored s ON s.photo = p.id "
             "WHERE p.status = 'ok' ORDER BY p.id, f.root, f.relative"
         )
+        photos: dict[str, PlacePhoto] = {}
+        for photo, lat, lon, place, root, relative, posted in rows:
+            path = full_path(root, relative) if root else _posted_path(photo, place, posted or "")
+            photos.setdefault(photo, PlacePhoto(photo, path, lat, lon, place))  # its first file counts
+        return list(photos.values())
 
     def replace_places(self, places: Iterable[AssignedPlace], made_at: int | None = None) -> int:
         """Put a new assignment in the old one's place; photos changed since it was made keep theirs.
@@ -91,3 +97,7 @@ class PlaceQueries(PhotoQueries):
         return [
             id_ for (id_,) in self._rows("SELECT id FROM places WHERE id = ? OR name = ?", (place, place))
         ]
+
+
+def _posted_path(photo: str, place: str | None, name: str) -> str:
+    return f"{ROOT}/{place or photo}/{PurePosixPath(name).name}"
