@@ -142,7 +142,7 @@ class Ours:
     def build(self, of: Collection, options: argparse.Namespace) -> str:
         snapshot = of.folder / "snapshot"
         snapshot.mkdir(exist_ok=True)
-        wanted = SearchOptions(recall=options.recall, graph=self.graph)
+        wanted = SearchOptions(recall=options.recall, hnsw=self.graph)
         _, kind = make_store(snapshot, of.shards, of.dim, of.live, wanted)
         (snapshot / "kind.json").write_text(json.dumps(dataclasses.asdict(kind)))
         looked = (

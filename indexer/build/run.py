@@ -254,7 +254,7 @@ class _Run:
         # What cannot be had in the memory allowed is said before anything is embedded, or remembered.
         views = self._catalogue.count() * (wanted.panoramas or 1)
         searched = options.search
-        choose(max(views, 1), wanted.dim, searched.memory_bytes(), searched.recall, graph=searched.graph)
+        choose(max(views, 1), wanted.dim, searched.memory_bytes(), searched.recall, hnsw=searched.hnsw)
         save_options(self._layout.options(number), options)
         return number, options
 

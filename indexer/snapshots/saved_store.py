@@ -94,7 +94,7 @@ def make_store(
         UsageError: it cannot be had in the memory that `options` allow.
         IndexerError: a shard cannot be read, or the disk not be written.
     """
-    choice = choose(len(live), dim, options.memory_bytes(), options.recall, graph=options.graph)
+    choice = choose(len(live), dim, options.memory_bytes(), options.recall, hnsw=options.hnsw)
     if not choice.compressed:
         store = FaissStore.build(dim, _blocks(shards, dim, live))
         replace_file(folder / INDEX, store.save)

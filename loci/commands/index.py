@@ -235,7 +235,7 @@ def index(
         place_radius_m=place_radius,
         memory=memory,
         recall=recall,
-        graph=graph,
+        hnsw=graph,
         store=store,
         device=device,
         precision=precision,

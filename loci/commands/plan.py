@@ -56,7 +56,7 @@ def plan(
         panoramas=panoramas,
         memory=memory,
         recall=recall,
-        graph=graph,
+        hnsw=graph,
         device=device,
         precision=precision,
     )
