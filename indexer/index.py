@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from indexer.addresses import SCHEME
 from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit
-from indexer.build.publish import Manifest, opened_store, other_model, place_photos, read_manifest
 from indexer.build.rebuild import rebuild
 from indexer.confidence.calibration import KNOWN_FROM, Calibration, check_known_share
-from indexer.confidence.evidence import WEIGHED, sample_of
+from indexer.confidence.evidence import WEIGHED
 from indexer.confidence.judge import Judge, Judgement
 from indexer.errors import NotFound, UsageError
 from indexer.filters import Filters
@@ -30,7 +29,8 @@ from indexer.search.showing import rounded, shown_places, why_untold
 from indexer.search.verification import Features, Matches, matches
 from indexer.sequences.follower import Follower, FrameAnswer, MotionKind, PhotoMap, follow_all
 from indexer.sequences.motion import Step
-from indexer.snapshots.store import Store
+from indexer.snapshots.manifest import Manifest, opened_store, other_model, read_manifest
+from indexer.snapshots.store import Store, sample_of
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, disk_use, generation_of
 from indexer.storage.shards import read_slots
@@ -70,7 +70,7 @@ class Index:
             self._calibration,
             self.known_share,
             sample=lambda: sample_of(store),
-            ranks=lambda frames: frame_ranks(place_photos(catalogue), frames),
+            ranks=lambda frames: frame_ranks(catalogue.place_photos(), frames),
         )
         self._counts: tuple[int, Counts] | None = None
         self._posting: Posting | None = None

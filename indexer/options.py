@@ -30,7 +30,7 @@ EARLIER = {
     "memory": None,
     "recall": RECALL,
     "store": None,
-    "graph": False,
+    "hnsw": False,
 }
 """What indexes were made with before there was an option for it."""
 POOLING_OPTIONS = {
@@ -99,7 +99,7 @@ class SearchOptions:
     """Share of the nearest that a search is to find; 1: all."""
     store: str | None = None
     """Where snapshots are sent, too: see `indexer.milvus.client.Address`."""
-    graph: bool = False
+    hnsw: bool = False
     """Search many descriptors by a graph, where it fits the memory, rather than by lists."""
 
     def memory_bytes(self) -> int:
@@ -108,8 +108,8 @@ class SearchOptions:
 
     def describe(self) -> str:
         """What a snapshot hangs on in a few words, to see whether it has changed."""
-        graph = ", by a graph" if self.graph else ""
-        return f"recall {self.recall} in {self.memory or 'half the memory'}{graph}"
+        hnsw = ", by HNSW" if self.hnsw else ""
+        return f"recall {self.recall} in {self.memory or 'half the memory'}{hnsw}"
 
 
 class Options(NamedTuple):
@@ -142,7 +142,7 @@ class BuildOptions:
     memory: str | None = None
     recall: float | None = None
     store: str | None = None
-    graph: bool | None = None
+    hnsw: bool | None = None
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy.recall import SETS, RememberedMaps, truth_file
 from indexer.answers import KNOWN_SHARE, PhotoHit
-from indexer.build.publish import place_photos
 from indexer.build.run import build_index
 from indexer.confidence.calibration import BINS, KNOWN_FROM, Calibration, Evidence, expected_calibration_error
-from indexer.confidence.evidence import WEIGHED, Level, evidence_of, sampled
+from indexer.confidence.evidence import WEIGHED, Level, evidence_of
 from indexer.evaluation import query_metadata
 from indexer.evaluation.queries import Query
 from indexer.evaluation.truth import by_file
@@ -36,6 +35,7 @@ from indexer.photos.scan import ScannedFile, scan
 from indexer.places.neighbourhood import PlaceRule, Whereabouts, frame_ranks
 from indexer.search.localisation import LOCATE_BY, locate
 from indexer.search.verification import CANDIDATES, Features, cosine, inliers, raised
+from indexer.snapshots.store import sampled
 from model.embedder import Seen
 
 Floats = NDArray[np.float64]
@@ -76,7 +76,7 @@ class Bench:
         self.number = {id: i for i, id in enumerate(self.ids)}
         places = {member: place.id for place in catalogue.assigned_places() for member in place.members}
         frames = calibration.frames
-        ranks = frame_ranks(place_photos(catalogue), frames) if frames else None
+        ranks = frame_ranks(catalogue.place_photos(), frames) if frames else None
         rule = PlaceRule(calibration.place_radius_m, frames, calibration.named)
         self.where = Whereabouts.of(self.photos, places, rule, ranks)
 

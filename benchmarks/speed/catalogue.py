@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed.large import draw, memory, near_in, real
-from indexer.build.publish import publish, read_manifest
+from indexer.build.publish import publish
 from indexer.build.rebuild import rebuild
 from indexer.build.run import build_index
 from indexer.filters import Filters
@@ -35,8 +35,10 @@ from indexer.index import Index
 from indexer.options import BuildOptions, Options, PlaceOptions, SearchOptions, load_options, save_options
 from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.posting import read_new
-from indexer.storage.catalogue import Catalogue, FileRow, PhotoFacts
+from indexer.snapshots.manifest import read_manifest
+from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
+from indexer.storage.rows import FileRow, PhotoFacts
 from indexer.storage.shards import ShardWriter
 from model.embedder import Embedded, Embedder, Seen
 from model.modelfile import load_model, read_header

@@ -32,12 +32,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build.publish import read_manifest
 from indexer.options import SearchOptions
+from indexer.snapshots.manifest import read_manifest
 from indexer.snapshots.saved_store import Described, make_store, open_store
 from indexer.storage.catalogue import Catalogue
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.layout import Layout, generation_of
+from indexer.storage.rows import Slot
 from indexer.storage.shards import ShardWriter, read_slots
 
 Floats = NDArray[np.float32]
@@ -142,7 +142,7 @@ class Ours:
     def build(self, of: Collection, options: argparse.Namespace) -> str:
         snapshot = of.folder / "snapshot"
         snapshot.mkdir(exist_ok=True)
-        wanted = SearchOptions(recall=options.recall, graph=self.graph)
+        wanted = SearchOptions(recall=options.recall, hnsw=self.graph)
         _, kind = make_store(snapshot, of.shards, of.dim, of.live, wanted)
         (snapshot / "kind.json").write_text(json.dumps(dataclasses.asdict(kind)))
         looked = (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from indexer.snapshots.saved_store import shards_named
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
 from indexer.storage.local_shards import drop_local, read_local, write_local
 from indexer.storage.lock import is_backed_up
-from indexer.snapshots.saved_store import shards_named
+from indexer.storage.rows import Slot
 from indexer.storage.shards import POSTED, RUN, ShardWriter, read_slots, shard_path
-from indexer.storage.descriptor_queries import Slot
 
 DEAD_SHARE = 0.25  # of a shard's rows
 

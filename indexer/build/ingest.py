@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from indexer.storage.catalogue import Catalogue, FileRow, PhotoFacts
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.rows import FileRow, PhotoFacts
 from indexer.errors import IndexerError
 from indexer.photos.metadata_table import MetadataTable
 from indexer.photos.metadata import PhotoMetadata

@@ -84,7 +84,7 @@ def make_plan(
     if within_s is not None and not within_s > 0:
         raise UsageError("--within must be more than 0 hours")
     descriptors = photos * (fit.panoramas or 1)
-    choice = choose(descriptors, fit.dim, search.memory_bytes(), search.recall, graph=search.graph)
+    choice = choose(descriptors, fit.dim, search.memory_bytes(), search.recall, hnsw=search.hnsw)
     embedding_s = descriptors / pace.photos
     return Plan(
         photos=photos,
@@ -108,7 +108,7 @@ def make_plan(
 def _search_s(choice: Choice, descriptors: int, dim: int, search: SearchOptions, pace: Pace) -> float:
     """Of calibrating, and of fitting, filling and tuning an inverted file, or linking and tuning a graph."""
     multiplications = 2 * QUERIES * descriptors * dim
-    if choice.graph:
+    if choice.hnsw:
         multiplications += descriptors * (LINK_COST * CONSTRUCTION * LINKS + HELD_OUT) * dim
     elif choice.compressed and search.recall < 1:
         lists = lists_for(descriptors, dim, search.memory_bytes())

@@ -6,77 +6,28 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import PurePosixPath
-from typing import Any
 
 from indexer.confidence.calibration import VERSION, Calibration
-from indexer.storage.catalogue import Catalogue
-from indexer.search.filter_columns import COLUMNS, save_columns
-from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
-from indexer.storage.files import replace_file, replace_text, sync_folder
-from indexer.storage.layout import Layout, generation_of
+from indexer.confidence.self_queries import Collection, calibrate
+from indexer.errors import IndexerError
 from indexer.options import PlaceOptions, SearchOptions
 from indexer.places.assign import AssignedPlace, PlacePhoto, assign_places
-from indexer.photos.scan import full_path
-from indexer.snapshots.saved_store import Described, Live, Saved, make_store, open_store
-from indexer.confidence.self_queries import Collection, calibrate
-from indexer.storage.descriptor_queries import ROOT, Slot
-from indexer.snapshots.store import Store
-from indexer.search.verification import OwnPhotos
 from indexer.places.neighbourhood import PlaceRule, frame_ranks
+from indexer.search.filter_columns import save_columns
+from indexer.search.verification import OwnPhotos
+from indexer.snapshots.manifest import Manifest, whole_manifest
+from indexer.snapshots.saved_store import Live, Saved, make_store
+from indexer.snapshots.store import Store
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.files import replace_file, replace_text, sync_folder
+from indexer.storage.layout import COLUMNS, Layout, generation_of
+from indexer.storage.rows import Slot
 
-FORMAT = 2
 NEARLY_THE_SAME = 0.05
 """Share of photos that may come or go before what is known of answers is found out anew."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a snapshot is."""
-
-    snapshot: str
-    model: str
-    """Fingerprint of the model that made the descriptors."""
-    dim: int
-    count: int
-    """Descriptors; more than photos where panoramas were cut."""
-    photos: int
-    places: int
-    places_by: str
-    """How photos became places: see `PlaceOptions.describe`."""
-    factory: str
-    """As `Described`, like the next."""
-    recall: float
-    calibration: dict[str, Any] | None
-    """How sure answers are, as `indexer.confidence.calibration.Calibration` writes it; None from versions without."""
-    content: str
-    """Digest of what the snapshot was made from, to see whether another is due."""
-    index_bytes: int
-    """As `Saved`, like the next."""
-    index_sha256: str
-    created_at: str
-    format: int = FORMAT
-    probes: int = 0
-    depth: int = 0
-    rows_sha256: str = ""
-    columns_sha256: str = ""
-    change: int | None = None
-    """Number of the catalogue's last change that it takes in; None from versions without."""
-    search_by: str = SearchOptions().describe()
-    """What was asked of the search: see `SearchOptions.describe`."""
-
-    @property
-    def described(self) -> Described:
-        """Its store."""
-        return Described(self.factory, self.recall, self.probes, self.depth)
-
-    @property
-    def saved(self) -> Saved:
-        """Its store's files."""
-        return Saved(self.index_bytes, self.index_sha256, self.rows_sha256, self.columns_sha256)
 
 
 def publish(
@@ -106,10 +57,10 @@ def publish(
     search = search or SearchOptions()
     made_at = catalogue.last_change()
     live = catalogue.live_descriptors(generation)
-    photos = place_photos(catalogue)
+    photos = catalogue.place_photos()
     content = _content(generation, options, live, photos)
     previous = layout.last_finished()
-    last = _manifest(layout, previous) if previous else None
+    last = whole_manifest(layout, previous) if previous else None
     calibrated = last is not None and (last.calibration or {}).get("version") == VERSION
     same = last is not None and (last.content, last.search_by) == (content, search.describe())
     if last is not None and same and calibrated and not last.saved.problems(layout.snapshot(last.snapshot)):
@@ -163,7 +114,7 @@ def published(
     damaged, or checks it, notes that it is to be made again.
     """
     name = layout.last_finished()
-    last = _manifest(layout, name) if name and generation_of(name) == generation else None
+    last = whole_manifest(layout, name) if name and generation_of(name) == generation else None
     if last is None or layout.unpublished or last.change != catalogue.last_change():
         return None
     made_by = (last.model, last.places_by, last.search_by, (last.calibration or {}).get("version"))
@@ -219,7 +170,7 @@ def _calibration(
         if before and before.model and abs(photos - before.of) <= NEARLY_THE_SAME * before.of:
             return before
     rule = PlaceRule.of(options.places, options.place_radius_m)
-    ranks = frame_ranks(place_photos(catalogue), rule.frames) if rule.frames else None
+    ranks = frame_ranks(catalogue.place_photos(), rule.frames) if rule.frames else None
     places = {photo: place.id for place in assigned for photo in place.members}
     known = {photo.id: photo for photo in catalogue.photos()}
     # What was deleted since the descriptors were listed stays in the store, and is asked nothing.
@@ -238,47 +189,6 @@ def _verifier(layout: Layout, generation: int, live: Sequence[Live]) -> OwnPhoto
     return OwnPhotos(folder, slots)
 
 
-def read_manifest(layout: Layout, name: str) -> Manifest:
-    """Read a snapshot's manifest.
-
-    Raises:
-        IndexerError: it is missing or damaged.
-        FormatTooNew: a newer version wrote it.
-    """
-    path = layout.manifest(name)
-    try:
-        return manifest_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IndexerError(
-            f"{path} is damaged ({error}): run 'loci index PHOTOS --into {layout.folder}' again to rebuild it"
-        ) from error
-
-
-def manifest_of(values: dict[str, Any]) -> Manifest:
-    """A manifest from its JSON. Raises FormatTooNew, KeyError or TypeError."""
-    if values["format"] > FORMAT:
-        raise FormatTooNew(
-            f"the snapshot {values['snapshot']} has format {values['format']}: a newer loci reads it, "
-            f"this one up to {FORMAT}"
-        )
-    return Manifest(**values)
-
-
-def opened_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Store:
-    """A snapshot's store; see `indexer.snapshots.saved_store.open_store`."""
-    generation = generation_of(manifest.snapshot)
-    return open_store(
-        layout.snapshot(manifest.snapshot),
-        layout.shards(generation),
-        manifest.dim,
-        manifest.count,
-        manifest.index_bytes,
-        manifest.described,
-        lambda: catalogue.live_descriptors(generation),
-        layout.mark_damaged,
-    )
-
-
 def _content(
     generation: int, options: PlaceOptions, live: Sequence[Live], photos: Sequence[PlacePhoto]
 ) -> str:
@@ -288,52 +198,3 @@ def _content(
     for place_photo in photos:
         digest.update(repr(place_photo).encode())
     return digest.hexdigest()
-
-
-def place_photos(catalogue: Catalogue) -> list[PlacePhoto]:
-    """What decides photos' places.
-
-    In full paths, so that two folders of one name stay two; POSTed ones lie with those of their place.
-    """
-    found: dict[str, PlacePhoto] = {}
-    for photo, lat, lon, place, root, relative, posted in catalogue.placed():  # the first of its files first
-        if photo not in found:
-            path = full_path(root, relative) if root else _posted_path(photo, place, posted or "")
-            found[photo] = PlacePhoto(photo, path, lat, lon, place)
-    return list(found.values())
-
-
-def _posted_path(photo: str, place: str | None, name: str) -> str:
-    return f"{ROOT}/{place or photo}/{PurePosixPath(name).name}"
-
-
-def check_model(layout: Layout, generation: int, fingerprint: str) -> None:
-    """Refuse another model than the one that made a generation's descriptors.
-
-    Raises:
-        ModelMismatch: `fingerprint` is not its.
-    """
-    name = layout.last_finished()
-    if name is None or generation_of(name) != generation:
-        return
-    manifest = _manifest(layout, name)
-    if manifest is not None and manifest.model != fingerprint:
-        raise other_model(manifest, fingerprint)
-
-
-def other_model(manifest: Manifest, fingerprint: str) -> ModelMismatch:
-    """The error for a model file that is not the one a snapshot was made by."""
-    return ModelMismatch(
-        f"the snapshot {manifest.snapshot} was made by the model {manifest.model}, but the model file is "
-        f"{fingerprint}: put its own back, or run 'loci index' with --refit"
-    )
-
-
-def _manifest(layout: Layout, name: str) -> Manifest | None:
-    """A snapshot's manifest; None where it is damaged, since it is made anew then."""
-    try:
-        return read_manifest(layout, name)
-    except FormatTooNew:
-        raise
-    except IndexerError:
-        return None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from indexer.storage.catalogue import Catalogue
 from indexer.build.compact import compact
+from indexer.build.publish import publish
+from indexer.milvus.sync import send
+from indexer.options import load_options
+from indexer.snapshots.manifest import Manifest, read_manifest
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.folder import os_errors_explained
 from indexer.storage.layout import Layout, generation_of
 from indexer.storage.lock import write_lock
-from indexer.options import load_options
-from indexer.posting.posting import sweep
-from indexer.milvus.sync import send
-from indexer.build.publish import Manifest, publish, read_manifest
-from indexer.storage.folder import translated
+from indexer.storage.stored_files import sweep
 
 
 def rebuild(index: Path) -> Manifest:
@@ -23,7 +24,7 @@ def rebuild(index: Path) -> Manifest:
         IndexerError: no photo is left, or the disk cannot be written; the last snapshot goes on answering.
     """
     layout = Layout(index)
-    with translated(index), write_lock(index):
+    with os_errors_explained(index), write_lock(index):
         manifest = read_manifest(layout, layout.current())
         catalogue = Catalogue(index, create=True)
         try:

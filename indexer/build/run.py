@@ -36,18 +36,24 @@ from indexer.options import (
     save_options,
 )
 from indexer.storage.path_finder import resolve
-from indexer.posting.posting import drop_files, sweep
+from indexer.storage.stored_files import drop_files
+from indexer.storage.stored_files import sweep
 from indexer.progress import Progress, Silent
 from indexer.photos.reader import Reader
 from indexer.build.rebuild import republish
 from indexer.photos.scan import ScanResult, scan
 from indexer.milvus.sync import send
 from indexer.storage.shards import RUN, ShardWriter
-from indexer.build.publish import Manifest, check_model, publish, published, read_manifest
+from indexer.build.publish import publish, published
+from indexer.snapshots.manifest import Manifest
+from indexer.snapshots.manifest import check_model
+from indexer.snapshots.manifest import read_manifest
 from indexer.build.spool import Spool
-from indexer.storage.descriptor_queries import Slot
+from indexer.storage.rows import Slot
 from indexer.snapshots.choice import choose
-from indexer.storage.folder import is_index, target, translated
+from indexer.storage.folder import is_index
+from indexer.storage.folder import writable_folder
+from indexer.storage.folder import os_errors_explained
 from indexer.build.ray_embedder import AnyEmbedder, RayEmbedder, check_address
 from model.clusters import SAMPLE_PHOTOS
 from model.gpu_decoding import Read
@@ -111,7 +117,7 @@ def build_index(
     scanned = scan(sources)
     if not scanned.files and not is_index(into):
         raise no_photos(sources)
-    with target(into):
+    with writable_folder(into):
         catalogue = Catalogue(into, create=True)
         try:
             sweep(catalogue)
@@ -153,7 +159,7 @@ def remove_photos(index: Path, paths: Sequence[str]) -> list[str]:
     """
     layout = Layout(index)
     manifest = read_manifest(layout, layout.current())
-    with translated(index), write_lock(index):
+    with os_errors_explained(index), write_lock(index):
         catalogue = Catalogue(index, create=True)
         try:
             photos = resolve(catalogue, paths)
@@ -248,7 +254,7 @@ class _Run:
         # What cannot be had in the memory allowed is said before anything is embedded, or remembered.
         views = self._catalogue.count() * (wanted.panoramas or 1)
         searched = options.search
-        choose(max(views, 1), wanted.dim, searched.memory_bytes(), searched.recall, graph=searched.graph)
+        choose(max(views, 1), wanted.dim, searched.memory_bytes(), searched.recall, hnsw=searched.hnsw)
         save_options(self._layout.options(number), options)
         return number, options
 

@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.confidence.calibration import Evidence
-from indexer.snapshots.store import Floats, Ids, Store
+from indexer.snapshots.store import Floats
 
 WEIGHED = 50
 """Best photos that are weighed against each other."""
-SAMPLE = 1000
-"""Descriptors that every query is compared with, to know what an ordinary score is."""
 CHANCE = 0.75
 """Quantile of the inliers of verified photos elsewhere that counts as what any two photos agree on."""
 _SHARPNESS = 2.0
@@ -40,16 +38,6 @@ class Level:
         low, middle, high = np.percentile(scores, (15.87, 50.0, 84.13)).tolist()
         # Rounding leaves a width where all photos are one: there, nothing stands out.
         return cls(middle, max((high - low) / 2, _LEAST_WIDTH))
-
-
-def sampled(ids: Ids) -> Ids:
-    """At most SAMPLE of a snapshot's descriptors, spread evenly over their ids; always the same."""
-    return ids if len(ids) <= SAMPLE else ids[np.linspace(0, len(ids) - 1, SAMPLE).astype(np.int64)]
-
-
-def sample_of(store: Store) -> Floats:
-    """The descriptors (m d) that tell what an ordinary score is."""
-    return np.ascontiguousarray(store.vectors(sampled(store.ids)))
 
 
 def weights(scores: Scores, level: Level) -> Scores:

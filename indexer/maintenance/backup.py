@@ -19,17 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from indexer.build.publish import read_manifest
 from indexer.errors import IndexerError
-from indexer.posting.posting import PARTIAL, sweep
+from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.database import FILE
-from indexer.storage.descriptor_queries import FOLDER
 from indexer.storage.files import sync_folder
-from indexer.storage.folder import translated
+from indexer.storage.folder import os_errors_explained
 from indexer.storage.layout import CURRENT, Layout, generation_of
 from indexer.storage.lock import backup_lock
+from indexer.storage.photo_queries import FOLDER
 from indexer.storage.shards import shard_path
+from indexer.storage.stored_files import PARTIAL, sweep
 
 SUMS = "SHA256SUMS"
 """In a backup, the digests of its other files, as sha256sum writes them; a restored index lacks it."""
@@ -67,7 +67,7 @@ def backup(index: Path, out: Path | BinaryIO, also: Sequence[str] = ()) -> Saved
     layout = Layout(index)
     layout.current()
     try:
-        with _target(out) as (stream, name), translated(index), backup_lock(index):
+        with _target(out) as (stream, name), os_errors_explained(index), backup_lock(index):
             return _write(layout, _Out(stream, name), also)
     finally:
         with suppress(IndexerError):  # else the next run does it
@@ -156,7 +156,7 @@ def _delete_what_waited(index: Path) -> None:
         return
     catalogue = Catalogue(index, create=True)
     try:
-        with translated(index):
+        with os_errors_explained(index):
             sweep(catalogue)
     finally:
         catalogue.close()
@@ -171,7 +171,7 @@ def _target(out: Path | BinaryIO) -> Iterator[tuple[BinaryIO, Path]]:
     if out.exists():
         raise IndexerError(f"{out} is there already: name a file that is not")
     partial = out.with_name(f"{out.name}{PARTIAL}")
-    with translated(out):
+    with os_errors_explained(out):
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, MODE)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -245,13 +245,13 @@ class _Out(io.RawIOBase):
         self.bytes = 0
 
     def write(self, data: Any, /) -> int:
-        with translated(self._where):
+        with os_errors_explained(self._where):
             self._stream.write(data)
         self.bytes += len(data)
         return len(data)
 
     def flush(self) -> None:
-        with translated(self._where):
+        with os_errors_explained(self._where):
             self._stream.flush()
 
 

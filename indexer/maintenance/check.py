@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.build.publish import Manifest, read_manifest
 from indexer.errors import IndexerError
 from indexer.options import load_options
+from indexer.snapshots.manifest import Manifest, read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import sha256_of
 from indexer.storage.layout import Layout, generation_of

@@ -12,13 +12,13 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
-from indexer.build.publish import read_manifest
 from indexer.errors import IndexerError
 from indexer.maintenance.backup import BLOCK, SUMS, Hashed, Saved
+from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.database import FILE
 from indexer.storage.files import sync_folder
-from indexer.storage.folder import translated
+from indexer.storage.folder import os_errors_explained
 from indexer.storage.layout import CURRENT, Layout
 from indexer.storage.lock import FILES as LOCK_FILES
 from indexer.storage.lock import write_lock
@@ -129,7 +129,7 @@ def _opened(source: Path | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
 @contextmanager
 def _target(into: Path) -> Iterator[Path]:
     """A folder to unpack in, which becomes the index or is gone again."""
-    with translated(into):
+    with os_errors_explained(into):
         if into.exists() and not (into.is_dir() and _is_free(into)):
             raise IndexerError(f"{into} is not empty: name a new folder, or move what is there away")
         made = not into.exists()

@@ -27,7 +27,7 @@ from indexer.filters import Filters
 from indexer.geo import band_degrees
 from indexer.search.filter_columns import Columns, PlaceNumbers, columns_of
 from indexer.snapshots.store import Floats, Ids
-from indexer.storage.catalogue import Hit
+from indexer.storage.rows import Hit
 
 NOWHERE = 1e15
 """In the place of a number that a photo lacks: Milvus 2.3 has no nulls, and no comparison reaches it."""

@@ -15,7 +15,6 @@ import numpy as np
 
 from indexer.addresses import Address
 from indexer.answers import KNOWN_SHARE, Photo, Place
-from indexer.build.publish import Manifest, manifest_of, other_model
 from indexer.confidence.calibration import Calibration, check_known_share
 from indexer.confidence.judge import Judge
 from indexer.errors import IndexerError, IndexMissing, NotFound, UsageError
@@ -26,6 +25,7 @@ from indexer.search.additions import exact_cosines
 from indexer.search.filter_columns import Counts
 from indexer.search.searcher import Rank, Scored, Searcher
 from indexer.search.verification import Features
+from indexer.snapshots.manifest import Manifest, manifest_of, other_model
 from indexer.snapshots.store import Floats
 from model.embedder import Embedder
 from model.modelfile import load_model

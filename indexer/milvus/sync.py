@@ -18,13 +18,13 @@ from functools import partial
 import numpy as np
 
 from indexer.addresses import Address
-from indexer.build.publish import Manifest, opened_store, place_photos, read_manifest
-from indexer.confidence.evidence import sample_of
 from indexer.errors import IndexerError
 from indexer.milvus.client import FLAT, GRAPH, INSERTED, UNSEALED, Entity, Milvus, entity
 from indexer.places.neighbourhood import frame_ranks
 from indexer.snapshots.compressed import CompressedStore, parted
+from indexer.snapshots.manifest import Manifest, opened_store, read_manifest
 from indexer.snapshots.shard_rows import Rows
+from indexer.snapshots.store import sample_of
 from indexer.snapshots.tuning import least_effort
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, generation_of
@@ -194,4 +194,4 @@ def _sample(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> str:
 def _ranks(catalogue: Catalogue, manifest: Manifest) -> dict[str, int]:
     """Photos' numbers in file order, where so many frames are a place."""
     frames = (manifest.calibration or {}).get("frames")
-    return frame_ranks(place_photos(catalogue), int(frames)) if frames else {}
+    return frame_ranks(catalogue.place_photos(), int(frames)) if frames else {}

@@ -9,7 +9,7 @@ import numpy as np
 from indexer.geo import band_degrees, chord_m, earth_points
 from indexer.options import PlaceOptions
 from indexer.places.assign import parse_mode, place_id
-from indexer.storage.catalogue import PhotoFacts
+from indexer.storage.rows import PhotoFacts
 
 
 def join_place(db: sqlite3.Connection, photo: PhotoFacts, options: PlaceOptions) -> None:

@@ -8,11 +8,9 @@ which `sweep` takes away.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import secrets
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +24,14 @@ from indexer.photos.exif import from_exif
 from indexer.photos.metadata import PhotoMetadata, heading_or_none, time_or_none
 from indexer.photos.reader import Reader
 from indexer.posting.join_place import join_place
-from indexer.storage.catalogue import Catalogue, PhotoFacts
-from indexer.storage.descriptor_queries import Slot
+from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import sha256_of, sync_folder
-from indexer.storage.folder import translated
+from indexer.storage.folder import os_errors_explained
 from indexer.storage.layout import Layout, generation_of
 from indexer.storage.local_shards import Local, write_local
-from indexer.storage.lock import is_backed_up
+from indexer.storage.rows import PhotoFacts, Slot
 from indexer.storage.shards import POSTED, Floats, ShardWriter
+from indexer.storage.stored_files import PARTIAL, drop_files
 from model.gpu_decoding import Read
 from model.images import MAX_PIXELS, open_photo, read_photo, upright_size
 
@@ -48,10 +46,7 @@ SUFFIXES = {
     "GIF": ".gif",
     "BMP": ".bmp",
 }
-log = logging.getLogger(__name__)
 
-PARTIAL = ".partial"
-ABANDONED_S = 3600  # after this long, nobody is still writing a file
 LONGEST = 200  # characters of a name or place
 
 
@@ -134,7 +129,7 @@ class Posting:
         fitted, self._places, search = load_options(layout.options(generation))
         self._mirror = None if search.store is None else Mirror(layout, search.store)
         self.reader = Reader(fitted.image_size, fitted.panoramas, fitted.min_image_size, read)
-        with translated(layout.folder):
+        with os_errors_explained(layout.folder):
             self._catalogue = Catalogue(layout.folder, create=True)
 
     def known(self, photo: NewPhoto) -> Photo | None:
@@ -159,7 +154,7 @@ class Posting:
             DiskFull, IndexerError: it cannot be written; nothing is there then.
         """
         with (
-            translated(self._layout.folder),
+            os_errors_explained(self._layout.folder),
             self._beside(photo) as partial,
             self._catalogue.transaction() as db,
         ):
@@ -234,32 +229,3 @@ class Posting:
             with suppress(IndexerError):  # else `sweep` does it
                 drop_files(self._catalogue, [photo.file])
             raise
-
-
-def drop_files(catalogue: Catalogue, names: Iterable[str]) -> None:
-    """Delete files of photos that were POSTed, unless a photo has them, as one that came back does.
-
-    While a backup reads them, all stay: it deletes them when it is done.
-    """
-    for name in names:
-        with catalogue.transaction():
-            if catalogue.holds_file(name) or is_backed_up(catalogue.path.parent):
-                continue
-            try:
-                (catalogue.folder / name).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("%s cannot be deleted, the next run tries again: %s", name, error.strerror)
-
-
-def sweep(catalogue: Catalogue) -> None:
-    """Delete what those left that were killed while they stored a photo, or deleted one."""
-    if not catalogue.folder.is_dir():
-        return
-    held = set(catalogue.stored().values())
-    for file in catalogue.folder.iterdir():
-        if file.name.endswith(PARTIAL):
-            with suppress(FileNotFoundError):
-                if time.time() - file.stat().st_mtime > ABANDONED_S:
-                    file.unlink()
-        elif file.name not in held:
-            drop_files(catalogue, [file.name])

@@ -22,11 +22,8 @@ from indexer.filters import Filters, Moment, read_moment
 from indexer.geo import band_degrees, haversine_m
 from indexer.snapshots.store import held
 from indexer.storage.catalogue import Catalogue
-from indexer.storage.descriptor_queries import SearchedRow
 from indexer.storage.files import NPY_HEADERS
-
-COLUMNS = "columns.npz"
-"""The file's name in a snapshot's folder."""
+from indexer.storage.rows import SearchedRow
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]

@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.answers import PhotoHit, PlaceHit
-from indexer.build.publish import Manifest
 from indexer.confidence.evidence import WEIGHED
 from indexer.errors import IndexerError, ModelMismatch
 from indexer.filters import Filters
 from indexer.search.additions import Additions, Searched
-from indexer.search.filter_columns import COLUMNS, Counts, Selection, Table
+from indexer.search.filter_columns import Counts, Selection, Table
 from indexer.search.localisation import group_hits
 from indexer.search.showing import PHOTOS_A_PLACE
 from indexer.search.verification import CANDIDATES, Features, Matches, matches, raised, stored_features
+from indexer.snapshots.manifest import Manifest
 from indexer.snapshots.store import Store
-from indexer.storage.catalogue import Catalogue, Hit
-from indexer.storage.layout import Layout, generation_of
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.layout import COLUMNS, Layout, generation_of
 from indexer.storage.local_shards import read_local
+from indexer.storage.rows import Hit
 from model.embedder import Seen
 
 Floats = NDArray[np.float32]

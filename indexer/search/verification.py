@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.answers import Match, PhotoHit
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.local_shards import read_local
+from indexer.storage.rows import Slot
 from model.local_features import STRIDE, Packed, extent, unpack
 
 CANDIDATES = 20

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.answers import KNOWN_SHARE, Answer, PhotoHit, Place, PlaceHit, Position
-from indexer.build.publish import place_photos
 from indexer.confidence.calibration import KNOWN_FROM
 from indexer.errors import IndexerError, ModelMismatch, UsageError
 from indexer.filters import Filters
@@ -96,7 +95,7 @@ class PhotoMap:
         for (number, photo, _), kept in zip(live, held.tolist(), strict=True):
             if kept:
                 views.setdefault(photo, []).append(number)
-        folders = by_folder(photo for photo in place_photos(catalogue) if photo.id in views)
+        folders = by_folder(photo for photo in catalogue.place_photos() if photo.id in views)
         photos = [photo for folder in folders for photo in folder.photos]
         if not photos:
             raise IndexerError("there is no photo to follow a camera by: the filters leave none")

@@ -29,7 +29,7 @@ class Choice:
     """Bytes that it keeps in memory."""
 
     @property
-    def graph(self) -> bool:
+    def hnsw(self) -> bool:
         """Whether it is a graph."""
         return self.factory.startswith("HNSW")
 
@@ -39,7 +39,7 @@ class Choice:
         return self.factory != FLAT
 
 
-def choose(count: int, dim: int, memory: int, recall: float, *, graph: bool = False) -> Choice:
+def choose(count: int, dim: int, memory: int, recall: float, *, hnsw: bool = False) -> Choice:
     """The kind of index for `count` descriptors of `dim` numbers.
 
     Exact in memory while that is quick; else an inverted file of codes: RaBitQ's, of a bit a number, or where
@@ -49,7 +49,7 @@ def choose(count: int, dim: int, memory: int, recall: float, *, graph: bool = Fa
     Args:
         memory: bytes that it may keep in memory.
         recall: share of the nearest that is to be found; 1: all, compared one by one.
-        graph: rather a graph than an inverted file, where it fits the memory.
+        hnsw: rather a graph than an inverted file, where it fits the memory.
 
     Raises:
         UsageError: not even the shortest codes fit.
@@ -60,7 +60,7 @@ def choose(count: int, dim: int, memory: int, recall: float, *, graph: bool = Fa
     if recall >= 1:
         return Choice(SHARDS, count * ROW_BYTES)
     linked = count * (dim + LINK_BYTES + ROW_BYTES)
-    if graph and linked <= memory:
+    if hnsw and linked <= memory:
         return Choice(f"HNSW{LINKS},SQ8", linked)
     lists = lists_for(count, dim, memory)
     fitting = 0

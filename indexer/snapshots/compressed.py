@@ -56,7 +56,7 @@ class CompressedStore:
         self.rows = rows
         self.setting = setting or Setting(1, 1)
         self._codes: Any = codes
-        self._order = _order(len(rows)) if self.is_graph else None
+        self._order = _order(len(rows)) if self.is_hnsw else None
         """The position of each descriptor in the order in which they came into the graph."""
 
     @classmethod
@@ -75,7 +75,7 @@ class CompressedStore:
         else:
             _fit_lists(index, rows)
         store = cls(rows, index)
-        for block in rows.blocks(parted(len(rows))[0] if store.is_graph else None):
+        for block in rows.blocks(parted(len(rows))[0] if store.is_hnsw else None):
             index.add(block)
         return store
 
@@ -111,7 +111,7 @@ class CompressedStore:
         return np.argsort(_order(self.count))
 
     @property
-    def is_graph(self) -> bool:
+    def is_hnsw(self) -> bool:
         return isinstance(self._codes, faiss.IndexHNSW)
 
     @property
@@ -122,13 +122,13 @@ class CompressedStore:
     @property
     def efforts(self) -> list[int]:
         """Numbers of lists, or of nodes, that are worth trying: each 1.3 to 1.5 times the last."""
-        least, most = (LEAST_EFFORT, min(MOST_EFFORT, self.count)) if self.is_graph else (1, self.lists)
+        least, most = (LEAST_EFFORT, min(MOST_EFFORT, self.count)) if self.is_hnsw else (1, self.lists)
         steps = [step << power for power in range(most.bit_length()) for step in (2, 3)]
         return [least, *(step for step in steps if least < step < most), *([most] if most > least else [])]
 
     def cost(self, effort: int) -> float:
         """Of looking for candidates with such effort, in codes of a list compared."""
-        return effort * (NODE_COST if self.is_graph else self.count / self.lists)
+        return effort * (NODE_COST if self.is_hnsw else self.count / self.lists)
 
     @property
     def count(self) -> int:
@@ -173,7 +173,7 @@ class CompressedStore:
         count = k * self.setting.depth
         # Of what few descriptors are left, as many are to be seen as of all.
         probes = self.setting.probes * self.count // left
-        if not self.is_graph:
+        if not self.is_hnsw:
             probes = max(probes, 2 * count * self.lists // left)
         candidates = self.candidates(queries, count, probes, positions)
         scores = np.full((len(queries), k), -np.inf, np.float32)

@@ -11,15 +11,15 @@ import numpy as np
 
 from indexer.errors import IndexerError
 from indexer.options import SearchOptions
-from indexer.search.filter_columns import COLUMNS
 from indexer.snapshots.choice import SHARDS, Choice, choose
 from indexer.snapshots.compressed import CompressedStore, Setting
 from indexer.snapshots.exact import FLAT, FaissStore
 from indexer.snapshots.shard_rows import Rows
 from indexer.snapshots.store import Floats, Ids, Store
 from indexer.snapshots.tuning import tune
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.files import replace_file, sha256_of
+from indexer.storage.layout import COLUMNS
+from indexer.storage.rows import Slot
 from indexer.storage.shards import read_slots
 
 INDEX = "index.faiss"
@@ -94,7 +94,7 @@ def make_store(
         UsageError: it cannot be had in the memory that `options` allow.
         IndexerError: a shard cannot be read, or the disk not be written.
     """
-    choice = choose(len(live), dim, options.memory_bytes(), options.recall, graph=options.graph)
+    choice = choose(len(live), dim, options.memory_bytes(), options.recall, hnsw=options.hnsw)
     if not choice.compressed:
         store = FaissStore.build(dim, _blocks(shards, dim, live))
         replace_file(folder / INDEX, store.save)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
 from indexer.snapshots.store import Floats, Ids, Positions, held
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.files import map_array
+from indexer.storage.rows import Slot
 from indexer.storage.shards import open_shard, shard_path
 
 BLOCK = 16_384

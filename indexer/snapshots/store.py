@@ -11,6 +11,9 @@ Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Positions = NDArray[np.intp]
 
+SAMPLE = 1000
+"""Descriptors that every query is compared with, to know what an ordinary score is."""
+
 
 def held(ids: Ids, asked: Ids) -> NDArray[np.bool_]:
     """Which of the ids asked for are among `ids`, which ascend."""
@@ -53,3 +56,13 @@ class Store(Protocol):
         Args:
             among: ids to which the search is narrowed.
         """
+
+
+def sampled(ids: Ids) -> Ids:
+    """At most SAMPLE of a snapshot's descriptors, spread evenly over their ids; always the same."""
+    return ids if len(ids) <= SAMPLE else ids[np.linspace(0, len(ids) - 1, SAMPLE).astype(np.int64)]
+
+
+def sample_of(store: Store) -> Floats:
+    """The descriptors (m d) that tell what an ordinary score is."""
+    return np.ascontiguousarray(store.vectors(sampled(store.ids)))

@@ -103,7 +103,7 @@ def _cheapest(store: CompressedStore, asked: Questions, recall: float) -> Settin
     deepest = min(max(DEPTHS), max(1, (store.count - 1) // NEAREST))
     best, least = Setting(store.efforts[-1], deepest), np.inf
     for effort in store.efforts:
-        most = min(deepest, (effort - 1) // NEAREST) if store.is_graph else deepest  # it sees no more
+        most = min(deepest, (effort - 1) // NEAREST) if store.is_hnsw else deepest  # it sees no more
         found = _found(store, asked, effort, most * NEAREST)
         reached = found.cumsum(1).mean(0) / NEAREST  # with so many candidates
         for depth in DEPTHS:

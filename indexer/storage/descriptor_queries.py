@@ -1,107 +1,83 @@
-"""The catalogue's part for what comes and goes one photo at a time: POSTed photos, and what changed since."""
+"""Queries about descriptors: where they lie, and which are searched."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, count
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
-from indexer.storage.database import Database
-
-FOLDER = "photos"
-"""Of an index, where the files of POSTed photos are; catalogued by name, so that the index can be moved."""
-ROOT = "posted"
-"""What the paths of POSTed photos begin with, as answers show them."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a descriptor's bytes lie."""
-
-    shard: int
-    row: int
-
-
-class SearchedRow(NamedTuple):
-    """A descriptor as filters see it."""
-
-    id: int
-    live: bool
-    yaw: float
-    lat: float | None
-    lon: float | None
-    heading: float | None
-    """Of the photo; where the descriptor looks is `yaw` to the right of it."""
-    taken_at: str | None
-    place: str | None
-    """The place's id."""
-
+from indexer.answers import Place
+from indexer.storage.photo_queries import PHOTO_COLUMNS, PhotoQueries, photo_of
+from indexer.storage.rows import Hit, SearchedRow, Slot
 
 _SEARCHED = "d.id, p.status = 'ok', d.yaw, p.lat, p.lon, p.heading, p.taken_at, p.place_id"
 """Columns of a `SearchedRow`, of a descriptor d and its photo p."""
 
 
-class StoredPhotos(Database):
-    """Questions and changes about POSTed photos and about changes, in SQL."""
+class DescriptorQueries(PhotoQueries):
+    """Queries about descriptors."""
 
-    @property
-    def folder(self) -> Path:
-        """Where the files of POSTed photos are."""
-        return self.path.parent / FOLDER
+    def add_descriptors(self, generation: int, rows: Sequence[tuple[str, int, float, Slot]]) -> None:
+        """Make descriptors (photo, view, yaw, slot) exist; their bytes must be on disk."""
+        with self.transaction() as db:
+            self.put_descriptors(db, generation, rows)
 
-    # POSTed photos
+    def put_descriptors(
+        self, db: sqlite3.Connection, generation: int, rows: Sequence[tuple[str, int, float, Slot]]
+    ) -> None:
+        """`add_descriptors` within a transaction; a photo that was POSTed meanwhile keeps those it has."""
+        db.executemany(
+            "INSERT INTO descriptors(photo, view, yaw, generation, shard, row) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT(photo, view, generation) DO NOTHING",
+            [(photo, view, yaw, generation, slot.shard, slot.row) for photo, view, yaw, slot in rows],
+        )
 
-    def stored(self) -> dict[str, str]:
-        """The file of each POSTed photo, by name in `folder`."""
-        return dict(self._rows("SELECT photo, file FROM stored"))
+    def last_slot(self, generation: int, shards: range) -> Slot | None:
+        """The last slot among `shards` that a row claims."""
+        rows = self._rows(
+            "SELECT shard, row FROM descriptors WHERE generation = ? AND shard >= ? AND shard < ? "
+            "ORDER BY shard DESC, row DESC LIMIT 1",
+            (generation, shards.start, shards.stop),
+        )
+        return Slot(*rows[0]) if rows else None
 
-    def stored_file(self, photo: str) -> Path | None:
-        """The file of a POSTed photo; None where it came from a folder."""
-        rows = self._rows("SELECT file FROM stored WHERE photo = ?", (photo,))
-        return self.folder / rows[0][0] if rows else None
+    def live_descriptors(self, generation: int) -> list[tuple[int, str, Slot]]:
+        """Descriptor id, photo and slot of all that a snapshot holds, in id order."""
+        rows = self._rows(
+            "SELECT d.id, d.photo, d.shard, d.row FROM descriptors d JOIN photos p ON p.id = d.photo "
+            "WHERE d.generation = ? AND p.status = 'ok' ORDER BY d.id",
+            (generation,),
+        )
+        return [(number, photo, Slot(shard, row)) for number, photo, shard, row in rows]
+
+    def drop_descriptors(self, generation: int) -> None:
+        """Drop the descriptors of one generation."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM descriptors WHERE generation = ?", (generation,))
+
+    def drop_generations(self, keep: Iterable[int]) -> None:
+        """Drop the descriptors of all other generations."""
+        kept = list(keep)
+        with self.transaction() as db:
+            marks = ", ".join("?" * len(kept))
+            db.execute(f"DELETE FROM descriptors WHERE generation NOT IN ({marks})", kept)
+
+    def hits(self, descriptors: Sequence[int]) -> dict[int, Hit]:
+        """The photos behind descriptor ids, with their places; those removed meanwhile are left out."""
+        rows = self._rows_among(
+            f"SELECT d.id, d.yaw, l.id, l.name, l.lat, l.lon, {PHOTO_COLUMNS} FROM descriptors d "
+            "JOIN photos p ON p.id = d.photo LEFT JOIN places l ON l.id = p.place_id "
+            "WHERE p.status = 'ok' AND d.id IN ({})",
+            descriptors,
+        )
+        return {
+            number: Hit(photo_of(photo), Place(place, name, lat, lon, 0) if place else None, yaw)
+            for number, yaw, place, name, lat, lon, *photo in rows
+        }
 
     def is_embedded(self, photo: str, generation: int) -> bool:
         """Whether a photo has its descriptors of a generation."""
         query = "SELECT 1 FROM descriptors WHERE photo = ? AND generation = ? LIMIT 1"
         return bool(self._rows(query, (photo, generation)))
-
-    def status_of(self, photo: str) -> str | None:
-        """A photo's status; None where it was never known."""
-        rows = self._rows("SELECT status FROM photos WHERE id = ?", (photo,))
-        return str(rows[0][0]) if rows else None
-
-    def holds_file(self, name: str) -> bool:
-        """Whether a photo's file has this name in `folder`."""
-        return bool(self._rows("SELECT 1 FROM stored WHERE file = ?", (name,)))
-
-    def put_stored(self, db: sqlite3.Connection, photo: str, file: str, name: str) -> None:
-        """Record a POSTed photo's file, and its name, to which its id is added where another bears it."""
-        if db.execute("SELECT 1 FROM stored WHERE photo = ?", (photo,)).fetchone():
-            return
-        path = PurePosixPath(name)
-        names = chain([name], (f"{path.stem}-{photo}{'-' * n}{path.suffix}" for n in count()))
-        taken = "SELECT 1 FROM stored WHERE name = ?"
-        free = next(name for name in names if not db.execute(taken, (name,)).fetchone())
-        db.execute("INSERT INTO stored VALUES (?, ?, ?)", (photo, file, free))
-
-    def drop_stored(self, db: sqlite3.Connection, photos: Sequence[str]) -> list[str]:
-        """Forget photos' files; the names of those there were."""
-        files = [file.name for photo in photos if (file := self.stored_file(photo))]
-        db.executemany("DELETE FROM stored WHERE photo = ?", [(photo,) for photo in photos])
-        return files
-
-    # What changed
-
-    def last_change(self) -> int:
-        """The number of the last change to what a search sees; grows, and is asked before every search."""
-        return int(self._rows("SELECT ifnull(max(number), 0) FROM changes")[0][0])
-
-    def changed_after(self, number: int) -> set[str]:
-        """The photos that changed after the change of this number."""
-        return {photo for (photo,) in self._rows("SELECT photo FROM changes WHERE number > ?", (number,))}
 
     def live_ids(self, generation: int) -> list[int]:
         """Ids of the descriptors that are searched."""
@@ -172,9 +148,3 @@ class StoredPhotos(Database):
                 return
             yield list(map(SearchedRow._make, rows))
             last = rows[-1][0]
-
-    def places_named(self, place: str) -> list[str]:
-        """Ids of the places that have this id or this name."""
-        return [
-            id_ for (id_,) in self._rows("SELECT id FROM places WHERE id = ? OR name = ?", (place, place))
-        ]

@@ -16,14 +16,14 @@ from indexer.storage.lock import write_lock
 
 
 @contextmanager
-def target(into: Path) -> Iterator[None]:
+def writable_folder(into: Path) -> Iterator[None]:
     """An index folder, held for writing; made where there is none, and unmade when nothing came of it.
 
     Raises:
         IndexLocked: another run holds it.
         IndexerError: it is neither an index nor empty, or cannot be written.
     """
-    with translated(into):
+    with os_errors_explained(into):
         if into.exists() and not (into.is_dir() and (is_index(into) or _is_blank(into))):
             raise IndexerError(
                 f"{into} is neither an index nor an empty folder: name another folder by --into"
@@ -48,7 +48,7 @@ def _unmake(into: Path, *, folder_too: bool) -> None:
 
 
 @contextmanager
-def translated(folder: Path) -> Iterator[None]:
+def os_errors_explained(folder: Path) -> Iterator[None]:
     """Say in one sentence what the system had against writing to a folder."""
     try:
         yield

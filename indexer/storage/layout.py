@@ -17,6 +17,8 @@ CURRENT = "CURRENT"
 """The file that names the snapshot that answers."""
 UNPUBLISHED = "UNPUBLISHED"
 """The file that is there while what a run found may not be in a snapshot yet."""
+COLUMNS = "columns.npz"
+"""The file of a snapshot that holds the columns for filters."""
 
 
 class Layout:

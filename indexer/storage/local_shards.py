@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from indexer.errors import IndexerError
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.files import map_array, replace_file
+from indexer.storage.rows import Slot
 from model.local_features import Packed
 
 ROWS = 1024

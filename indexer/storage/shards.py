@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.files import map_array, replace_file
+from indexer.storage.rows import Slot
 
 SHARD_BYTES = 64 * 2**20
 RUN = range(1, 500_000)

@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from indexer.build.publish import opened_store, publish, read_manifest
+from indexer.build.publish import publish
 from indexer.build.run import BuildReport, build_index
 from indexer.index import Index
 from indexer.options import BuildOptions, FitOptions, Options, PlaceOptions, SearchOptions, save_options
 from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.posting import NewPhoto
-from indexer.storage.catalogue import Catalogue, FileRow, PhotoFacts
+from indexer.snapshots.manifest import opened_store, read_manifest
+from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
+from indexer.storage.rows import FileRow, PhotoFacts
 from indexer.storage.shards import RUN, ShardWriter
 from model.backbone import CHANNELS
 from model.images import read_photo

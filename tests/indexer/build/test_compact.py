@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from indexer.storage.catalogue import Catalogue
+from indexer.build.rebuild import rebuild
 from indexer.index import Index
 from indexer.photos.metadata import PhotoMetadata
-from indexer.build.rebuild import rebuild
+from indexer.storage.catalogue import Catalogue
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Handmade

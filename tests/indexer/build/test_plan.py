@@ -36,7 +36,7 @@ def test_the_search_is_the_one_that_will_be_made() -> None:
     assert plan(1000).search_memory == 1000 * 512 * 4
     assert plan(10**6).factory == "IVF4096,RaBitQfs"
     assert make_plan(10**6, PACE, search=SearchOptions("4G", recall=1.0)).factory == "Flat"
-    graph = make_plan(10**6, PACE, search=SearchOptions("4G", graph=True))
+    graph = make_plan(10**6, PACE, search=SearchOptions("4G", hnsw=True))
     assert graph.factory == "HNSW32,SQ8"
     assert graph.search_memory > 5 * plan(10**6).search_memory
     assert graph.search_s > plan(10**6).search_s

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from indexer.build.run import remove_photos
-from indexer.storage.catalogue import Catalogue
-from indexer.maintenance.check import check_index
 from indexer.errors import FormatTooNew, IndexerError, IndexMissing
-from indexer.storage.layout import Layout
-from indexer.build.publish import FORMAT, read_manifest
+from indexer.maintenance.check import check_index
 from indexer.snapshots.exact import FaissStore
+from indexer.snapshots.manifest import FORMAT, read_manifest
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.layout import Layout
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Paint, World

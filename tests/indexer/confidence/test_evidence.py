@@ -7,17 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from indexer.confidence.evidence import (
-    SAMPLE,
-    WEIGHED,
-    Level,
-    evidence_of,
-    sample_of,
-    sampled,
-    share_out,
-    weights,
-)
+from indexer.confidence.evidence import WEIGHED, Level, evidence_of, share_out, weights
 from indexer.snapshots.exact import FaissStore
+from indexer.snapshots.store import SAMPLE, sample_of, sampled
 
 
 def test_evidence_by_hand() -> None:

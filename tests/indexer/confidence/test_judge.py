@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from indexer.build.publish import opened_store, publish, read_manifest
+from indexer.build.publish import publish
 from indexer.build.rebuild import rebuild
 from indexer.confidence.judge import NOT_YET, UNVERIFIED
 from indexer.errors import UsageError
@@ -22,6 +22,7 @@ from indexer.index import Index
 from indexer.options import PlaceOptions
 from indexer.photos.metadata import PhotoMetadata
 from indexer.search.searcher import Question, grouped
+from indexer.snapshots.manifest import opened_store, read_manifest
 from indexer.storage.catalogue import Catalogue
 
 if TYPE_CHECKING:

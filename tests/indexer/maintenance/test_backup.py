@@ -454,7 +454,7 @@ def test_a_damaged_index_is_not_backed_up(thirty: Handmade, unit: Unit, tmp_path
 def test_a_newer_index_is_neither_backed_up_nor_restored(thirty: Handmade, tmp_path: Path) -> None:
     backup(thirty.folder, tmp_path / "saved.tar")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("indexer.build.publish.FORMAT", 0)
+        patch.setattr("indexer.snapshots.manifest.FORMAT", 0)
         with pytest.raises(FormatTooNew):
             backup(thirty.folder, tmp_path / "new.tar")
         with pytest.raises(FormatTooNew):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from indexer.addresses import Address
-from indexer.build.publish import read_manifest
 from indexer.build.rebuild import rebuild
 from indexer.errors import (
     FieldError,
@@ -29,8 +28,10 @@ from indexer.milvus.client import Milvus, expression_of, passing
 from indexer.milvus.replica import Replica
 from indexer.options import RECALL, BuildOptions, SearchOptions
 from indexer.photos.metadata import PhotoMetadata
+from indexer.snapshots.manifest import read_manifest
 from indexer.snapshots.store import Floats
-from indexer.storage.catalogue import Catalogue, Hit
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.rows import Hit
 
 pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of milvus-lite's and pymilvus's own

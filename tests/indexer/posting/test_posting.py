@@ -24,10 +24,11 @@ from indexer.filters import Filters
 from indexer.index import Index
 from indexer.maintenance.check import check_index
 from indexer.photos.metadata import PhotoMetadata
-from indexer.posting.posting import given_metadata, read_new, sweep
+from indexer.posting.posting import given_metadata, read_new
 from indexer.storage import schema
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.lock import write_lock
+from indexer.storage.stored_files import sweep
 from model.errors import ImageError, TooManyPixels
 
 if TYPE_CHECKING:

@@ -14,15 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from indexer.build.publish import Manifest, publish, published
+from indexer.build.publish import publish, published
 from indexer.errors import FieldError
 from indexer.filters import Filters, read_moment
 from indexer.index import Index
 from indexer.maintenance.check import check_index
 from indexer.options import PlaceOptions, SearchOptions
 from indexer.photos.metadata import PhotoMetadata
-from indexer.search.filter_columns import COLUMNS
+from indexer.snapshots.manifest import Manifest
 from indexer.storage.catalogue import Catalogue
+from indexer.storage.layout import COLUMNS
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Handmade

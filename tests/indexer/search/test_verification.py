@@ -24,9 +24,9 @@ from indexer.search.verification import (
     matches,
     raised,
 )
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.layout import Layout
 from indexer.storage.local_shards import write_local
+from indexer.storage.rows import Slot
 from model.local_features import STRIDE, packed_type
 
 if TYPE_CHECKING:

@@ -308,17 +308,17 @@ def test_large_ones_by_codes_that_fit_the_memory() -> None:
 
 
 def test_a_graph_where_it_is_wanted_and_fits_the_memory() -> None:
-    million = choose(10**6, 512, 8 * 2**30, 0.99, graph=True)
+    million = choose(10**6, 512, 8 * 2**30, 0.99, hnsw=True)
     assert million.factory == "HNSW32,SQ8"
     assert 750 * 2**20 < million.memory < 850 * 2**20
-    assert choose(10**6, 512, 512 * 2**20, 0.99, graph=True) == choose(10**6, 512, 512 * 2**20, 0.99)
-    assert choose(1000, 512, 2**30, 0.99, graph=True).factory == FLAT
-    assert choose(10**6, 512, 2**30, 1.0, graph=True).factory == SHARDS
+    assert choose(10**6, 512, 512 * 2**20, 0.99, hnsw=True) == choose(10**6, 512, 512 * 2**20, 0.99)
+    assert choose(1000, 512, 2**30, 0.99, hnsw=True).factory == FLAT
+    assert choose(10**6, 512, 2**30, 1.0, hnsw=True).factory == SHARDS
 
 
 def test_a_graph_takes_the_memory_that_was_told(rows: Rows, tmp_path: Path) -> None:
     CompressedStore.build(rows, "HNSW32,SQ8").completed().save(tmp_path / "index.faiss")
-    told = choose(10**9, DIM, 2**50, 0.99, graph=True).memory / 10**9 - ROW_BYTES
+    told = choose(10**9, DIM, 2**50, 0.99, hnsw=True).memory / 10**9 - ROW_BYTES
     assert (tmp_path / "index.faiss").stat().st_size / COUNT == pytest.approx(told, rel=0.1)
 
 
@@ -361,7 +361,7 @@ def street(
 ) -> tuple[Any, list[str], Floats]:
     """An index of 1,500 photos along a street that keeps no descriptor in memory."""
     graph = request.param == "graph"
-    wanted = SearchOptions(memory="1M" if graph else "150K", recall=0.95, graph=graph)
+    wanted = SearchOptions(memory="1M" if graph else "150K", recall=0.95, hnsw=graph)
     made = make_handmade(tmp_path_factory.mktemp("street") / "index", DIM)
     vectors = streets(1500)
     photos = [

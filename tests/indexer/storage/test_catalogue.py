@@ -17,8 +17,8 @@ import pytest
 from indexer.errors import FormatTooNew, IndexerError, IndexMissing, NotFound
 from indexer.photos.metadata import PhotoMetadata
 from indexer.storage import database, schema
-from indexer.storage.catalogue import Catalogue, FileRow, PhotoFacts
-from indexer.storage.descriptor_queries import Slot
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.rows import FileRow, PhotoFacts, Slot
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import World
@@ -203,7 +203,9 @@ def test_reading_while_another_process_writes(catalogue: Catalogue, tmp_path: Pa
     """Each transaction adds a pair: no reader may ever see half of one."""
     catalogue.close()
     writer = (
-        "import sys, pathlib; from indexer.storage.catalogue import *\n"
+        "import sys, pathlib\n"
+        "from indexer.storage.catalogue import Catalogue\n"
+        "from indexer.storage.rows import PhotoFacts\n"
         "c = Catalogue(pathlib.Path(sys.argv[1]), create=True)\n"
         "for n in range(0, 400, 2):\n"
         "    with c.transaction() as db:\n"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from indexer.errors import IndexerError
-from indexer.storage.descriptor_queries import Slot
 from indexer.storage.local_shards import drop_local, read_local, write_local
+from indexer.storage.rows import Slot
 from model.local_features import Packed, packed_type
 
 ROWS = 64

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
 from indexer.storage import shards
-from indexer.storage.descriptor_queries import Slot
+from indexer.storage.rows import Slot
 from indexer.storage.shards import ShardWriter, read_slots, rows_per_shard, shard_path
 
 DIM = 8

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from indexer.build.publish import read_manifest
 from indexer.build.run import BuildReport, Failure
 from indexer.milvus.sync import send
+from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
 from loci.commands.index import print_report
