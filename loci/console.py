@@ -1,4 +1,4 @@
-"""Writing to the terminal: results to stdout, notes and errors to stderr, nothing that a name could break."""
+"""Terminal output: results to stdout, notes and errors to stderr, safe for any file name."""
 
 import json
 import sys
@@ -11,21 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 _UNLIMITED = 10_000
-"""Columns of a stdout that is no terminal: what reads it gets every line and every path whole."""
+"""Columns if stdout is not a terminal, so that no line or path is cut."""
 
 
 def stdout() -> Console:
-    """Where results go."""
+    """Return the console for results."""
     return _console(stderr=False)
 
 
 def stderr() -> Console:
-    """Where progress, notes and errors go."""
+    """Return the console for progress, notes and errors."""
     return _console(stderr=True)
 
 
 def _console(*, stderr: bool) -> Console:
-    # Made anew each time: it holds on to the stream and its width. No markup or emoji: paths may hold both.
+    # Not kept: it would hold on to the stream and its width. No markup or emoji: paths may contain both.
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _UNLIMITED
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
@@ -37,17 +37,17 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print one line beside the result: a hint, a warning or an error."""
+    """Print one line to stderr: a hint, a warning or an error."""
     stderr().print(printable(text))
 
 
 def say_json(value: Any) -> None:
-    """Print the result as JSON, in ASCII so that no terminal or pipe can spoil it."""
+    """Print the result as JSON, in ASCII so that any terminal or pipe can carry it."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def printable(text: object) -> str:
-    """Give the text with control characters and broken UTF-8 escaped: a file's name may hold anything."""
+    """Return the text with control characters and broken UTF-8 escaped: file names may hold anything."""
     return "".join(
         char
         if char.isprintable() or char == "\n"
@@ -59,7 +59,7 @@ def printable(text: object) -> str:
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> None:
     """Print a table of columns (heading, kind); a column without any value is left out.
 
-    Kinds: "right" for numbers, "left" for what stays on one line, "long" for what is folded where the
+    Kinds: "right" for numbers, "left" for text that stays on one line, "long" for text that is folded if the
     terminal is narrow.
     """
     cells = [["" if value is None else printable(value) for value in row] for row in rows]
@@ -75,7 +75,7 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) 
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print names and values one a line, values aligned; a pair whose value is None is left out."""
+    """Print each name and value on a line, values aligned; pairs with the value None are left out."""
     kept = [(name, printable(value)) for name, value in pairs if value is not None]
     width = max((len(name) for name, _ in kept), default=0)
     for name, value in kept:
@@ -83,12 +83,12 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
-    """Give a number with its noun: `1 photo`, `1,204 photos`."""
+    """Return a number with its noun: `1 photo`, `1,204 photos`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def duration(seconds: float) -> str:
-    """Give a time as people say it: `0.8 s`, `24 s`, `3 min 20 s`, `43 min`, `2 h 5 min`, `12 days`."""
+    """Return a time as text: `0.8 s`, `24 s`, `3 min 20 s`, `43 min`, `2 h 5 min`, `12 days`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -103,14 +103,14 @@ def duration(seconds: float) -> str:
 
 
 def distance(metres: float) -> str:
-    """Give a distance: `8.4 m`, `120 m`, `3.2 km`."""
+    """Return a distance as text: `8.4 m`, `120 m`, `3.2 km`."""
     if metres < 10:
         return f"{metres:.1f} m"
     return f"{metres:.0f} m" if metres < 1000 else f"{metres / 1000:.1f} km"
 
 
 def size(octets: int) -> str:
-    """Give a size in bytes: `512 kB`, `29.8 MB`, `1.2 GB`, `3.6 TB`."""
+    """Return a size in bytes as text: `512 kB`, `29.8 MB`, `1.2 GB`, `3.6 TB`."""
     if octets >= 1e12:
         return f"{octets / 1e12:.1f} TB"
     if octets >= 1e9:
@@ -119,5 +119,5 @@ def size(octets: int) -> str:
 
 
 def latlon(lat: float | None, lon: float | None, digits: int = 6) -> str | None:
-    """Give a position to copy into any map: `52.203400,0.114000` (degrees; six digits are 0.1 m)."""
+    """Return a position to paste into any map: `52.203400,0.114000` (degrees; six digits are 0.1 m)."""
     return None if lat is None or lon is None else f"{lat:.{digits}f},{lon:.{digits}f}"

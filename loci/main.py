@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and the one place where each run ends in an exit code."""
+"""The command line: the list of commands, and the only place where a run ends in an exit code."""
 
 import sys
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from loci.help_format import Command
 
 
 class _Commands(TyperGroup):
-    """All commands; whatever fails in one of them ends here, as a sentence on stderr and an exit code."""
+    """All commands. Every failure ends here, as one sentence on stderr and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> NoReturn:
         arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
@@ -40,7 +40,7 @@ class _Commands(TyperGroup):
             code = WRONG_USAGE
         except Exception as error:
             failure = explain(error)
-            if failure is None:  # a bug: its traceback is what a report needs
+            if failure is None:  # a bug: a report needs the traceback
                 raise
             if failure.sentence is not None:
                 note(f"loci: {failure.sentence}")
@@ -50,7 +50,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # typer would end with 130 and without a word
+        except KeyboardInterrupt:  # typer would exit with 130 and print nothing
             raise Interrupted("interrupted") from None
 
 
@@ -60,7 +60,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Find where photos were taken, by looking for the same place among photos that you know.",
+    help="Find where photos were taken, by finding the same place in photos that you have.",
 )
 
 COMMANDS = (
@@ -88,7 +88,7 @@ app.add_typer(weights)
 
 
 def main() -> None:
-    """Run the command line on the process's arguments; always ends by SystemExit."""
+    """Run the command line with the arguments of the process; always raises SystemExit."""
     app()
 
 

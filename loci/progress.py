@@ -1,4 +1,4 @@
-"""How far a long run is: a bar with speed and time left on a terminal, a line now and then in a log."""
+"""Progress of a long run: a bar with speed and time left on a terminal, a line every half minute in a log."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ LINE_EVERY_S = 30.0
 
 @contextlib.contextmanager
 def showing_progress() -> Iterator["Bars | Lines"]:
-    """Give what long work reports to (an `indexer.build.run.Progress`), in the form that suits stderr."""
+    """Return an `indexer.progress.Progress` that writes to stderr: bars on a terminal, otherwise lines."""
     console = stderr()
     if not console.is_terminal or console.is_dumb_terminal:
         yield Lines()
@@ -29,7 +29,7 @@ def showing_progress() -> Iterator["Bars | Lines"]:
 
 
 class Bars:
-    """A bar for each stage, on a terminal; finished stages stay, with the time they took."""
+    """A bar for each stage. Finished stages stay on the screen, with their duration."""
 
     def __init__(self, console: Console) -> None:
         self.shown = Progress(
@@ -44,7 +44,7 @@ class Bars:
         self._task: TaskID | None = None
 
     def stage(self, name: str, total: int | None, unit: str = "photos") -> None:
-        """Finish the stage before and begin another; `total` is its number of photos, where that is known."""
+        """Finish the current stage and begin another; `total` is its number of photos, or None."""
         self.finish()
         if total != 0:
             self._task = self.shown.add_task(printable(name), total=total, unit=unit)
@@ -55,11 +55,11 @@ class Bars:
             self.shown.advance(self._task, n)
 
     def note(self, text: str) -> None:
-        """Print a remark above the bars."""
+        """Print a note above the bars."""
         self._console.print(printable(with_flags(text)))
 
     def finish(self) -> None:
-        """End the stage under way."""
+        """End the current stage."""
         if self._task is not None:
             done = self.shown.tasks[-1].completed
             self.shown.update(self._task, total=done, completed=done)
@@ -72,7 +72,7 @@ class _Count(ProgressColumn):
 
 
 class _Pace(ProgressColumn):
-    """Photos a second and time left; of a finished stage the time that it took."""
+    """Photos per second and time left; for a finished stage its duration."""
 
     def render(self, task: Task) -> Text:
         speed = (task.finished_speed or task.speed) if task.completed else None
@@ -86,7 +86,7 @@ class _Pace(ProgressColumn):
 
 
 class Lines:
-    """A line at the beginning of a stage, and one every half minute: for logs, however long the run."""
+    """A line at the start of each stage and one every half minute, for logs."""
 
     def __init__(
         self, write: Callable[[str], None] = note, clock: Callable[[], float] = time.monotonic
@@ -99,7 +99,7 @@ class Lines:
         self._began = self._told = clock()
 
     def stage(self, name: str, total: int | None, unit: str = "photos") -> None:
-        """Begin another stage; `total` is its number of photos, where that is known."""
+        """Begin another stage; `total` is its number of photos, or None."""
         self._name, self._unit, self._total, self._done = name, unit, total, 0
         self._began = self._told = self._clock()
         if total != 0:
@@ -114,7 +114,7 @@ class Lines:
             self._write(f"{self._name}: {self._so_far(now - self._began)}")
 
     def note(self, text: str) -> None:
-        """Print a remark."""
+        """Print a note."""
         self._write(with_flags(text))
 
     def _so_far(self, seconds: float) -> str:
@@ -124,7 +124,7 @@ class Lines:
 
 
 def pace(per_second: float, unit: str = "photos") -> str:
-    """Give a speed: `0.4 photos/s`, `210 photos/s`."""
+    """Return a speed as text: `0.4 photos/s`, `210 photos/s`."""
     digits = 1 if per_second < 100 else 0
     return f"{per_second:,.{digits}f} {unit}/s"
 

@@ -1,4 +1,4 @@
-"""`loci backup` and `loci restore`: an index as one file, and back."""
+"""`loci backup` and `loci restore`."""
 
 import sys
 from pathlib import Path
@@ -16,34 +16,34 @@ def backup(
     index: IndexArgument,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The file to write, a tar; stdout if not given."),
+        typer.Option(metavar="FILE", help="The tar file to write. [default: stdout]"),
     ] = None,
 ) -> None:
-    """Write an index to one file, while it is in use.
+    """Back up an index to one file.
 
-    It holds what the index answers from, photos that were added over HTTP and the API keys; photos in folders
-    stay where they are. Services and runs go on meanwhile.
+    The file holds the index, photos that were added over HTTP, and the API keys. Photos in folders are not
+    in it. Services and runs may use the index meanwhile.
     """
     from indexer.maintenance.backup import backup as write
     from service.settings import KEYS_FILE
 
     if output is None and _is_terminal():
-        raise typer.BadParameter("a backup is not text for a terminal, give --output too")
+        raise typer.BadParameter("a backup cannot be shown on a terminal: add --output FILE")
     saved = write(index, output or sys.stdout.buffer, also=[KEYS_FILE])
     note(f"backed up {count(saved.photos, 'photo')}, snapshot {saved.snapshot}: {size(saved.bytes)}")
 
 
 def restore(
     source: Annotated[
-        Path, typer.Argument(metavar="BACKUP", help="What 'loci backup' wrote; - for stdin. Also compressed.")
+        Path, typer.Argument(metavar="BACKUP", help="A backup, also compressed; - reads stdin.")
     ],
     into: Annotated[
         Path, typer.Option(metavar="INDEX", help="A new or empty folder for the index.", show_default=False)
     ],
 ) -> None:
-    """Make an index of a backup again.
+    """Restore an index from a backup.
 
-    Every byte is checked first: what is damaged, or not whole, leaves nothing behind.
+    Every byte is checked. A damaged or incomplete backup leaves nothing behind.
     """
     from indexer.maintenance.restore import restore as read
 

@@ -1,4 +1,4 @@
-"""`loci compare`: how alike two photos are."""
+"""`loci compare`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 WITHOUT_INDEX = "imagenet-average"
-"""What `model` says where no index's model was asked for."""
+"""The value of `model` if no index was given."""
 HINT = (
-    "Compared by what ImageNet's VGG16 sees on average: different places of one kind look alike to it, too. "
-    "With --index, that index's model compares, which is made to tell its places apart."
+    "Compared by averaged features of ImageNet's VGG16: different places of one kind look similar to it. "
+    "Add --index to compare by the model of an index, which is fitted to tell its places apart."
 )
 
 
@@ -27,16 +27,16 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="PHOTO", help="Another photo.", show_default=False)],
     index: Annotated[
         Path | None,
-        typer.Option(metavar="INDEX", help="Compare with this index's model.", show_default=False),
+        typer.Option(metavar="INDEX", help="Use the model of this index.", show_default=False),
     ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Say how alike two photos are.
+    """Compare two photos.
 
-    Prints the cosine of their descriptors, 1 for the same photo. Without --index, descriptors are the
-    features of ImageNet's network, averaged over the photo.
+    Prints the cosine similarity of their descriptors; it is 1 for the same photo. Without --index, the
+    descriptors are averaged features of ImageNet's network.
     """
     photos = (first, second)
     if index is None:

@@ -1,4 +1,4 @@
-"""`loci connections`: what it costs to connect two maps fully, locally, tiled or by a convolution."""
+"""`loci connections`: the cost of full, local, tiled and convolutional connections."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ COLUMNS = (
     ("output", "right"),
 )
 COUNTABLE = 2**60
-"""Weights: PyTorch counts their bytes in 63 bits."""
+"""Most weights: PyTorch counts their bytes in 63 bits."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Two maps that are to be connected."""
+    """The sizes of two maps and of the connection between them."""
 
     name: str | None
     input: tuple[int, int, int]
@@ -36,41 +36,39 @@ class Layer:
 
 
 def connections(
-    input: Annotated[str, typer.Option(metavar="CxHxW", help="Channels, height and width of the map.")] = (
-        "16x63x63"
-    ),
+    input: Annotated[
+        str, typer.Option(metavar="CxHxW", help="Channels, height and width of the input map.")
+    ] = ("16x63x63"),
     outputs: Annotated[
-        int, typer.Option(metavar="N", callback=at_least(1), help="Channels of the next map.")
+        int, typer.Option(metavar="N", callback=at_least(1), help="Channels of the output map.")
     ] = 16,
     kernel: Annotated[
-        int, typer.Option(metavar="N", callback=at_least(1), help="Pixels a side that an output sees.")
+        int, typer.Option(metavar="N", callback=at_least(1), help="Kernel size in pixels.")
     ] = 9,
-    stride: Annotated[
-        int, typer.Option(metavar="N", callback=at_least(1), help="Pixels from one output to the next.")
-    ] = 1,
+    stride: Annotated[int, typer.Option(metavar="N", callback=at_least(1), help="Stride in pixels.")] = 1,
     padding: Annotated[
-        int, typer.Option(metavar="N", callback=at_least(0), help="Zeros around the map, on each side.")
+        int, typer.Option(metavar="N", callback=at_least(0), help="Zero padding on each side.")
     ] = 0,
     tile: Annotated[
         int,
-        typer.Option(metavar="N", callback=at_least(1), help="Kernels a side that the tiled kind repeats."),
+        typer.Option(metavar="N", callback=at_least(1), help="Kernels per side that the tiled kind repeats."),
     ] = 2,
     deepface: Annotated[
-        bool, typer.Option("--deepface", help="Compare for L4, L5 and L6 of DeepFace instead.")
+        bool, typer.Option("--deepface", help="Use the sizes of DeepFace's layers L4, L5 and L6.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare the kinds of connection.
+    """Compare kinds of layer connections.
 
-    For two maps connected fully, locally, tiled or by a convolution: how many weights and biases there are,
-    how often an image makes them multiply, how many pixels an output sees, and the map that comes out.
+    For full, local, tiled and convolutional connections between two maps: weights, biases, multiplications
+    for each image, receptive field and output size.
     """
     from indexer.errors import UsageError
     from model.errors import ModelError
 
     own = Layer(None, _parse(input), outputs, kernel, stride, padding, tile)
     if _most_weights(own) > COUNTABLE:
-        raise UsageError("these sizes are too large to be counted; give smaller ones")
+        raise UsageError("these sizes are too large to count; use smaller ones")
     layers = _deepface(tile) if deepface else [own]
     try:
         compared = [(layer, _compare(layer)) for layer in layers]
@@ -87,7 +85,7 @@ def connections(
 
 
 def _compare(layer: Layer) -> list[dict[str, Any]]:
-    """What each kind costs; sizes alone, no weight is made."""
+    """Return the cost of each kind, from sizes alone: no weights are allocated."""
     import torch
 
     from model.connections import CONNECTIONS, build_connection
@@ -116,7 +114,7 @@ def _compare(layer: Layer) -> list[dict[str, Any]]:
 
 
 def _most_weights(layer: Layer) -> int:
-    """What no kind exceeds: padded input times as large an output."""
+    """Return an upper bound for all kinds: the padded input times an output of the same size."""
     channels, height, width = layer.input
     padded = (height + 2 * layer.padding) * (width + 2 * layer.padding)
     return channels * padded * layer.outputs * padded
@@ -132,11 +130,11 @@ def _deepface(tile: int) -> list[Layer]:
 
 
 def _parse(text: str) -> tuple[int, int, int]:
-    """`16x63x63` as three numbers."""
+    """Parse `16x63x63`."""
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) != 3 or not all(map(_is_number, parts)):
         raise typer.BadParameter(
-            f"channels, height and width are written like 16x63x63, not {text!r}", param_hint="'--input'"
+            f"expected channels, height and width like 16x63x63, not {text!r}", param_hint="'--input'"
         )
     channels, height, width = map(int, parts)
     return channels, height, width

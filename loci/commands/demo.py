@@ -1,4 +1,4 @@
-"""`loci demo`: the whole way on photos that come along, with no network."""
+"""`loci demo`: index and query the sample photos, offline."""
 
 import contextlib
 import csv
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[1] / "demo"
 PHOTOS, QUERIES, TRUTH = FOLDER / "photos", FOLDER / "queries", FOLDER / "truth.csv"
 RADIUS_M = 25
-"""How near a photo is that `truth.csv` counts as right."""
+"""Distance in metres within which `truth.csv` counts a photo as right."""
 DIGITS = 5
-"""Of positions, in degrees: a metre, so that the table fits 80 columns."""
+"""Decimal digits of degrees: five are a metre and let the table fit 80 columns."""
 
 COLUMNS = (
     ("query", "left"),
-    ("most alike", "left"),
+    ("most similar", "left"),
     ("", "left"),
     ("found at", "left"),
     ("taken at", "left"),
@@ -39,17 +39,17 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What the index answered about one photo that was left out of it, beside the truth."""
+    """The answer for one query photo, and the truth."""
 
     query: str
     best: str | None
-    """The photo most like it."""
+    """The most similar photo."""
     right: bool
-    """Whether that one was taken within RADIUS_M of it."""
+    """True if that photo was taken within RADIUS_M of the query."""
     found: str | None
     truth: str | None
     off_m: float | None
-    """Metres between the position found and the true one."""
+    """Position error in metres."""
 
 
 def demo(
@@ -57,7 +57,7 @@ def demo(
     into: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where to keep the index; not kept if not given.", show_default=False
+            metavar="DIR", help="Folder to keep the index in. [default: a temporary one]", show_default=False
         ),
     ] = None,
     port: Annotated[
@@ -65,14 +65,14 @@ def demo(
         typer.Option(
             metavar="PORT",
             callback=check_port,
-            help="Port to serve on; 8000 if not given.",
+            help="Port of the service. [default: 8000]",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Try it on sample photos, offline.
+    """Try loci on sample photos, offline.
 
-    Indexes 60 photos that a drone took, then finds where 15 others were taken.
+    Indexes 60 drone photos, then finds where 15 others were taken.
     """
     with _folder(into) as folder:
         _index(folder)
@@ -96,7 +96,7 @@ def _index(folder: Path) -> None:
     from indexer.build.run import build_index
     from indexer.options import BuildOptions
 
-    note("Indexing sample photos: a drone over a ranch, CC0 (OpenDroneMap).")
+    note("Indexing 60 sample photos of a ranch, taken by a drone (CC0, OpenDroneMap).")
     with showing_progress() as progress:
         report = build_index([PHOTOS], folder, BuildOptions(), progress)
     say(f"Indexed {report.photos} photos as {report.places} places.")
@@ -111,7 +111,7 @@ def _ask(folder: Path) -> list[Finding]:
     findings = []
     with showing_progress() as progress:
         queries = sorted(QUERIES.iterdir())
-        progress.stage("asking", len(queries))
+        progress.stage("querying", len(queries))
         for photo in queries:
             with open_photo(photo) as image:
                 truth = from_exif(image)
@@ -126,7 +126,7 @@ def _read_truth() -> dict[str, set[str]]:
 
 
 def compare_with_truth(query: str, answer: "Answer", truth: "PhotoMetadata", positives: set[str]) -> Finding:
-    """Put an answer beside the query's own position and the photos known to be near it."""
+    """Compare an answer with the query's own position and the photos known to be near."""
     from indexer.geo import haversine_m
 
     photos = answer.places[0].photos if answer.places else ()
@@ -164,9 +164,9 @@ def _show(findings: Sequence[Finding]) -> None:
     off = [finding.off_m for finding in findings if finding.off_m is not None]
     say("")
     share = f"{right} of {len(findings)}, recall@1 {right / len(findings):.3f}"
-    say(f"✓ the most alike was taken within {RADIUS_M} m of the query: {share}.")
+    say(f"✓ the most similar photo was taken within {RADIUS_M} m of the query: {share}.")
     if off:
-        say(f"Half of the positions are off by less than {distance(statistics.median(off))} (median error).")
+        say(f"Median position error: {distance(statistics.median(off))}.")
 
 
 def _say_next(into: Path | None) -> None:

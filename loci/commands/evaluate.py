@@ -1,4 +1,4 @@
-"""`loci evaluate`: how often, how surely and how exactly an index is right."""
+"""`loci evaluate`."""
 
 import os
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from model.embedder import Seen
 
 RADIUS_M = 25.0
-NAMED = 10  # changed queries of each kind that the console names
+NAMED = 10
+"""Most changed queries of each kind that the console names."""
 AlignedBy = Literal["name", "order"]
 
 
@@ -46,7 +47,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="QUERIES",
-            help="Folder of photos to ask about, or a data set's with database/ and queries/ in it.",
+            help="Folder of query photos, or of a data set with database/ and queries/ in it.",
             show_default=False,
         ),
     ],
@@ -54,61 +55,59 @@ def evaluate(
     radius: Annotated[
         list[float] | None,
         _right(
-            "How near to the query a right photo is; 25 if not given. Given again, recall is told for each; "
-            "all else goes by the first.",
+            "Distance within which a photo is right. [default: 25] Repeat it to get recall at several radii; "
+            "everything else uses the first.",
             metavar="METRES",
             callback=_radii,
         ),
     ] = None,
     heading_tolerance: Annotated[
         float | None,
-        _right("A right photo also looks the query's way, give or take these degrees.", metavar="DEGREES"),
+        _right("A right photo also has the query's heading, within these degrees.", metavar="DEGREES"),
     ] = None,
     truth: Annotated[
         Path | None,
         _right(
-            "CSV with query,positives: the right photos of the index, separated by spaces.", metavar="FILE"
+            "CSV with query,positives: the right photos for each query, separated by spaces.", metavar="FILE"
         ),
     ] = None,
     frames: Annotated[
         int | None,
         _right(
-            "Aligned traverses: right is the frame of the query's name, and N to either side.", metavar="N"
+            "Aligned traverses: the frame with the query's name is right, and N on either side.", metavar="N"
         ),
     ] = None,
     aligned_by: Annotated[
         AlignedBy,
-        _right("With --frames: by file name, or by position in the order of paths.", metavar="name|order"),
+        _right("With --frames: align by file name, or by order of paths.", metavar="name|order"),
     ] = "name",
     metadata: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="CSV or GeoJSON with the queries' positions, where neither name nor EXIF has them.",
+            help="CSV or GeoJSON with the positions of queries, if name and EXIF have none.",
         ),
     ] = None,
     one_per_panorama: Annotated[
         bool,
-        typer.Option(
-            "--one-per-panorama", help="Of photos cut from one panorama (by @…@ names), count the best only."
-        ),
+        typer.Option("--one-per-panorama", help="Count only the best photo of each panorama (by @…@ names)."),
     ] = False,
     compare: Annotated[
         Path | None,
-        typer.Option(
-            metavar="INDEX", help="Ask this index too: the difference, and whether it is more than chance."
-        ),
+        typer.Option(metavar="INDEX", help="Compare with this index: the difference and its 95 % interval."),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.html", help="Write curves and pictures, as one file that opens offline."),
+        typer.Option(
+            metavar="FILE.html", help="Write a report with curves and pictures, one file that opens offline."
+        ),
     ] = None,
     report_queries: Annotated[
         int,
         typer.Option(
             metavar="N",
             callback=at_least(0),
-            help="How many queries the report shows photos of: the worst, and a sample of the others.",
+            help="Queries that the report shows with photos: the worst, and a sample of the rest.",
         ),
     ] = 100,
     per_query: Annotated[
@@ -120,11 +119,11 @@ def evaluate(
     precision: PrecisionOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure how good an index is with photos whose place is known.
+    """Measure an index with photos of known places.
 
-    recall@N is the share of queries that have a right photo among their N nearest. Right is a photo taken
-    within the radius, one that the truth file names, or the same frame of an aligned traverse; queries for
-    which none is right do not count there, but are wrong when answered.
+    recall@N is the share of queries with a right photo among their N nearest. A photo is right if it was
+    taken within the radius, if the truth file names it, or if it is the same frame of an aligned traverse.
+    Queries without any right photo do not count for recall, but count as errors if they are answered.
     """
     from indexer import evaluation
     from indexer.index import Index
@@ -141,7 +140,7 @@ def evaluate(
         "verify": verify,
     }
     if radius and (truth or frames is not None):
-        note("Note: --radius has no say beside --truth or --frames.")
+        note("Note: --radius has no effect with --truth or --frames.")
         options["more_radii_m"] = ()
     for file in (report, per_query):
         _check_writable(file)
@@ -154,7 +153,7 @@ def evaluate(
             try:
                 asked = evaluation.evaluate(other, queries, **options, progress=progress)
             except IndexerError as error:
-                raise type(error)(f"asking {compare}: {error}") from error
+                raise type(error)(f"{compare}: {error}") from error
             comparison = evaluation.compare(result, asked, compare)
         if report is not None:
             _write_report(report, result, opened, queries, comparison, report_queries, progress)
@@ -177,7 +176,7 @@ def evaluate(
 
 
 def _check_writable(path: Path | None) -> None:
-    """Raise at once what would otherwise be known only after all queries."""
+    """Check before the run that a file can be written."""
     if path is None:
         return
     if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
@@ -196,13 +195,13 @@ def _write_report(
 ) -> None:
     from indexer.evaluation.report import write_report
 
-    title = f"{index.path.absolute().name}, asked about {queries.absolute().name}"
+    title = f"{index.path.absolute().name}, queried with {queries.absolute().name}"
 
     seen: dict[Path, Seen] = {}
 
     def matches(query: Path, photo: str) -> "tuple[Floats, Floats] | None":
         if query not in seen:
-            seen.clear()  # one is asked after the other
+            seen.clear()  # queries come one after the other
             seen[query] = index.see(query)
         found = index.matches(seen[query], photo)
         return None if found is None else (found.query, found.photo)
@@ -220,9 +219,9 @@ def _write_report(
 
 
 def print_evaluation(result: "Evaluation") -> None:
-    """Print the recalls as a table, then what else was measured, a line each."""
+    """Print recall as a table, then each other measure as a line."""
     asked = count(result.queries, "query", "queries")
-    say(f"{asked} to {count(result.database, 'photo')}; right: {result.rule}")
+    say(f"{asked}, {count(result.database, 'photo')} in the index; right: {result.rule}")
     for number, what in (
         (result.foreign, "without a right photo"),
         (result.unjudged, "that cannot be judged"),
@@ -248,13 +247,13 @@ def _print_radii(result: "Evaluation") -> None:
 
 
 def measures(result: "Evaluation") -> list[str]:
-    """What was measured beside recall, in words."""
+    """Return a line for each measure other than recall."""
     from indexer.evaluation.metrics import percentiles
 
     curve = result.precision_recall
     foreign = ""
     if result.foreign:
-        foreign = f", {count(result.foreign, 'query', 'queries')} foreign to the index among them"
+        foreign = f", including {count(result.foreign, 'query', 'queries')} that the index does not show"
     lines = [
         f"precision-recall by {result.ranked_by}: AUC {curve.area():.3f}, "
         f"recall {curve.recall_at(1.0):.3f} at 100 % precision{foreign}"
@@ -262,8 +261,8 @@ def measures(result: "Evaluation") -> list[str]:
     if result.errors_m:
         at = percentiles(result.errors_m)
         lines.append(
-            f"position off by {distance(at['p50'])} (median), {distance(at['p75'])} (75 %), "
-            f"{distance(at['p95'])} (95 %); within the radius told: {result.within_radius:.0%}"
+            f"position error {distance(at['p50'])} (median), {distance(at['p75'])} (75 %), "
+            f"{distance(at['p95'])} (95 %); within the stated radius: {result.within_radius:.0%}"
         )
     if result.calibration_error is not None:
         lines.append(f"confidence: expected calibration error {result.calibration_error:.3f} over 10 bins")
@@ -277,9 +276,9 @@ def measures(result: "Evaluation") -> list[str]:
 
 
 def print_comparison(comparison: "Comparison") -> None:
-    """Print the differences of recall, and which queries changed."""
+    """Print the differences in recall, and the queries that changed."""
     say("")
-    say(f"against {comparison.name}, {count(len(comparison.pairs), 'query', 'queries')}:")
+    say(f"compared with {comparison.name}, {count(len(comparison.pairs), 'query', 'queries')}:")
     columns = [(name, "right") for name in ("N", "this", "other", "difference", "95 % interval")]
     rows = []
     for n, interval in comparison.differences.items():
@@ -287,6 +286,9 @@ def print_comparison(comparison: "Comparison") -> None:
         spread = f"{interval.low:+.3f} to {interval.high:+.3f}"
         rows.append((n, f"{this:.3f}", f"{other:.3f}", f"{interval.difference:+.3f}", spread))
     table(columns, rows)
-    for what, changed in (("only this is right", comparison.gained), ("only that is", comparison.lost)):
+    for what, changed in (
+        ("only this index is right", comparison.gained),
+        ("only the other", comparison.lost),
+    ):
         names = ", ".join(result.name for result in changed[:NAMED]) + (", …" if len(changed) > NAMED else "")
         say(f"{what}: {len(changed)}{': ' + names if changed else ''}")

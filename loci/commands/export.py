@@ -1,4 +1,4 @@
-"""`loci export`: an index's photos and descriptors in the formats of other programs."""
+"""`loci export`."""
 
 import sys
 from pathlib import Path
@@ -19,27 +19,25 @@ def export(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="geojson or csv: the photos as a map or table, also good for --metadata; numpy: an .npz of "
-            "the descriptors; hloc or kapture: pairs of similar photos; colmap: image and position lists.",
+            help="geojson, csv: photos and positions, readable by --metadata; numpy: descriptors as .npz; "
+            "hloc, kapture: pairs of similar photos; colmap: lists of images and positions.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The file to write; stdout if not given."),
+        typer.Option(metavar="FILE", help="The file to write. [default: stdout]"),
     ] = None,
     neighbours: Annotated[
         int,
-        typer.Option(
-            metavar="N", callback=at_least(1), help="How many others hloc and kapture pair a photo with."
-        ),
+        typer.Option(metavar="N", callback=at_least(1), help="Pairs for each photo, for hloc and kapture."),
     ] = 20,
 ) -> None:
-    """Write an index for other programs to read."""
+    """Export an index to other formats."""
     from indexer.export.write import export as write
     from indexer.index import Index
 
     if output is None and format == "numpy" and sys.stdout.isatty():
-        raise typer.BadParameter("numpy's arrays are not text for a terminal, give --output too")
+        raise typer.BadParameter("numpy arrays cannot be shown on a terminal: add --output FILE")
     opened = Index.open(index, device="cpu")
     done = write(opened, format, output or sys.stdout.buffer, neighbours=neighbours)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`loci geotag`: positions for photos that have none, where the index is sure enough."""
+"""`loci geotag`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ COLUMNS = (
     ("confidence", "right"),
     ("score", "right"),
     ("place", "long"),
-    ("most like", "long"),
+    ("most similar", "long"),
     ("", "long"),
 )
 
@@ -34,12 +34,12 @@ LEFT = {
     "has_position": "left: has a position",
     "unsure": "left: not sure enough",
     "unknown": "left: place unknown",
-    "no_position": "left: no position in the index near",
+    "no_position": "left: no photo with a position matches",
     "vague": "left: position too vague",
     "sidecar": "left: sidecar cannot be read or written",
     "unreadable": "left: photo cannot be read",
 }
-"""What is said of photos that get no position, in the order of the table."""
+"""Text for each outcome without a position, in the order of the table."""
 
 
 def geotag(
@@ -51,17 +51,19 @@ def geotag(
     to: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="A CSV to add positions to, as --metadata reads it.", rich_help_panel=WHERE
+            metavar="FILE",
+            help="Write positions to this CSV, which --metadata can read.",
+            rich_help_panel=WHERE,
         ),
     ] = None,
     xmp: Annotated[
-        bool, typer.Option("--xmp", help="XMP sidecars beside the photos.", rich_help_panel=WHERE)
+        bool, typer.Option("--xmp", help="Write XMP sidecars next to the photos.", rich_help_panel=WHERE)
     ] = False,
     xmp_into: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="XMP sidecars in a folder of their own, in a tree like the photos'.",
+            help="Write XMP sidecars to this folder, in the same tree as the photos.",
             rich_help_panel=WHERE,
         ),
     ] = None,
@@ -69,20 +71,22 @@ def geotag(
         Literal["full", "stem"] | None,
         typer.Option(
             metavar="HOW",
-            help="How new sidecars are named: full (IMG_1.jpg.xmp, as darktable and digiKam do) or stem "
-            "(IMG_1.xmp, as Lightroom does for raw photos). [default: full]",
+            help="Names of new sidecars: full (IMG_1.jpg.xmp, as in darktable and digiKam) or stem "
+            "(IMG_1.xmp, as in Lightroom for raw photos). [default: full]",
             rich_help_panel=WHERE,
         ),
     ] = None,
     write: Annotated[
         bool,
-        typer.Option("--write", help="Write; without it, only say what would be.", rich_help_panel=WHERE),
+        typer.Option(
+            "--write", help="Write. Without it, only show what would be written.", rich_help_panel=WHERE
+        ),
     ] = False,
     replace: Annotated[
         bool,
         typer.Option(
             "--replace",
-            help="Ask again about photos whose sidecar has a position, and begin the CSV anew.",
+            help="Query photos again if their sidecar has a position, and start a new CSV.",
             rich_help_panel=WHERE,
         ),
     ] = False,
@@ -90,7 +94,7 @@ def geotag(
         float,
         typer.Option(
             metavar="P",
-            help="The least probability that the place is right, 0 to 1.",
+            help="Least confidence, 0 to 1.",
             rich_help_panel=WHEN,
         ),
     ] = 0.9,
@@ -98,37 +102,36 @@ def geotag(
         float | None,
         typer.Option(
             metavar="S",
-            help="The least score. An index that cannot say how sure it is goes by this alone.",
+            help="Least score; the only threshold if the index is not calibrated.",
             rich_help_panel=WHEN,
         ),
     ] = None,
     max_radius: Annotated[
         float | None,
-        typer.Option(metavar="METRES", help="How far off a position may be.", rich_help_panel=WHEN),
+        typer.Option(metavar="METRES", help="Largest radius of a position.", rich_help_panel=WHEN),
     ] = None,
     metadata: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="CSV or GeoJSON with positions that are known: these photos are left alone.",
+            help="CSV or GeoJSON with known positions; these photos are left out.",
             rich_help_panel=WHEN,
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Ask about N photos and stop: a try.", rich_help_panel=WHEN),
+        typer.Option(metavar="N", help="Stop after N photos, for a trial.", rich_help_panel=WHEN),
     ] = None,
     known_share: KnownShareOption = KNOWN_SHARE,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Give positions to photos that have none.
+    """Add positions to photos that have none.
 
-    Photos that look like ones of the index get their position, as a CSV or as XMP sidecars, where the index
-    is sure enough; the photos themselves never change. Without --write nothing is written. A run that was
-    stopped goes on where it stopped. Exit code 3 says that some photos could not be read, or their sidecars
-    not read or written.
+    Copies positions from matching photos of the index to a CSV or to XMP sidecars, if the index is
+    confident enough. Photos never change. Without --write nothing is written. Run the same command again to
+    resume. Exit code 3: some photos could not be read, or some sidecars could not be read or written.
     """
     from indexer.geotag.geotag import GeotagOptions
     from indexer.index import Index
@@ -160,18 +163,20 @@ def geotag(
 
 
 def _run(opened: "Index", photos: list[Path], options: "GeotagOptions", *, as_json: bool) -> "list[Outcome]":
-    """Every photo's outcome by path; what was written before the run was stopped is reported all the same."""
+    """Return all outcomes, by path. An interrupted run also reports what it wrote."""
     from indexer.geotag.geotag import geotag as run
 
     outcomes: list[Outcome] = []
     try:
         with showing_progress() as progress:
-            outcomes.extend(run(opened, photos, options, progress))  # keeps those before an interruption
+            outcomes.extend(
+                run(opened, photos, options, progress)
+            )  # keeps the outcomes before an interruption
     except BaseException as error:
         if any(outcome.what == "tagged" for outcome in outcomes):
             _report(opened, _sorted(outcomes), options, as_json=as_json)
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted("interrupted; the same command goes on where it stopped") from None
+            raise Interrupted("interrupted; run the same command again to resume") from None
         raise
     return _sorted(outcomes)
 
@@ -211,10 +216,10 @@ def _next_step(tagged: int, options: "GeotagOptions") -> str:
     if options.write:
         return f"Wrote {count(tagged, 'position')} {where}."
     if not tagged:
-        return "Nothing was written, and nothing would be."
+        return "Nothing to write."
     if options.to is None and not options.to_sidecars:
-        return "Nothing was written. To write: add --write, and --to FILE.csv or --xmp."
-    return f"Nothing was written. To write {count(tagged, 'position')} {where}: add --write."
+        return "Nothing was written. Add --write, and --to FILE.csv or --xmp."
+    return f"Nothing was written. Add --write to write {count(tagged, 'position')} {where}."
 
 
 def _row(outcome: "Outcome", done: str) -> Sequence[object]:
@@ -222,7 +227,7 @@ def _row(outcome: "Outcome", done: str) -> Sequence[object]:
     if estimate is None:
         return (outcome.path, *[None] * 6, f"left: {outcome.reason}")
     tagged = outcome.what == "tagged"
-    position = estimate.position if tagged else None  # what is not trusted is not offered
+    position = estimate.position if tagged else None  # an uncertain position is not shown
     remark = f"{done} {outcome.reason or ''}".rstrip() if tagged else f"left: {outcome.reason}"
     return (
         outcome.path,

@@ -1,4 +1,4 @@
-"""`loci info` and `loci check`: what an index holds, and whether it is sound."""
+"""`loci info` and `loci check`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from loci.options import IndexArgument, JsonFlag, ModelOption
 
 
 def info(index: IndexArgument, model: ModelOption = None, as_json: JsonFlag = False) -> None:
-    """Say what an index holds."""
+    """Show what an index holds."""
     from indexer.index import Index
 
     found = Index.open(index, model=model).info()
@@ -22,9 +22,9 @@ def info(index: IndexArgument, model: ModelOption = None, as_json: JsonFlag = Fa
 
 
 def check(index: IndexArgument, as_json: JsonFlag = False) -> None:
-    """Say whether an index is sound.
+    """Check an index for damage.
 
-    Reads it to the last byte; the exit code is 1 where anything is wrong.
+    Reads every byte. The exit code is 1 if anything is wrong.
     """
     from indexer.maintenance.check import check_index
 
@@ -42,34 +42,35 @@ def check(index: IndexArgument, as_json: JsonFlag = False) -> None:
 
 def _facts(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     failed = f", {found['failed']:,} more cannot be read" if found["failed"] else ""
-    yield "photos", f"{found['photos']:,}, {found['with_position']:,} of them with a position{failed}"
+    yield "photos", f"{found['photos']:,}, {found['with_position']:,} with a position{failed}"
     yield (
         "places",
         f"{found['places']:,}, by {found['places_by']}, radius {distance(found['place_radius_m'])}",
     )
-    yield "descriptors", f"{found['descriptors']:,} of {found['dim']:,} numbers{_reduction(found)}"
+    yield "descriptors", f"{found['descriptors']:,}, {found['dim']:,}-D{_reduction(found)}"
     yield "model", f"{found['model']}: {found['weights']}, {_pooling(found)}"
     fitted_on = found["fit"].get("cluster_photos") or found["fit"].get("reduction_photos")
     yield "fitted on", fitted_on and count(fitted_on, "photo")
-    yield "image size", f"{found['image_size']:,} px at most{_least(found['min_image_size'])}"
+    yield "image size", f"at most {found['image_size']:,} px{_least(found['min_image_size'])}"
     yield "local features", _local(found)
     yield "panoramas", found["panoramas"] and f"cut into {found['panoramas']} views"
     yield "snapshot", f"{found['snapshot']} of {found['created_at']}"
-    yield "search", f"{found['factory']}, finds {found['search_recall']:.1%} of what an exact search finds"
+    yield "search", f"{found['factory']}, recall {found['search_recall']:.1%} of an exact search"
     yield "confidence", _confidence(found["calibration"])
-    decoding = ", which decodes JPEGs, too" if found["decoding"] == "GPU" else ""
+    decoding = ", also decodes JPEGs" if found["decoding"] == "GPU" else ""
     yield "runs on", f"{found['device']}, {found['precision']}{decoding}"
     yield "size", size(found["bytes"]) if found["bytes"] else None
 
 
 def _confidence(found: dict[str, Any] | None) -> str:
     if found is None:
-        return "not told: made by another version; the next 'loci index' run calibrates it"
+        return "none: the next 'loci index' run calibrates it"
     if found["reason"] is not None:
-        return f"not told: {found['reason']}"
+        return f"none: {found['reason']}"
     return (
-        f"calibrated on {count(found['queries'], 'photo')} of the index, some disturbed, of whose places "
-        f"{found['right']:.0%} were found; expected calibration error {found['ece']:.3f} on photos left out"
+        f"calibrated on {count(found['queries'], 'photo')} of the index (some disturbed; "
+        f"{found['right']:.0%} found their place); "
+        f"expected calibration error {found['ece']:.3f} on held-out photos"
     )
 
 
@@ -81,8 +82,8 @@ def _local(found: dict[str, Any]) -> str:
     kept = found["local_features"]
     if not kept:
         return "none: answers are not verified"
-    there = f", {size(found['local_bytes'])}" if found["local_bytes"] else ""  # else elsewhere
-    return f"{kept:,} of a photo at most{there}"
+    there = f", {size(found['local_bytes'])}" if found["local_bytes"] else ""  # none in a replica
+    return f"at most {kept:,} for each photo{there}"
 
 
 def _pooling(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`loci keys`: who may read from a service and who may write to it."""
+"""`loci keys`: the API keys of a service."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 
 
 keys = typer.Typer(
-    name="keys", cls=Group, rich_markup_mode=None, help="Create, list or remove a service's API keys."
+    name="keys", cls=Group, rich_markup_mode=None, help="Create, list or remove API keys of a service."
 )
 
 COLUMNS = (("name", "left"), ("for", "left"), ("created", "left"))
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A name to tell the keys apart by.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A name for the key.")]
 Index = Annotated[
     Path | None,
     typer.Option(
-        "--index", metavar="INDEX", envvar="LOCI_INDEX", show_envvar=False, help="The index that is served."
+        "--index",
+        metavar="INDEX",
+        envvar="LOCI_INDEX",
+        show_envvar=False,
+        help="The index that is served (LOCI_INDEX).",
     ),
 ]
 File = Annotated[
@@ -34,7 +38,7 @@ File = Annotated[
         metavar="FILE",
         envvar="LOCI_KEYS",
         show_envvar=False,
-        help="The file of keys; INDEX/keys.json if not given.",
+        help="The file of keys (LOCI_KEYS). [default: INDEX/keys.json]",
     ),
 ]
 
@@ -44,14 +48,13 @@ def create(
     name: Name,
     index: Index = None,
     file: File = None,
-    write: Annotated[
-        bool, typer.Option("--write", help="A key that also adds and removes photos, not only reads.")
-    ] = False,
+    write: Annotated[bool, typer.Option("--write", help="Let the key also add and remove photos.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a key and print it: this once, for only its hash is kept.
+    """Create a key and print it.
 
-    Send it with each request as the header 'Authorization: Bearer KEY'. A running service knows it at once.
+    The key is shown only once: the file keeps its hash. Send it with each request, in the header
+    'Authorization: Bearer KEY'. A running service accepts it at once.
     """
     from service.security.keys import Role
 
@@ -60,7 +63,7 @@ def create(
     if as_json:
         say_json({"name": name, "role": role.value, "key": key})
         return
-    note(f"The key {name}, for {'reading and writing' if write else 'reading'}. It is shown only now:")
+    note(f"Key {name}, for {'reading and writing' if write else 'reading'}. It is shown only once:")
     say(key)
 
 
@@ -79,12 +82,12 @@ def list_keys(index: Index = None, file: File = None, as_json: JsonFlag = False)
 
 @keys.command("remove", cls=Command)
 def remove(name: Name, index: Index = None, file: File = None) -> None:
-    """Remove a key: it opens nothing from now on.
+    """Remove a key.
 
-    That holds at once, at a service that is running too.
+    A running service refuses it at once.
     """
     _open(index, file).remove(name)
-    note(f"the key {name} is removed")
+    note(f"removed the key {name}")
 
 
 def _open(index: Path | None, file: Path | None) -> "KeyFile":
@@ -92,7 +95,7 @@ def _open(index: Path | None, file: Path | None) -> "KeyFile":
     from service.settings import KEYS_FILE
 
     if file is None and index is None:
-        raise typer.BadParameter("say which index by --index INDEX, or which file by --keys FILE")
+        raise typer.BadParameter("give --index INDEX or --keys FILE")
     return KeyFile(file if file is not None else Path(str(index)) / KEYS_FILE)
 
 

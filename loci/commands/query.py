@@ -1,4 +1,4 @@
-"""`loci query`: which places photos show, and where they were taken."""
+"""`loci query`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from indexer.filters import DEFAULT_TOLERANCE, Filters
 from loci.commands.sequence import MotionName, frames_of, query_sequence, steps_of
 from loci.console import distance, latlon, note, say, say_json, table
 from loci.exit_codes import FAILED, SomeUnreadable
+from loci.flags import with_flags
 from loci.options import (
     DeviceOption,
     IndexOption,
@@ -47,50 +48,51 @@ def _sequence(name: str, help: str, metavar: str | None = None) -> Any:
 
 
 def query(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Photos to ask about.")],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Query photos.")],
     index: IndexOption,
     clip: Annotated[
         bool,
-        typer.Option("--clip", help="The photos are frames of one place, in any order: answer once for all."),
+        typer.Option("--clip", help="The photos show one place: pool them and answer once."),
     ] = False,
     k: Annotated[
-        int, typer.Option("-k", metavar="N", callback=at_least(1), help="How many places to name.")
+        int, typer.Option("-k", metavar="N", callback=at_least(1), help="Places in the answer.")
     ] = 5,
     lat: Annotated[
-        float | None, _filter("DEGREES", "Say how far each place is from here; with --lon.")
+        float | None, _filter("DEGREES", "Latitude of a point; shows the distance of each place from it.")
     ] = None,
-    lon: Annotated[float | None, _filter("DEGREES", "Longitude of --lat.")] = None,
+    lon: Annotated[float | None, _filter("DEGREES", "Longitude of that point.")] = None,
     radius_m: Annotated[
-        float | None, _filter("METRES", "Only photos at most so far from --lat and --lon.")
+        float | None, _filter("METRES", "Only photos within this distance of --lat and --lon.")
     ] = None,
     taken_after: Annotated[
-        str | None, _filter("TIME", "Only photos from this time on, such as 2024-09-23 or 2024-09-23T16:00.")
+        str | None,
+        _filter("TIME", "Only photos from this time or later, such as 2024-09-23 or 2024-09-23T16:00."),
     ] = None,
-    taken_before: Annotated[str | None, _filter("TIME", "Only photos from before this time.")] = None,
+    taken_before: Annotated[str | None, _filter("TIME", "Only photos before this time.")] = None,
     heading: Annotated[
-        float | None, _filter("DEGREES", "Only photos that look this way, clockwise from north.")
+        float | None, _filter("DEGREES", "Only photos with this heading, clockwise from north.")
     ] = None,
     heading_tolerance: Annotated[
-        float, _filter("DEGREES", "How far to either side of --heading still counts.")
+        float, _filter("DEGREES", "Allowed difference from --heading, to either side.")
     ] = DEFAULT_TOLERANCE,
-    place: Annotated[str | None, _filter("PLACE", "Only photos of the place of this id or name.")] = None,
+    place: Annotated[str | None, _filter("PLACE", "Only photos of this place: an id or a name.")] = None,
     sequence: Annotated[
         bool,
         _sequence(
             "--sequence",
-            "The photos are frames of a camera that moves, in their order, or one folder of frames by name: "
-            "answer each by those before it, too.",
+            "The photos are frames of a moving camera in order, or one folder of frames in order of name. "
+            "Earlier frames help to answer later ones.",
         ),
     ] = False,
     smooth: Annotated[
-        bool, _sequence("--smooth", "Answer each frame by all frames, later ones too; printed at the end.")
+        bool, _sequence("--smooth", "Also use later frames; prints all answers at the end.")
     ] = False,
     motion: Annotated[
         MotionName,
         _sequence(
             "--motion",
-            "How the camera moves over the index: photos, along each folder's in the order of their names; "
-            "metres, between photos with positions; auto takes metres where half of the photos have one.",
+            "Motion model: photos (along those of each folder, in order of name), metres (between photos "
+            "with positions), or auto: metres if half of the photos have positions.",
             "KIND",
         ),
     ] = "auto",
@@ -98,7 +100,7 @@ def query(
         Path | None,
         _sequence(
             "--odometry",
-            "CSV with frame,metres (and heading) or frame,dx,dy: the way since the frame before.",
+            "CSV with frame,metres (and heading) or frame,dx,dy: the motion since the previous frame.",
             "FILE",
         ),
     ] = None,
@@ -106,7 +108,7 @@ def query(
         float | None,
         _sequence(
             "--max-speed",
-            "Metres a second: how far it may have gone by the times in the frames' EXIF.",
+            "Highest speed in metres per second; uses the times in the frames' EXIF.",
             "SPEED",
         ),
     ] = None,
@@ -119,13 +121,12 @@ def query(
 ) -> None:
     """Find where photos were taken.
 
-    For each photo, or with --clip for all of them: the position, the nearest places and the photo that
-    shows each best. The exit code is 0 even where the place is unknown, 3 if some photos could not be read,
-    1 if none could.
+    Prints the position, the nearest places and the best photo of each. Exit code 0 also if the place is
+    unknown, 3 if some photos could not be read, 1 if none could.
 
-    With --sequence each photo has one line: the place where the camera was, or that it was off the map.
+    With --sequence, prints one line for each frame: the place of the camera, or that it is off the map.
 
-    Filters narrow which photos of the index may answer; one that lacks what a filter asks for does not. A
+    Filters restrict which photos of the index may answer. Photos without the filtered value are left out. A
     TIME without an offset is compared with the clock of each photo.
     """
     filters = _filters(
@@ -168,7 +169,7 @@ def query(
     for asked in [photos] if clip else [[photo] for photo in photos]:
         try:
             answer = opened.query_clip(asked, k, filters=filters, verify=verify, on_unreadable=skip)
-        except ImageError:  # none of them can be read, as was said
+        except ImageError:  # no photo could be read, and each was reported
             continue
         answers.append((asked, answer))
         if not as_json:
@@ -177,7 +178,7 @@ def query(
         say_json([_to_json(asked, answer, clip=clip) for asked, answer in answers])
     else:
         for remark in dict.fromkeys(answer.note for _, answer in answers if answer.note):
-            note(f"Note: {remark}")
+            note(f"Note: {with_flags(remark)}")
     if failed:
         raise SomeUnreadable if answers else typer.Exit(FAILED)
 
@@ -190,9 +191,11 @@ def _filters(**given: Any) -> Filters:
 
 
 def _check_sequence(sequence: bool, *, clip: bool, motion: MotionName, **given: Any) -> None:
-    """Refuse what does not go together. Raises UsageError."""
+    """Refuse options that do not go together. Raises UsageError."""
     if sequence and clip:
-        raise UsageError("--clip pools photos of one place, --sequence follows a camera: give one of them")
+        raise UsageError(
+            "--clip pools photos of one place, --sequence follows a moving camera: use one of them"
+        )
     if not sequence:
         wanted = [name for name, value in given.items() if value not in (None, False)]
         wanted += ["motion"] if motion != "auto" else []
@@ -210,14 +213,14 @@ def _to_json(photos: Sequence[Path], answer: "Answer", *, clip: bool) -> dict[st
 
 
 def print_answer(name: object, answer: "Answer") -> None:
-    """Print the answer for a photo or clip: where it was taken, and the nearest places."""
+    """Print the answer for a photo or clip: the position and the nearest places."""
     say(f"{name}: {headline(answer)}")
     table(COLUMNS, [_row(rank, place) for rank, place in enumerate(answer.places, 1)])
     say("")
 
 
 def headline(answer: "Answer") -> str:
-    """Give the answer in one line."""
+    """Return the answer as one line."""
     if not answer.places:
         return "no place found"
     sure = "" if answer.confidence is None else f", {answer.confidence:.0%} sure"

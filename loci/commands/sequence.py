@@ -1,4 +1,4 @@
-"""`loci query --sequence`: where a moving camera was at each of its frames."""
+"""`loci query --sequence`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from indexer.errors import UsageError
 from indexer.filters import Filters
 from loci.console import distance, latlon, note, say, say_json
 from loci.exit_codes import FAILED, SomeUnreadable
+from loci.flags import with_flags
 
 if TYPE_CHECKING:
     from indexer.index import Index
@@ -22,15 +23,15 @@ MotionName = Literal["auto", "photos", "metres"]
 
 
 def frames_of(photos: Sequence[Path]) -> list[Path]:
-    """The frames in their order: as given, or where one folder is given, its photos by name.
+    """Return the frames in order: as given, or if one folder is given, its photos by name.
 
     Raises:
-        UsageError: a folder among other photos, or one without photos.
+        UsageError: a folder among other photos, or a folder without photos.
     """
     if not any(photo.is_dir() for photo in photos):
         return list(photos)
     if len(photos) > 1:
-        raise UsageError("a sequence is either photos in their order, or one folder of them")
+        raise UsageError("a sequence is either photos in order, or one folder")
     from indexer.photos.scan import scan
     from indexer.places.groups import natural_order
 
@@ -43,11 +44,11 @@ def frames_of(photos: Sequence[Path]) -> list[Path]:
 def steps_of(
     frames: Sequence[Path], odometry: Path | None, max_speed: float | None
 ) -> "list[Step | None] | None":
-    """What is known of the way to each frame. Raises UsageError."""
+    """Return the known motion to each frame. Raises UsageError."""
     if odometry is None and max_speed is None:
         return None
     if odometry is not None and max_speed is not None:
-        raise UsageError("--odometry says how far the camera went: leave out --max-speed")
+        raise UsageError("--odometry already gives the motion: leave out --max-speed")
     from indexer.sequences.odometry import read_odometry, steps_by_time
 
     if odometry is not None:
@@ -67,7 +68,7 @@ def query_sequence(
     verify: bool,
     as_json: bool,
 ) -> None:
-    """Print the answer of each frame: as it comes, or with `smooth` when the last was seen."""
+    """Print the answer for each frame, at once or, with `smooth`, after the last frame."""
     from indexer.sequences.follower import follow_all
 
     follower = index.follow(k, motion=motion, filters=filters, verify=verify, remember=smooth)
@@ -90,7 +91,7 @@ def query_sequence(
         for answer in answers if smooth else ():
             say(line(frames[answer.frame], answer))
         for remark in dict.fromkeys(answer.answer.note for answer in answers if answer.answer.note):
-            note(f"Note: {remark}")
+            note(f"Note: {with_flags(remark)}")
     if failed:
         raise SomeUnreadable if answers else typer.Exit(FAILED)
 
@@ -100,7 +101,7 @@ def _to_json(frame: Path, answer: "FrameAnswer") -> dict[str, Any]:
 
 
 def line(frame: Path, found: "FrameAnswer") -> str:
-    """Give a frame's answer in one line."""
+    """Return a frame's answer as one line."""
     answer = found.answer
     if found.off_map is not None and found.off_map > 0.5:
         return f"{frame}: off the map, {found.off_map:.0%} sure"

@@ -1,4 +1,4 @@
-"""`loci weights`: published weights by name, fetched or converted."""
+"""`loci weights`: published weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 weights = typer.Typer(
-    name="weights", cls=Group, rich_markup_mode=None, help="List, fetch or convert published weights."
+    name="weights", cls=Group, rich_markup_mode=None, help="List, download or convert published weights."
 )
 
 MB = 1_000_000
@@ -25,7 +25,7 @@ COLUMNS = (("name", "left"), ("here", "left"), ("size", "right"), ("what it is",
 
 @weights.command("list", cls=Command)
 def list_weights(as_json: JsonFlag = False) -> None:
-    """List the weights that have a name."""
+    """List the weights that can be downloaded by name."""
     from model.weights import NAMED, cache_folder
 
     found = [_state(named) for named in NAMED.values()]
@@ -38,22 +38,22 @@ def list_weights(as_json: JsonFlag = False) -> None:
     ]
     table(COLUMNS, rows)
     say("")
-    say(f"Fetched weights are kept in {cache_folder()}")
+    say(f"Downloaded weights are kept in {cache_folder()}")
 
 
 @weights.command("pull", cls=Command)
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that 'loci weights list' gives.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from 'loci weights list'.")],
     sha256: Annotated[
         str | None,
-        typer.Option(metavar="HEX", help="The checksum that the download must have, where you know it."),
+        typer.Option(metavar="HEX", help="Expected SHA-256 of the download, if you know it."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fetch weights by name.
+    """Download weights by name.
 
-    A download that broke off is gone on with. Their publisher names no checksums; what came is recorded as
-    SHA-256 in the model file, and shown.
+    An interrupted download is resumed. The publisher gives no checksums, so the SHA-256 of the download is
+    printed and recorded in the model file.
     """
     from model import weights as model_weights
     from model.modelfile import load_model
@@ -64,20 +64,20 @@ def pull(
         def told(now: int, total: int | None) -> None:
             nonlocal there
             if there == 0:
-                progress.stage(f"fetching {name} (MB)", None if total is None else total // MB, "MB")
+                progress.stage(f"downloading {name} (MB)", None if total is None else total // MB, "MB")
             progress.advance(now // MB - there // MB)
             there = now
 
         try:
             path = model_weights.pull(name, sha256=sha256, told=told)
         except KeyboardInterrupt:
-            raise Interrupted("interrupted; the same command goes on where it stopped") from None
+            raise Interrupted("interrupted; run the same command again to resume") from None
     config = load_model(path).config
     digest = config.provenance.get("sha256")
     if as_json:
         say_json({"name": name, "path": str(path), "sha256": digest, "dim": config.output_dim})
         return
-    say(f"{name} is in {path}; what was fetched has SHA-256 {digest}")
+    say(f"{name} is in {path}; SHA-256 of the download: {digest}")
     say(f"To use it: {command_line('loci', 'index', 'PHOTOS', '--into', 'INDEX', '--weights', name)}")
 
 
@@ -86,10 +86,10 @@ def import_file(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="NetVLAD's .mat, or a pytorch-NetVlad or Patch-NetVLAD checkpoint."
+            metavar="FILE", help="NetVLAD's .mat file, or a checkpoint of pytorch-NetVlad or Patch-NetVLAD."
         ),
     ],
-    into: Annotated[Path, typer.Option(metavar="MODEL", help="The model's file to write, name.safetensors.")],
+    into: Annotated[Path, typer.Option(metavar="MODEL", help="The model file to write, name.safetensors.")],
     as_json: JsonFlag = False,
 ) -> None:
     """Convert published weights to a model file."""
