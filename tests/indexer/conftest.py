@@ -15,10 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
 from indexer.build.publish import publish
 from indexer.build.run import BuildReport, build_index
@@ -31,8 +29,8 @@ from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
 from indexer.storage.rows import FileRow, PhotoFacts
 from indexer.storage.shards import RUN, ShardWriter
-from model.backbone import CHANNELS
 from model.images import read_photo
+from tests.tiny_network import use_tiny_network
 
 WALLS, VIEWS = 4, 2
 LAT, LON, STEP = 52.0, 0.25, 0.01
@@ -100,28 +98,9 @@ class World:
         return index.nearest(index.embed([photo])[0], 1)[0].path
 
 
-class TinyVGG16(nn.Sequential):
-    """One convolution, whose output stands for both of VGG16's, twice as large for conv4_3."""
-
-    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self(images)
-        return nn.functional.interpolate(maps, scale_factor=2.0), maps
-
-
-def tiny_backbone() -> TinyVGG16:
-    """A network of VGG16's input, output and stride with a fortieth of its weights."""
-    layer = nn.Conv2d(3, CHANNELS, 16, stride=16)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), device="cpu")
-            parameter.copy_(values)
-    return TinyVGG16(layer)
-
-
 def make_fast(patch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes a tiny index longest: VGG16's weights, and waiting for the disk."""
-    patch.setattr("model.modelfile.imagenet_backbone", tiny_backbone)
-    patch.setattr("model.modelfile.vgg16_conv5", tiny_backbone)
+    """Replace the slowest parts of making a tiny index: VGG16, and waiting for the disk."""
+    use_tiny_network(patch)
     patch.setattr(os, "fsync", lambda _: None)
 
 

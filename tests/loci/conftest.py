@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from loci.main import app
+from tests.tiny_network import BACKBONES, use_tiny_network
 
 ROOT = Path(__file__).parents[2]
 WALLS = 4
@@ -42,9 +45,38 @@ def photograph(path: Path, wall: int, view: int, *, gps: bool = True) -> Path:
     return path
 
 
+REAL = {name: resolve_name(name.replace("file.", "file:")) for name in BACKBONES}
+
 Photograph = Callable[..., Path]
 Loci = Callable[..., Result]
 Process = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stand_in() -> Iterator[pytest.MonkeyPatch]:
+    """Replace VGG16, whose weights take longest in most commands; tests marked slow run on the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_network(patch)
+        yield patch
+
+
+@pytest.fixture(autouse=True)
+def _real_network_for_slow_tests(
+    request: pytest.FixtureRequest, _stand_in: pytest.MonkeyPatch
+) -> Iterator[None]:
+    if request.node.get_closest_marker("slow") is None:
+        yield
+        return
+    with real_network():
+        yield
+
+
+@contextmanager
+def real_network() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, real in REAL.items():
+            patch.setattr(name, real)
+        yield
 
 
 @pytest.fixture(scope="session", name="photograph")
@@ -91,13 +123,23 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(photos: Path, loci: Loci) -> tuple[Path, Result]:
     """An index of these photos, and what the command that made it said."""
     index = photos.parent / "index"
-    return index, loci("index", photos, "--into", index, "--clusters", 4)
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_network(patch)
+        return index, loci("index", photos, "--into", index, "--clusters", 4)
 
 
 @pytest.fixture(scope="session")
 def index(made: tuple[Path, Result]) -> Path:
     """The index; tests read it only."""
     return made[0]
+
+
+@pytest.fixture(scope="session")
+def real_index(photos: Path, loci: Loci) -> Path:
+    """An index of these photos on the real network, for slow tests; tests read it only."""
+    with real_network():
+        loci("index", photos, "--into", photos.parent / "real-index", "--clusters", 4)
+    return photos.parent / "real-index"
 
 
 @pytest.fixture

@@ -139,9 +139,10 @@ def test_an_interruption_is_said(loci: Loci, monkeypatch: pytest.MonkeyPatch) ->
     assert (result.exit_code, result.stderr) == (130, "loci: interrupted\n")
     result = loci("index", "photos", "--into", "index")
     assert result.exit_code == 130
-    assert result.stderr == "loci: interrupted; the same command goes on where it stopped\n"
+    assert result.stderr == "loci: interrupted; run the same command again to resume\n"
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy(process: Process) -> None:
     code = """
 import sys
@@ -160,6 +161,7 @@ print("heavy:", sorted(heavy & set(sys.modules)))
     assert result.returncode == 0
 
 
+@pytest.mark.slow
 def test_importing_loci_is_cheap_and_index_comes_when_asked_for(process: Process) -> None:
     code = """
 import sys
@@ -177,11 +179,12 @@ except AttributeError as error:
     assert (result.stdout, result.stderr) == ("module 'loci' has no attribute 'Indexx'\n", "")
 
 
-def test_a_closed_pipe_ends_it_quietly(index: Path) -> None:
+@pytest.mark.slow
+def test_a_closed_pipe_ends_it_quietly(real_index: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "w") as closed:
-        command = [sys.executable, "-m", "loci", "info", str(index), "--json"]
+        command = [sys.executable, "-m", "loci", "info", str(real_index), "--json"]
         result = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert result.stderr == ""
     assert result.returncode == 1

@@ -18,6 +18,8 @@ from indexer.storage.catalogue import Catalogue
 from indexer.maintenance.check import check_index
 from indexer.index import Index
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from tests.indexer.conftest import Paint, StartChild
 

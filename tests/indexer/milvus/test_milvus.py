@@ -34,7 +34,8 @@ from indexer.storage.catalogue import Catalogue
 from indexer.storage.rows import Hit
 
 pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of milvus-lite's and pymilvus's own
+# milvus-lite and pymilvus warn.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 DIM = 8
 Draw = Callable[..., Floats]
 

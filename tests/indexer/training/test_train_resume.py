@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from model.modelfile import load_model
 from model.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from tests.indexer.conftest import Paint, StartChild
 

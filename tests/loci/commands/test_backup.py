@@ -33,22 +33,24 @@ def test_a_backup_and_a_restored_index(loci: Loci, own_index: Path, question: Pa
     assert loci("keys", "list", "--index", tmp_path / "back").stdout.splitlines()[-1].startswith("robot")
 
 
-def test_through_a_pipe(index: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_through_a_pipe(real_index: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     loci = [sys.executable, "-m", "loci"]
-    with subprocess.Popen([*loci, "backup", str(index)], stdout=subprocess.PIPE, env=environment) as writing:
+    with subprocess.Popen([*loci, "backup", str(real_index)], stdout=subprocess.PIPE, env=environment) as writing:
         command = [*loci, "restore", "-", "--into", str(tmp_path / "back")]
         reading = subprocess.run(command, stdin=writing.stdout, env=environment, timeout=300, check=False)
     assert (writing.returncode, reading.returncode) == (0, 0)
     assert (tmp_path / "back/CURRENT").read_text() == "01/000001\n"
 
 
-def test_a_reader_that_goes_away_is_one_sentence(process: Process, index: Path) -> None:
+@pytest.mark.slow
+def test_a_reader_that_goes_away_is_one_sentence(process: Process, real_index: Path) -> None:
     code = (
         "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.argv[1:1] = ['backup']; "
         "from loci.main import main; main()"
     )
-    ended = process(index, code=code)
+    ended = process(real_index, code=code)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == "loci: cannot write to the output: Broken pipe"
 
@@ -85,5 +87,5 @@ def test_a_terminal_gets_no_tar(loci: Loci, index: Path, monkeypatch: pytest.Mon
     ended = loci("backup", index)
     assert ended.exit_code == 2
     assert ended.stderr.startswith(
-        "loci: Invalid value: a backup is not text for a terminal, give --output too"
+        "loci: Invalid value: a backup cannot be shown on a terminal: add --output FILE"
     )

@@ -72,12 +72,12 @@ def test_deepface(loci: Loci) -> None:
     [
         (
             ["--input", "16x63"],
-            "Invalid value for '--input': channels, height and width are written like 16x63x63, not '16x63'; "
+            "Invalid value for '--input': expected channels, height and width like 16x63x63, not '16x63'; "
             "see loci connections --help",
         ),
         (
             ["--input", "16x-6x6"],
-            "Invalid value for '--input': channels, height and width are written like 16x63x63, "
+            "Invalid value for '--input': expected channels, height and width like 16x63x63, "
             "not '16x-6x6'; see loci connections --help",
         ),
         (
@@ -95,7 +95,7 @@ def test_deepface(loci: Loci) -> None:
         ),
         (
             ["--input", "16x999999x9999999999"],
-            "these sizes are too large to be counted; give smaller ones",
+            "these sizes are too large to count; use smaller ones",
         ),
     ],
 )

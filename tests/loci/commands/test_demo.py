@@ -32,6 +32,7 @@ def small_demo(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_demo_finds_what_was_left_out(
     loci: Loci, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_the_demo_finds_what_was_left_out(
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.slow
 def test_with_no_network_indexing_querying_and_the_demo_work(
     process: Process, small_demo: Path, tmp_path: Path, question: Path, photos: Path
 ) -> None:

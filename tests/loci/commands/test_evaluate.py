@@ -29,7 +29,7 @@ def test_evaluate_by_distance(loci: Loci, index: Path, queries: Path) -> None:
     result = loci("evaluate", queries, "--index", index)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert lines[0] == "4 queries to 16 photos; right: within 25 m"
+    assert lines[0] == "4 queries, 16 photos in the index; right: within 25 m"
     assert lines[1] == "not counted: 1 query without a right photo"
     assert lines[2].split() == ["N", "recall@N"]
     assert [line.split() for line in lines[4:8]] == [[n, "1.000"] for n in ("1", "5", "10", "20")]
@@ -37,7 +37,7 @@ def test_evaluate_by_distance(loci: Loci, index: Path, queries: Path) -> None:
         "",
         "precision-recall by score: AUC 1.000, recall 1.000 at 100 % precision, 1 query foreign to the index "
         "among them",
-        "position off by 0.0 m (median), 0.0 m (75 %), 0.0 m (95 %); within the radius told: 100%",
+        "position error 0.0 m (median), 0.0 m (75 %), 0.0 m (95 %); within the stated radius: 100%",
     ]
 
 
@@ -82,7 +82,7 @@ def test_evaluate_names_what_it_cannot_read(loci: Loci, index: Path, queries: Pa
     (tmp_path / "m.csv").write_text("path,lat,lon\nbroken.jpg,52.0,0.25\n")
     result = loci("evaluate", queries, "--index", index, "--metadata", tmp_path / "m.csv")
     assert result.exit_code == 3
-    assert result.stdout.startswith("4 queries to ")
+    assert result.stdout.startswith("4 queries, ")
     assert result.stderr.endswith(f"loci: {queries / 'broken.jpg'}: not an image that can be read\n")
 
 
@@ -90,7 +90,7 @@ def test_evaluate_by_several_radii(loci: Loci, index: Path, queries: Path) -> No
     """Walls are 222 m apart: within 250 m, those beside a query's own are right, too."""
     arguments = ("evaluate", queries, "--index", index, "--radius", 10, "--radius", 250)
     lines = loci(*arguments).stdout.splitlines()
-    assert lines[0] == "4 queries to 16 photos; right: within 10 m"
+    assert lines[0] == "4 queries, 16 photos in the index; right: within 10 m"
     assert lines[2].split() == ["recall@N", "within", "10", "m", "within", "250", "m"]
     assert [line.split() for line in lines[4:9]] == [
         *([n, "1.000", "1.000"] for n in ("1", "5", "10", "20")),
@@ -107,7 +107,7 @@ def test_evaluate_by_frames(loci: Loci, index: Path, tmp_path: Path, photograph:
         photograph(tmp_path / "frames" / f"{name}.png", wall, 1, gps=False)
     arguments = ("evaluate", tmp_path / "frames", "--index", index, "--frames")
     result = loci(*arguments, 0)
-    assert result.stdout.splitlines()[0] == "2 queries to 16 photos; right: the frame of the same name"
+    assert result.stdout.splitlines()[0] == "2 queries, 16 photos in the index; right: the frame of the same name"
     measured = json.loads(loci(*arguments, 1, "--json").stdout)
     assert (measured["queries"], measured["foreign"], measured["frames"]) == (2, 1, 1)
     assert measured["recall"]["5"] == 1
@@ -134,7 +134,7 @@ def test_a_data_sets_folder_and_all_that_is_written(
         *("--report-queries", 2),
     )
     assert result.exit_code == 0
-    assert result.stdout.startswith("4 queries to 16 photos; right: within 25 m\n")
+    assert result.stdout.startswith("4 queries, 16 photos in the index; right: within 25 m\n")
     assert result.stderr.endswith(f"wrote the report {report}\nwrote the table {table}\n")
     page = report.read_text(encoding="utf-8")
     assert f"<title>index, asked about {tmp_path.name}</title>" in page
@@ -171,7 +171,7 @@ def test_two_indexes_are_compared(
     assert lines[start + 1].split() == ["N", "this", "other", "difference", "95", "%", "interval"]
     assert lines[start + 3].split()[:4] == ["1", "1.000", "0.667", "+0.333"]
     assert lines[start + 4].split() == ["5", "1.000", "1.000", "+0.000", "+0.000", "to", "+0.000"]
-    assert lines[-2:] == ["only this is right: 1: wall0.jpg", "only that is: 0"]
+    assert lines[-2:] == ["only this index is right: 1: wall0.jpg", "only the other: 0"]
     compared = json.loads(loci(*arguments, "--json").stdout)["compare"]
     assert (compared["index"], compared["queries"], compared["recall"]["5"]) == (str(other), 3, 1)
     assert compared["difference"]["1"]["difference"] == pytest.approx(1 / 3)
@@ -189,7 +189,7 @@ def test_what_the_other_index_lacks_is_said_of_it(
     result = loci("evaluate", queries, "--index", index, "--truth", truth, "--compare", other)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.endswith(
-        f"loci: asking {other}: {truth}, line 2: wall0/view0.jpg is not in the index\n"
+        f"loci: {other}: {truth}, line 2: wall0/view0.jpg is not in the index\n"
     )
 
 
@@ -225,7 +225,7 @@ def test_a_radius_beside_a_truth_has_no_say(loci: Loci, index: Path, queries: Pa
     truth.write_text("query,positives\nwall0.jpg,wall0/view0.jpg\n")
     result = loci("evaluate", queries, "--index", index, "--truth", truth, "--radius", 5, "--radius", 9)
     assert result.exit_code == 0
-    assert result.stderr.startswith("Note: --radius has no say beside --truth or --frames.\n")
+    assert result.stderr.startswith("Note: --radius has no effect with --truth or --frames.\n")
 
 
 def test_answers_that_say_how_sure_they_are(
@@ -245,7 +245,7 @@ def test_answers_that_say_how_sure_they_are(
     assert result.stdout.splitlines()[-4:] == [
         "precision-recall by confidence: AUC 1.000, recall 1.000 at 100 % precision, 1 query foreign to the "
         "index among them",
-        "position off by 0.0 m (median), 0.0 m (75 %), 0.0 m (95 %); within the radius told: 100%",
+        "position error 0.0 m (median), 0.0 m (75 %), 0.0 m (95 %); within the stated radius: 100%",
         "confidence: expected calibration error 0.140 over 10 bins",
         "refused: 0 of 4 right, 0 of 0 wrong, 1 of 1 foreign",
     ]

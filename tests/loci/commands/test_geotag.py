@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_would_be_written_and_how(loci: Loci, index: Path, a
 def test_sidecars(loci: Loci, index: Path, archive: Path) -> None:
     command = ("geotag", archive, "--index", index, "--xmp")
     dry = loci(*command)
-    assert dry.stderr.endswith("Nothing was written. To write 2 positions as XMP sidecars: add --write.\n")
+    assert dry.stderr.endswith("Nothing was written. Add --write to write 2 positions as XMP sidecars.\n")
     result = loci(*command, "--write")
     assert result.exit_code == 0
     assert [line.split() for line in result.stdout.replace("─", "").splitlines()] == [
@@ -223,17 +223,18 @@ def test_an_interruption_keeps_what_was_written_and_says_so(
     result = loci("geotag", archive, "--index", index, "--xmp", "--write")
     assert result.exit_code == 130
     assert ["position", "written", "1"] in cells(result.stdout)
-    assert result.stderr.endswith("loci: interrupted; the same command goes on where it stopped\n")
+    assert result.stderr.endswith("loci: interrupted; run the same command again to resume\n")
     assert len(list(archive.rglob("*.xmp"))) == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_is_interrupted_leaves_whole_sidecars_and_goes_on(
-    index: Path, tmp_path: Path, photograph: Photograph, loci: Loci
+    real_index: Path, tmp_path: Path, photograph: Photograph, loci: Loci
 ) -> None:
     folder = tmp_path / "many"
     for number in range(40):
         photograph(folder / f"{number:02}.jpg", number % 4, number // 4 % 4, gps=False)
-    command = ["geotag", str(folder), "--index", str(index), "--min-score", "-1", "--xmp", "--write"]
+    command = ["geotag", str(folder), "--index", str(real_index), "--min-score", "-1", "--xmp", "--write"]
     with subprocess.Popen(
         [sys.executable, "-m", "loci", *command],
         stdout=subprocess.DEVNULL,
@@ -251,7 +252,7 @@ def test_a_process_that_is_interrupted_leaves_whole_sidecars_and_goes_on(
     assert all(read_sidecar(path).position() for path in written)
     assert not list(folder.glob(".*"))
     if process.returncode == 130:  # it may have been done already
-        assert said.endswith("loci: interrupted; the same command goes on where it stopped\n")
+        assert said.endswith("loci: interrupted; run the same command again to resume\n")
         assert len(written) < 40
     assert loci(*command).exit_code == 0
     assert len(list(folder.glob("*.xmp"))) == 40

@@ -156,6 +156,7 @@ def test_a_wrong_metadata_column_is_wrong_usage(loci: Loci, photos: Path, tmp_pa
     assert not (tmp_path / "index").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_it_says_that_it_goes_on_and_does(
     loci: Loci, tmp_path: Path, photograph: Photograph
 ) -> None:
@@ -172,7 +173,7 @@ def test_interrupted_it_says_that_it_goes_on_and_does(
     rest = run.stderr.read()
     run.stderr.close()
     assert run.wait(60) == 130
-    assert rest.splitlines()[-1] == "loci: interrupted; the same command goes on where it stopped"
+    assert rest.splitlines()[-1] == "loci: interrupted; run the same command again to resume"
     result = loci("index", folder, "--into", index, "--clusters", 4)
     assert result.exit_code == 0
     assert result.stdout.startswith(f"40 photos in {index}\n")
@@ -190,8 +191,8 @@ def test_info_json_has_the_documented_names(loci: Loci, index: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "line"),
     [
-        (None, "not told: made by another version; the next 'loci index' run calibrates it"),
-        ({"reason": "too few photos"}, "not told: too few photos"),
+        (None, "none: the next 'loci index' run calibrates it"),
+        ({"reason": "too few photos"}, "none: too few photos"),
         (
             {"reason": None, "queries": 300, "right": 0.7667, "ece": 0.0184},
             "calibrated on 300 photos of the index, some disturbed, of whose places 77% were found; expected "
@@ -215,7 +216,7 @@ def test_info_of_a_snapshot_elsewhere(loci: Loci, index: Path, tmp_path: Path) -
         dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if "features" not in line)
         for result in (there, loci("info", index))
     )
-    assert found.pop("search") == "Milvus FLAT, loci_01_000001, finds 100.0% of what an exact search finds"
+    assert found.pop("search") == "Milvus FLAT, loci_01_000001, recall 100.0% of an exact search"
     del own["search"], own["size"]
     assert found == own
     assert "needs --model" in loci("info", store).stderr
@@ -223,7 +224,7 @@ def test_info_of_a_snapshot_elsewhere(loci: Loci, index: Path, tmp_path: Path) -
 
 def test_info_for_people(loci: Loci, index: Path) -> None:
     lines = dict(line.split("  ", 1) for line in loci("info", index).stdout.splitlines())
-    assert lines["photos"].strip() == "16, 16 of them with a position"
+    assert lines["photos"].strip() == "16, 16 with a position"
     assert lines["places"].strip().startswith("4, by ")
     assert lines["model"].strip().endswith(": imagenet, netvlad of 4 clusters (version 1) on conv4_3+conv5_3")
     assert "panoramas" not in lines

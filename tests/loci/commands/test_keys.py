@@ -18,7 +18,7 @@ def test_a_key_is_made_listed_and_removed(loci: Loci, tmp_path: Path) -> None:
     assert made.exit_code == 0
     (key,) = made.stdout.splitlines()
     assert key.startswith("loci_")
-    assert made.stderr == "The key robot, for reading. It is shown only now:\n"
+    assert made.stderr == "Key robot, for reading. It is shown only once:\n"
     entry = KeyRing(tmp_path / "keys.json").find(key)
     assert entry is not None
     assert (entry.name, entry.role) == ("robot", Role.READ)
@@ -56,7 +56,7 @@ def test_no_keys_yet(loci: Loci, tmp_path: Path) -> None:
 def test_wrong_usage_and_failures_are_one_sentence(loci: Loci, tmp_path: Path) -> None:
     nowhere = loci("keys", "list")
     assert nowhere.exit_code == 2
-    assert "say which index by --index INDEX" in nowhere.stderr
+    assert "give --index INDEX" in nowhere.stderr
     loci("keys", "create", "robot", "--index", tmp_path)
     twice = loci("keys", "create", "robot", "--index", tmp_path)
     assert (twice.exit_code, twice.stdout) == (1, "")

@@ -20,6 +20,8 @@ from indexer.index import Index
 from indexer.options import BuildOptions
 from indexer.progress import Silent
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="Ray is not installed")
 DEMO = Path(__file__).parents[3] / "loci/demo/photos"
 GCS, CLIENT = 6_397, 9_996  # below the ports that Ray gives its workers

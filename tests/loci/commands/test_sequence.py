@@ -125,7 +125,7 @@ def test_a_frame_that_cannot_be_read_is_named_and_passed(
     [
         (
             ["--sequence", "--clip"],
-            "--clip pools photos of one place, --sequence follows a camera: give one of them",
+            "--clip pools photos of one place, --sequence follows a moving camera: use one of them",
         ),
         (["--smooth"], "--smooth needs --sequence"),
         (["--odometry", "way.csv"], "--odometry needs --sequence"),
@@ -137,7 +137,7 @@ def test_a_frame_that_cannot_be_read_is_named_and_passed(
         ),
         (
             ["--sequence", "--odometry", "way.csv", "--max-speed", 3],
-            "--odometry says how far the camera went: leave out --max-speed",
+            "--odometry already gives the motion: leave out --max-speed",
         ),
         (["--sequence", "--max-speed", -3], "the speed must be more than 0 metres a second, not -3"),
     ],
@@ -191,7 +191,7 @@ def test_one_folder_or_photos(loci: Loci, road: Path, frames: Path, tmp_path: Pa
     assert (result.exit_code, result.stderr) == (2, f"loci: {tmp_path / 'empty'}: no photos in this folder\n")
     result = loci("query", "--sequence", frames, frames / "q1.jpg", "--index", road)
     assert result.exit_code == 2
-    assert result.stderr == "loci: a sequence is either photos in their order, or one folder of them\n"
+    assert result.stderr == "loci: a sequence is either photos in order, or one folder\n"
     given = [frames / "q3.jpg", frames / "q1.jpg"]
     assert frames_of(given) == given
 
@@ -238,6 +238,7 @@ DATA = Path(__file__).parents[4] / "shared" / "data" / "corridor"
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real photos in ../shared/data")
+@pytest.mark.slow
 def test_a_real_corridor_walked_back_and_a_place_unknown_to_it(loci: Loci, tmp_path: Path) -> None:
     """A robot's second pass, backwards, over the first half of the corridor; then the unknown other half."""
     passes = {name: sorted((DATA / name).iterdir()) for name in ("ref", "query")}

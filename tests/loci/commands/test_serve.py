@@ -15,6 +15,13 @@ import httpx
 import pytest
 from typer.testing import Result
 
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def index(real_index: Path) -> Path:
+    return real_index
+
 Loci = Callable[..., Result]
 
 WITHOUT_SETTINGS = {name: value for name, value in os.environ.items() if not name.startswith("LOCI_")}

@@ -51,7 +51,7 @@ LINES = [
     "  trained on  1,000 photos, 200 held out, 50 left out",
     "  model       f00d",
     "  time        3 min 20 s",
-    "  see         m s.safetensors.training/curve.png",
+    "  see         m s.safetensors.training/curve.svg",
     "  To use it: loci index PHOTOS --into INDEX --weights 'm s.safetensors'",
 ]
 
@@ -92,7 +92,7 @@ def test_nothing_better_is_said(loci: Loci, trained: Trained) -> None:
     trained.report = replace(REPORT, best_epoch=0, left_out=0, recall_after=REPORT.recall_before)
     lines = loci("train", "photos", "--into", "m.safetensors").stdout.splitlines()
     assert lines[0] == "m.safetensors: recall@1/5/10 50.0 / 75.0 / 87.5 % of held-out photos found"
-    assert lines[2] == "  kept        the start: no epoch was better"
+    assert lines[2] == "  kept        the start (no epoch was better)"
     assert lines[3] == "  trained on  1,000 photos, 200 held out"
     assert lines[-2] == "  Training made nothing better: the file holds the model that it started from."
 
@@ -109,7 +109,7 @@ def test_accuracy_notes_and_a_run_finished_before(loci: Loci, trained: Trained) 
         "  2 rows of m.csv name no photo",
     ]
     assert result.stderr.splitlines()[-1] == (
-        "this run was finished before; a larger --epochs goes on with it, --restart begins anew"
+        "this run is already finished; a larger --epochs goes on with it, --restart begins anew"
     )
 
 
@@ -259,13 +259,13 @@ def test_ctrl_c(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexer.training.train.train_model", interrupted)
     result = loci("train", "photos", "--into", "m.safetensors")
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr == "loci: interrupted; the same command goes on where it stopped\n"
+    assert result.stderr == "loci: interrupted; run the same command again to resume\n"
 
 
 def test_help_names_what_people_ask_for(loci: Loci) -> None:
     text = " ".join(loci("train", "--help").stdout.split())
     for words in (
-        "MODEL.training holds log.txt, log.jsonl, curve.png",
+        "MODEL.training holds log.txt, log.jsonl, curve.svg",
         "loci index PHOTOS --into INDEX --weights MODEL",
         "when the same command is given again",
         "The photos:",
@@ -295,7 +295,7 @@ def test_from_photos_to_answers(loci: Loci, photos: Path, tmp_path: Path) -> Non
 
     again = loci(*command)
     assert again.stdout.splitlines()[0] == lines[0]
-    assert "this run was finished before" in again.stderr
+    assert "this run is already finished" in again.stderr
     other = loci(*command, "--margin", 0.3)
     assert (other.exit_code, other.stdout) == (1, "")
     assert other.stderr.splitlines()[-1] == (
@@ -323,6 +323,7 @@ def test_no_positions_is_a_sentence_on_what_to_do(loci: Loci, photograph: Photog
     assert not (tmp_path / "m.safetensors.training").exists()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_model(photos: Path, tmp_path: Path) -> None:
     """Real processes, real SIGKILL, moments drawn at random; once Ctrl-C."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -361,7 +362,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_model(photos: 
             _, rest = run.communicate()
             assert run.returncode in (-number, 130, 0)
             if run.returncode == 130:
-                assert rest.splitlines()[-1] == "loci: interrupted; the same command goes on where it stopped"
+                assert rest.splitlines()[-1] == "loci: interrupted; run the same command again to resume"
     with start("killed") as run:
         run.communicate()
         assert run.returncode == 0

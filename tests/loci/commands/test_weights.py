@@ -145,9 +145,9 @@ def test_without_a_command_it_gives_its_help(loci: Loci) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("list", "List the weights that have a name."),
-        ("pull", "A download that broke off is gone on with."),
-        ("import", "NetVLAD's .mat, or a pytorch-NetVlad or Patch-NetVLAD checkpoint."),
+        ("list", "List the weights that can be downloaded by name."),
+        ("pull", "An interrupted download is resumed."),
+        ("import", "NetVLAD's .mat file, or a checkpoint of pytorch-NetVlad or Patch-NetVLAD."),
     ],
 )
 def test_help(loci: Loci, command: str, words: str) -> None:
@@ -169,7 +169,7 @@ def test_list(loci: Loci, cache: Path) -> None:
         ["tokyotm", "no"],
     ]
     assert lines[3].rstrip().endswith("NetVLAD trained on Pittsburgh's streets, 4,096-D")
-    assert lines[5:] == ["", f"Fetched weights are kept in {cache}"]
+    assert lines[5:] == ["", f"Downloaded weights are kept in {cache}"]
     assert not cache.exists()
 
 
@@ -200,7 +200,7 @@ def test_pull(loci: Loci, cache: Path, published: Server) -> None:
     assert result.exit_code == 0
     path = cache / "pitts30k.safetensors"
     assert result.stdout.splitlines() == [
-        f"pitts30k is in {path}; what was fetched has SHA-256 {published.sha256}",
+        f"pitts30k is in {path}; SHA-256 of the download: {published.sha256}",
         "To use it: loci index PHOTOS --into INDEX --weights pitts30k",
     ]
     assert result.stderr.splitlines() == ["fetching pitts30k (MB): 3"]
@@ -294,7 +294,7 @@ def test_ctrl_c(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.weights.download", interrupted)
     result = loci("weights", "pull", "tokyotm")
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr == "loci: interrupted; the same command goes on where it stopped\n"
+    assert result.stderr == "loci: interrupted; run the same command again to resume\n"
 
 
 @pytest.mark.parametrize(
