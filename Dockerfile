@@ -1,19 +1,19 @@
-# One image for the index job and the service. docs/deployment.md says how to build and run it.
+# One image for the index job and the service. docs/deployment.md explains how to build and run it.
 ARG BASE=python:3.11-slim-bookworm
 
-# What is to be installed, in a stage of its own: the next one, by far the largest, is then made again only when
-# this list or a pin changes, and not with every other line of pyproject.toml.
+# List the packages in a stage of its own. The next stage is by far the largest; this way it is rebuilt only if
+# the list or a pin changes, and not for every change of pyproject.toml.
 FROM ${BASE} AS wanted
-# gpu or cpu: which build of FAISS. The GPU build also runs without a GPU, but brings 1.2 GB of CUDA libraries.
+# The build of FAISS: gpu or cpu. The GPU build also runs without a GPU, but brings 1.2 GB of CUDA libraries.
 ARG FAISS=gpu
-# Which extras of the project: "heic int8 milvus ray" for a cluster.
+# The project's extras: "heic int8 milvus ray" for a cluster.
 ARG EXTRAS="heic int8"
 COPY pyproject.toml .
 RUN python3 -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *(one for name in sys.argv[1:] for one in p["optional-dependencies"][name]), sep="\n")' $EXTRAS > /wanted.txt \
     && if [ "$FAISS" = cpu ]; then sed -i -e '/^faiss-gpu/d' -e '/^faiss-cpu/s/;.*//' /wanted.txt; fi
 
 FROM ${BASE} AS dependencies
-# Another index of PyTorch wheels, for the build without CUDA; pip's own PIP_EXTRA_INDEX_URL does the same.
+# Another index of PyTorch wheels, for the build without CUDA. Pip's own PIP_EXTRA_INDEX_URL does the same.
 ARG TORCH_INDEX_URL=
 WORKDIR /build
 RUN python3 -m venv /opt/loci
@@ -31,15 +31,15 @@ COPY loci loci
 RUN /opt/loci/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --prefix /opt/project .
 
 FROM ${BASE}
-# A fixed uid, so that a volume keeps its owner from one image to the next.
+# A fixed uid, so that a volume keeps its owner when the image changes.
 RUN groupadd --gid 10001 loci \
     && useradd --uid 10001 --gid loci --no-create-home --home-dir /tmp --shell /usr/sbin/nologin loci \
     && mkdir /data /photos \
     && chown loci:loci /data
-# Two layers, so that a new version of the project moves megabytes, not the gigabytes below it.
+# Two layers, so that a new version of the project transfers megabytes, not the gigabytes of dependencies.
 COPY --from=dependencies /opt/loci /opt/loci
 COPY --from=project /opt/project /opt/loci
-# Everything that is written outside /data goes to /tmp: with a tmpfs there, the root can be read-only.
+# Everything written outside /data goes to /tmp. With a tmpfs there, the root can be read-only.
 ENV PATH=/opt/loci/bin:$PATH \
     HOME=/tmp \
     USER=loci \

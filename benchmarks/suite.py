@@ -1,7 +1,7 @@
 """Runs the commands that RESULTS.md quotes, and puts there what they print, on which machine, with what.
 
     scripts/bench                       all of them: most of a day on two cores
-    scripts/bench network large         those of benchmarks/network.py and benchmarks/large.py
+    scripts/bench network large         those of benchmarks.speed.network and benchmarks.speed.large
 
 The commands are those in RESULTS.md, so that no figure there is without one; what each prints comes between
 two marks below it, in the place of what was there. What is said about it stays. Both sides of every ratio are
@@ -27,7 +27,7 @@ import torch
 RESULTS = Path(__file__).parent / "RESULTS.md"
 PACKAGES = ("torch", "faiss-gpu", "numpy", "openvino", "ray", "pymilvus", "milvus-lite")
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
-COMMANDS = re.compile(r"(?m)^(?:    (?:python benchmarks/|loci |pip |\w+=).*\n)+")
+COMMANDS = re.compile(r"(?m)^(?:    (?:python -m benchmarks\.|loci |pip |\w+=).*\n)+")
 """Lines of RESULTS.md that are run together: a benchmark's, and before it those that prepare it."""
 
 
@@ -38,7 +38,7 @@ def blocks(text: str) -> list[str]:
 
 
 def scripts_of(block: str) -> set[str]:
-    return set(re.findall(r"benchmarks/(\w+)\.py", block))
+    return set(re.findall(r"benchmarks\.\w+\.(\w+)", block))
 
 
 def with_result(text: str, block: str, result: str) -> str:

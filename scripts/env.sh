@@ -1,5 +1,5 @@
-# Shared by scripts/loci, scripts/test and scripts/check, which set `root`: makes or updates $root/.venv.
-# Set PYTHON to choose the interpreter, TORCH_INDEX_URL to take PyTorch from another index (docs/deployment.md).
+# Create or update $root/.venv. The other scripts in this folder source this file and set `root`.
+# PYTHON chooses the interpreter, TORCH_INDEX_URL another index for PyTorch (docs/deployment.md).
 
 venv=$root/.venv
 
@@ -23,7 +23,7 @@ find_python() {
     return 1
 }
 
-# What the environment was made from: the requirements, and the place its absolute paths point to.
+# A checksum of what the environment depends on: the requirements, and the folder its absolute paths point to.
 wanted_stamp() {
     {
         printf '%s\n' "$root"
@@ -35,16 +35,16 @@ is_ready() {
     [ "$(cat "$venv/.installed-$1" 2>/dev/null)" = "$(wanted_stamp)" ] && [ -x "$venv/bin/python" ]
 }
 
-# One set-up at a time. The lock goes with descriptor 9, so it cannot be left behind by a killed run.
+# Allow one set-up at a time. Closing descriptor 9 releases the lock, so a killed run cannot leave it behind.
 lock_setup() {
     exec 9<"$root/pyproject.toml"
-    "$1" - <<'PYTHON' || say "cannot lock $root; going on without"
+    "$1" - <<'PYTHON' || say "cannot lock $root; continuing without a lock"
 import fcntl, sys
 
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
-    print("waiting for another run that is setting up .venv", file=sys.stderr)
+    print("waiting for another run to finish setting up .venv", file=sys.stderr)
     fcntl.flock(9, fcntl.LOCK_EX)
 PYTHON
 }
@@ -59,30 +59,30 @@ PYTHON
         return
     fi
     "$1" -m venv --clear "$venv" >&2 ||
-        die "could not make $venv with $1; on Debian and Ubuntu install python3-venv, then run this again"
+        die "could not create $venv with $1; on Debian and Ubuntu, install python3-venv and run this again"
 }
 
 install_project() {
     local extras=$1
-    # The stamps go first and come back last: whatever happens in between, the next run starts this over.
+    # Remove the stamps first and write them last: if this is interrupted, the next run starts over.
     rm -f "$venv"/.installed-*
     (
         cd "$root" &&
             "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
                 ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
                 --constraint requirements.txt --editable ".$extras" </dev/null >&2
-    ) || die "the installation into $venv failed (see above); run this again to go on"
+    ) || die "installing into $venv failed (see above); run this again to retry"
 }
 
-# ensure_env run|dev: `dev` adds what the tests and checks need, and serves `run` too.
+# ensure_env run|dev: `dev` adds the packages for tests and checks; it includes everything `run` needs.
 ensure_env() {
     local kind=$1 extras='[int8]' python
     is_ready "$kind" && return
     python=$(find_python) ||
-        die "Python 3.11 or newer is needed and was not found; install it, or set PYTHON to where it is"
+        die "no Python 3.11 or newer found; install it, or set PYTHON to its path"
     lock_setup "$python"
     if ! is_ready "$kind"; then
-        say "setting up $venv (the first time takes a few minutes: PyTorch is large)"
+        say "setting up $venv (a few minutes the first time, because PyTorch is large)"
         if [ "$kind" = dev ] || [ -e "$venv/.installed-dev" ]; then kind=dev extras='[dev,heic,int8]'; fi
         make_venv "$python"
         install_project "$extras"
