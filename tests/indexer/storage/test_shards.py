@@ -31,7 +31,7 @@ def read(folder: Path, slots: list[Slot], block: int = 65536) -> NDArray[np.floa
 
 
 def test_rows_fill_about_64_mib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+    monkeypatch.setattr(shards, "SHARD_BYTES", 64 * 2**20)
     assert rows_per_shard(512) == 65536
     assert rows_per_shard(32768) == 1024
     assert rows_per_shard(10**9) == 64

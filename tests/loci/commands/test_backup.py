@@ -37,7 +37,8 @@ def test_a_backup_and_a_restored_index(loci: Loci, own_index: Path, question: Pa
 def test_through_a_pipe(real_index: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     loci = [sys.executable, "-m", "loci"]
-    with subprocess.Popen([*loci, "backup", str(real_index)], stdout=subprocess.PIPE, env=environment) as writing:
+    backup = [*loci, "backup", str(real_index)]
+    with subprocess.Popen(backup, stdout=subprocess.PIPE, env=environment) as writing:
         command = [*loci, "restore", "-", "--into", str(tmp_path / "back")]
         reading = subprocess.run(command, stdin=writing.stdout, env=environment, timeout=300, check=False)
     assert (writing.returncode, reading.returncode) == (0, 0)

@@ -35,8 +35,8 @@ def test_evaluate_by_distance(loci: Loci, index: Path, queries: Path) -> None:
     assert [line.split() for line in lines[4:8]] == [[n, "1.000"] for n in ("1", "5", "10", "20")]
     assert lines[8:] == [
         "",
-        "precision-recall by score: AUC 1.000, recall 1.000 at 100 % precision, 1 query foreign to the index "
-        "among them",
+        "precision-recall by score: AUC 1.000, recall 1.000 at 100 % precision, including 1 query that "
+        "the index does not show",
         "position error 0.0 m (median), 0.0 m (75 %), 0.0 m (95 %); within the stated radius: 100%",
     ]
 
@@ -107,7 +107,8 @@ def test_evaluate_by_frames(loci: Loci, index: Path, tmp_path: Path, photograph:
         photograph(tmp_path / "frames" / f"{name}.png", wall, 1, gps=False)
     arguments = ("evaluate", tmp_path / "frames", "--index", index, "--frames")
     result = loci(*arguments, 0)
-    assert result.stdout.splitlines()[0] == "2 queries, 16 photos in the index; right: the frame of the same name"
+    counts = "2 queries, 16 photos in the index; right: the frame of the same name"
+    assert result.stdout.splitlines()[0] == counts
     measured = json.loads(loci(*arguments, 1, "--json").stdout)
     assert (measured["queries"], measured["foreign"], measured["frames"]) == (2, 1, 1)
     assert measured["recall"]["5"] == 1
@@ -137,7 +138,7 @@ def test_a_data_sets_folder_and_all_that_is_written(
     assert result.stdout.startswith("4 queries, 16 photos in the index; right: within 25 m\n")
     assert result.stderr.endswith(f"wrote the report {report}\nwrote the table {table}\n")
     page = report.read_text(encoding="utf-8")
-    assert f"<title>index, asked about {tmp_path.name}</title>" in page
+    assert f"<title>index, queried with {tmp_path.name}</title>" in page
     assert page.count(" data-pictured") == 2
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -167,7 +168,7 @@ def test_two_indexes_are_compared(
     result = loci(*arguments)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    start = lines.index(f"against {other.name}, 3 queries:")
+    start = lines.index(f"compared with {other.name}, 3 queries:")
     assert lines[start + 1].split() == ["N", "this", "other", "difference", "95", "%", "interval"]
     assert lines[start + 3].split()[:4] == ["1", "1.000", "0.667", "+0.333"]
     assert lines[start + 4].split() == ["5", "1.000", "1.000", "+0.000", "+0.000", "to", "+0.000"]
@@ -188,9 +189,7 @@ def test_what_the_other_index_lacks_is_said_of_it(
     truth.write_text("query,positives\nwall0.jpg,wall0/view0.jpg\n")
     result = loci("evaluate", queries, "--index", index, "--truth", truth, "--compare", other)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.endswith(
-        f"loci: {other}: {truth}, line 2: wall0/view0.jpg is not in the index\n"
-    )
+    assert result.stderr.endswith(f"loci: {other}: {truth}, line 2: wall0/view0.jpg is not in the index\n")
 
 
 @pytest.mark.parametrize(
@@ -243,8 +242,8 @@ def test_answers_that_say_how_sure_they_are(
     report = tmp_path / "report.html"
     result = loci("evaluate", queries, "--index", index, "--report", report)
     assert result.stdout.splitlines()[-4:] == [
-        "precision-recall by confidence: AUC 1.000, recall 1.000 at 100 % precision, 1 query foreign to the "
-        "index among them",
+        "precision-recall by confidence: AUC 1.000, recall 1.000 at 100 % precision, including 1 query "
+        "that the index does not show",
         "position error 0.0 m (median), 0.0 m (75 %), 0.0 m (95 %); within the stated radius: 100%",
         "confidence: expected calibration error 0.140 over 10 bins",
         "refused: 0 of 4 right, 0 of 0 wrong, 1 of 1 foreign",

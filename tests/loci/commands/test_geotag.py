@@ -59,7 +59,7 @@ def test_a_dry_run_says_what_would_be_written_and_how(loci: Loci, index: Path, a
     result = loci("geotag", archive, "--index", index)
     assert result.exit_code == 0
     heading, _, first, second, third, _, summary, _, *counts = cells(result.stdout)
-    assert heading == ["photo", "position", "within", "confidence", "most", "like"]
+    assert heading == ["photo", "position", "within", "confidence", "most", "similar"]
     assert first[:2] == ["lost/wall1.jpg", "52.002000,0.250000"]
     assert first[3] == "m"
     assert first[4] == "95%"
@@ -74,9 +74,7 @@ def test_a_dry_run_says_what_would_be_written_and_how(loci: Loci, index: Path, a
         ["left:", "has", "a", "position", "1"],
         ["left:", "not", "sure", "enough", "1"],
     ]
-    assert result.stderr.splitlines()[-1] == (
-        "Nothing was written. To write: add --write, and --to FILE.csv or --xmp."
-    )
+    assert result.stderr.splitlines()[-1] == ("Nothing was written. Add --write, and --to FILE.csv or --xmp.")
     assert sorted(archive.rglob("*")) == before
 
 
@@ -171,7 +169,7 @@ def test_an_index_that_is_not_calibrated_is_refused(loci: Loci, index: Path, arc
     result = loci("geotag", archive, "--index", index, "--min-score", 0)
     assert result.exit_code == 0
     heading, _, first, *_ = cells(result.stdout)
-    assert heading == ["photo", "position", "within", "score", "most", "like"]
+    assert heading == ["photo", "position", "within", "score", "most", "similar"]
     assert float(first[4]) == pytest.approx(1, abs=0.01)
 
 

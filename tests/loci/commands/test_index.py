@@ -195,8 +195,8 @@ def test_info_json_has_the_documented_names(loci: Loci, index: Path) -> None:
         ({"reason": "too few photos"}, "none: too few photos"),
         (
             {"reason": None, "queries": 300, "right": 0.7667, "ece": 0.0184},
-            "calibrated on 300 photos of the index, some disturbed, of whose places 77% were found; expected "
-            "calibration error 0.018 on photos left out",
+            "calibrated on 300 photos of the index (some disturbed; 77% found their place); expected "
+            "calibration error 0.018 on held-out photos",
         ),
     ],
 )

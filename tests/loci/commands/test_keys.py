@@ -37,7 +37,7 @@ def test_a_key_is_made_listed_and_removed(loci: Loci, tmp_path: Path) -> None:
         assert shown["key"] not in output
 
     removed = loci("keys", "remove", "robot", "--index", tmp_path)
-    assert (removed.exit_code, removed.stderr) == (0, "the key robot is removed\n")
+    assert (removed.exit_code, removed.stderr) == (0, "removed the key robot\n")
     assert KeyRing(tmp_path / "keys.json").find(key) is None
 
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 def index(real_index: Path) -> Path:
     return real_index
 
+
 Loci = Callable[..., Result]
 
 WITHOUT_SETTINGS = {name: value for name, value in os.environ.items() if not name.startswith("LOCI_")}

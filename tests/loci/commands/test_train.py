@@ -94,7 +94,7 @@ def test_nothing_better_is_said(loci: Loci, trained: Trained) -> None:
     assert lines[0] == "m.safetensors: recall@1/5/10 50.0 / 75.0 / 87.5 % of held-out photos found"
     assert lines[2] == "  kept        the start (no epoch was better)"
     assert lines[3] == "  trained on  1,000 photos, 200 held out"
-    assert lines[-2] == "  Training made nothing better: the file holds the model that it started from."
+    assert lines[-2] == "  Training did not improve recall: the file holds the starting model."
 
 
 def test_accuracy_notes_and_a_run_finished_before(loci: Loci, trained: Trained) -> None:
@@ -109,7 +109,7 @@ def test_accuracy_notes_and_a_run_finished_before(loci: Loci, trained: Trained) 
         "  2 rows of m.csv name no photo",
     ]
     assert result.stderr.splitlines()[-1] == (
-        "this run is already finished; a larger --epochs goes on with it, --restart begins anew"
+        "this run is already finished: more --epochs continue it, --restart starts over"
     )
 
 
@@ -267,10 +267,10 @@ def test_help_names_what_people_ask_for(loci: Loci) -> None:
     for words in (
         "MODEL.training holds log.txt, log.jsonl, curve.svg",
         "loci index PHOTOS --into INDEX --weights MODEL",
-        "when the same command is given again",
-        "The photos:",
-        "The model to start from:",
-        "Learning:",
+        "run the same command again to resume",
+        "Photos:",
+        "Model:",
+        "Training:",
     ):
         assert words in text
 

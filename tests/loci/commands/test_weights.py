@@ -147,7 +147,7 @@ def test_without_a_command_it_gives_its_help(loci: Loci) -> None:
     [
         ("list", "List the weights that can be downloaded by name."),
         ("pull", "An interrupted download is resumed."),
-        ("import", "NetVLAD's .mat file, or a checkpoint of pytorch-NetVlad or Patch-NetVLAD."),
+        ("import", "Convert published weights to a model file."),
     ],
 )
 def test_help(loci: Loci, command: str, words: str) -> None:
@@ -203,7 +203,7 @@ def test_pull(loci: Loci, cache: Path, published: Server) -> None:
         f"pitts30k is in {path}; SHA-256 of the download: {published.sha256}",
         "To use it: loci index PHOTOS --into INDEX --weights pitts30k",
     ]
-    assert result.stderr.splitlines() == ["fetching pitts30k (MB): 3"]
+    assert result.stderr.splitlines() == ["downloading pitts30k (MB): 3"]
     assert [file.name for file in cache.iterdir()] == [path.name]
     config = load_model(path).config
     assert (config.weights, config.clusters, config.mean) == ("pitts30k", K, (123.0, 116.0, 103.0))
