@@ -1,0 +1,1 @@
+"""`loci index` from end to end, and what it will cost."""
