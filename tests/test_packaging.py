@@ -216,7 +216,7 @@ def test_every_container_is_limited_and_locked_down(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_others_reach_the_proxy_alone(name: str) -> None:
+def test_only_the_proxy_is_published(name: str) -> None:
     ports = compose(name).get("ports", [])
     if name == "proxy":
         assert ports == ["80:80", "443:443"]
@@ -226,7 +226,7 @@ def test_others_reach_the_proxy_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name.startswith("service")])
-def test_what_the_proxy_opens_needs_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_behind_proxy_needs_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     service = compose(name)
     for variable, value in service["environment"].items():
         monkeypatch.setenv(variable, value)
@@ -243,7 +243,7 @@ def test_what_the_proxy_opens_needs_keys(name: str, monkeypatch: pytest.MonkeyPa
         assert (settings.trusted_proxies, settings.allowed_hosts) == (("*",), ("localhost",))
 
 
-def test_the_proxy_lets_go_of_a_connection_before_the_service_does() -> None:
+def test_proxy_closes_connections_before_the_service() -> None:
     caddyfile = (ROOT / "deploy" / "Caddyfile").read_text()
     settings = Settings(index=Path("index"))
     times = dict(re.findall(r"(\w+) (\d+)[sm]\b", caddyfile))

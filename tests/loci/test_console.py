@@ -25,7 +25,7 @@ def test_no_name_can_steer_the_terminal(raw: str, shown: str, capsys: pytest.Cap
     assert capsys.readouterr() == (f"{shown}\n", f"{shown}\n")
 
 
-def test_a_table_in_a_pipe_cuts_nothing_and_leaves_out_empty_columns(
+def test_piped_table_is_uncut_and_has_no_empty_columns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = "[x]/" + "long" * 60 + ".jpg"
@@ -55,7 +55,7 @@ def test_quantities() -> None:
     assert [progress.pace(n) for n in (0.44, 2_100)] == ["0.4 photos/s", "2,100 photos/s"]
 
 
-def test_a_log_gets_a_line_now_and_then() -> None:
+def test_progress_in_a_log_is_a_line_at_times() -> None:
     now = 0.0
     lines: list[str] = []
     shown = Lines(lines.append, lambda: now)
@@ -78,7 +78,7 @@ def test_a_log_gets_a_line_now_and_then() -> None:
     ]
 
 
-def test_a_terminal_gets_bars_with_speed_and_time_left() -> None:
+def test_terminal_shows_bars_with_speed_and_time_left() -> None:
     screen = io.StringIO()
     bars = Bars(Console(file=screen, force_terminal=True, width=80, markup=False))
     with bars.shown:

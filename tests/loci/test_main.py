@@ -110,7 +110,7 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(
         (BrokenPipeError(32, "Broken pipe"), 1, None),
     ],
 )
-def test_failures_become_a_sentence_and_an_exit_code(
+def test_failures_are_one_sentence_and_an_exit_code(
     error: Exception, exit_code: int, sentence: str | None
 ) -> None:
     failure = explain(error)
@@ -118,7 +118,7 @@ def test_failures_become_a_sentence_and_an_exit_code(
     assert (failure.exit_code, failure.sentence) == (exit_code, sentence)
 
 
-def test_a_bug_keeps_its_traceback(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_shows_traceback(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
     assert explain(KeyError("x")) is None
 
     def broken(_path: Path) -> list[str]:
@@ -129,7 +129,7 @@ def test_a_bug_keeps_its_traceback(loci: Loci, monkeypatch: pytest.MonkeyPatch) 
         loci("check", "index")
 
 
-def test_an_interruption_is_said(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_is_reported(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> list[str]:
         raise KeyboardInterrupt
 
@@ -162,7 +162,7 @@ print("heavy:", sorted(heavy & set(sys.modules)))
 
 
 @pytest.mark.slow
-def test_importing_loci_is_cheap_and_index_comes_when_asked_for(process: Process) -> None:
+def test_importing_loci_is_cheap(process: Process) -> None:
     code = """
 import sys
 import loci
@@ -180,7 +180,7 @@ except AttributeError as error:
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_ends_it_quietly(real_index: Path) -> None:
+def test_closed_output_pipe_ends_quietly(real_index: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "w") as closed:

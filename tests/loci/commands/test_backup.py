@@ -15,7 +15,7 @@ Process = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_backup_and_a_restored_index(loci: Loci, own_index: Path, question: Path, tmp_path: Path) -> None:
+def test_backup_is_restored_to_the_same_index(loci: Loci, own_index: Path, question: Path, tmp_path: Path) -> None:
     assert loci("keys", "create", "robot", "--index", own_index).exit_code == 0
     saved = loci("backup", own_index, "--output", tmp_path / "saved.tar")
     size = (tmp_path / "saved.tar").stat().st_size
@@ -34,7 +34,7 @@ def test_a_backup_and_a_restored_index(loci: Loci, own_index: Path, question: Pa
 
 
 @pytest.mark.slow
-def test_through_a_pipe(real_index: Path, tmp_path: Path) -> None:
+def test_backup_through_a_pipe(real_index: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     loci = [sys.executable, "-m", "loci"]
     backup = [*loci, "backup", str(real_index)]
@@ -46,7 +46,7 @@ def test_through_a_pipe(real_index: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_is_one_sentence(process: Process, real_index: Path) -> None:
+def test_closed_reader_is_one_sentence(process: Process, real_index: Path) -> None:
     code = (
         "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); sys.argv[1:1] = ['backup']; "
         "from loci.main import main; main()"
@@ -66,7 +66,7 @@ def test_a_reader_that_goes_away_is_one_sentence(process: Process, real_index: P
         (("restore", "text"), 2, "Missing option '--into'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(
+def test_wrong_usage_is_one_sentence(
     loci: Loci,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -83,7 +83,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert not Path("back").exists()
 
 
-def test_a_terminal_gets_no_tar(loci: Loci, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backup_to_a_terminal_is_refused(loci: Loci, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loci.commands.backup._is_terminal", lambda: True)
     ended = loci("backup", index)
     assert ended.exit_code == 2

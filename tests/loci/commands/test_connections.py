@@ -9,7 +9,7 @@ from typer.testing import Result
 Loci = Callable[..., Result]
 
 
-def test_it_compares_the_kinds(loci: Loci) -> None:
+def test_connections_are_compared(loci: Loci) -> None:
     result = loci(
         *("connections", "--input", "2x9x7", "--outputs", 3, "--kernel", 3),
         *("--stride", 2, "--padding", 1, "--tile", 2),

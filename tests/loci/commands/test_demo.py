@@ -33,7 +33,7 @@ def small_demo(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_demo_finds_what_was_left_out(
+def test_demo_finds_the_query_photos(
     loci: Loci, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[Path] = []
@@ -63,7 +63,7 @@ def test_the_demo_finds_what_was_left_out(
 
 
 @pytest.mark.slow
-def test_with_no_network_indexing_querying_and_the_demo_work(
+def test_index_query_and_demo_work_offline(
     process: Process, small_demo: Path, tmp_path: Path, question: Path, photos: Path
 ) -> None:
     for folder in ("photos", "queries"):  # what is found does not matter here
@@ -103,7 +103,7 @@ print("asked for:", asked)
     assert result.stdout.splitlines() == ["index 0", "query 0", "compare 0", "demo 0", "asked for: []"]
 
 
-def test_a_finding_stands_beside_the_truth() -> None:
+def test_demo_row_shows_answer_and_truth() -> None:
     hit = PhotoHit("1", "photos/a.jpg", 0.5)
     answer = Answer(
         None,

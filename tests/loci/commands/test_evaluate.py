@@ -41,7 +41,7 @@ def test_evaluate_by_distance(loci: Loci, index: Path, queries: Path) -> None:
     ]
 
 
-def test_what_nobody_can_judge_is_said(
+def test_queries_without_truth_are_reported(
     loci: Loci, index: Path, queries: Path, photograph: Photograph
 ) -> None:
     photograph(queries / "nowhere.jpg", 1, 2, gps=False)
@@ -125,7 +125,7 @@ def test_evaluate_by_direction_needs_headings(loci: Loci, index: Path, queries: 
     )
 
 
-def test_a_data_sets_folder_and_all_that_is_written(
+def test_evaluate_data_set_folder_writes_all_outputs(
     loci: Loci, index: Path, queries: Path, tmp_path: Path
 ) -> None:
     (queries.parent / "database").mkdir()
@@ -151,7 +151,7 @@ def test_a_data_sets_folder_and_all_that_is_written(
     ]
 
 
-def test_two_indexes_are_compared(
+def test_evaluate_compares_two_indexes(
     loci: Loci, index: Path, queries: Path, tmp_path: Path, photograph: Photograph
 ) -> None:
     """The other index has a photo of wall 1 where wall 0 is, and none of wall 3."""
@@ -179,7 +179,7 @@ def test_two_indexes_are_compared(
     assert (compared["gained"], compared["lost"]) == ([str(queries / "wall0.jpg")], [])
 
 
-def test_what_the_other_index_lacks_is_said_of_it(
+def test_comparison_notes_name_the_other_index(
     loci: Loci, index: Path, queries: Path, tmp_path: Path, photograph: Photograph
 ) -> None:
     other = tmp_path / "other-index"
@@ -204,7 +204,7 @@ def test_what_the_other_index_lacks_is_said_of_it(
         (("--one-per-panorama",), 1, "no photo of the index names a panorama"),
     ],
 )
-def test_what_cannot_be(
+def test_invalid_plans_are_refused(
     loci: Loci, index: Path, queries: Path, options: tuple[object, ...], code: int, message: str
 ) -> None:
     result = loci("evaluate", queries, "--index", index, *options)
@@ -213,13 +213,13 @@ def test_what_cannot_be(
 
 
 @pytest.mark.parametrize("radius", ["-1", "nan"])
-def test_a_radius_that_is_none(loci: Loci, index: Path, queries: Path, radius: str) -> None:
+def test_invalid_radius_is_refused(loci: Loci, index: Path, queries: Path, radius: str) -> None:
     result = loci("evaluate", queries, "--index", index, "--radius", 5, "--radius", radius)
     assert result.exit_code == 2
     assert "it must be at least 0, not" in result.stderr
 
 
-def test_a_radius_beside_a_truth_has_no_say(loci: Loci, index: Path, queries: Path, tmp_path: Path) -> None:
+def test_radius_is_ignored_with_truth_file(loci: Loci, index: Path, queries: Path, tmp_path: Path) -> None:
     truth = tmp_path / "truth.csv"
     truth.write_text("query,positives\nwall0.jpg,wall0/view0.jpg\n")
     result = loci("evaluate", queries, "--index", index, "--truth", truth, "--radius", 5, "--radius", 9)
@@ -227,7 +227,7 @@ def test_a_radius_beside_a_truth_has_no_say(loci: Loci, index: Path, queries: Pa
     assert result.stderr.startswith("Note: --radius has no effect with --truth or --frames.\n")
 
 
-def test_answers_that_say_how_sure_they_are(
+def test_calibrated_answers_print_confidence(
     loci: Loci, index: Path, queries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made up: 90 % sure of what scores above .9, which all but the foreign wall 40 do, else 30 %."""

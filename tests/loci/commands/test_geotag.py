@@ -54,7 +54,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("sure")
-def test_a_dry_run_says_what_would_be_written_and_how(loci: Loci, index: Path, archive: Path) -> None:
+def test_dry_run_shows_what_would_be_written(loci: Loci, index: Path, archive: Path) -> None:
     before = sorted(archive.rglob("*"))
     result = loci("geotag", archive, "--index", index)
     assert result.exit_code == 0
@@ -99,7 +99,7 @@ def test_sidecars(loci: Loci, index: Path, archive: Path) -> None:
 
 
 @pytest.mark.usefixtures("sure")
-def test_sidecars_named_by_the_stem_in_a_folder_of_their_own(
+def test_sidecars_named_by_stem_in_another_folder(
     loci: Loci, index: Path, archive: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -115,7 +115,7 @@ def test_sidecars_named_by_the_stem_in_a_folder_of_their_own(
 
 
 @pytest.mark.usefixtures("sure")
-def test_a_csv_goes_back_into_an_index(
+def test_written_csv_can_be_indexed(
     loci: Loci, index: Path, archive: Path, tmp_path: Path, own_index: Path
 ) -> None:
     table = tmp_path / "positions.csv"
@@ -159,7 +159,7 @@ def test_json(loci: Loci, index: Path, archive: Path) -> None:
     assert wall1["sidecar"] is None
 
 
-def test_an_index_that_is_not_calibrated_is_refused(loci: Loci, index: Path, archive: Path) -> None:
+def test_uncalibrated_index_is_refused(loci: Loci, index: Path, archive: Path) -> None:
     result = loci("geotag", archive, "--index", index, "--xmp", "--write")
     assert (result.exit_code, result.stdout) == (1, "")
     sentence = result.stderr.splitlines()[-1]
@@ -174,7 +174,7 @@ def test_an_index_that_is_not_calibrated_is_refused(loci: Loci, index: Path, arc
 
 
 @pytest.mark.usefixtures("sure")
-def test_what_cannot_be_read_is_named(loci: Loci, index: Path, archive: Path) -> None:
+def test_unreadable_files_are_named(loci: Loci, index: Path, archive: Path) -> None:
     broken, damaged = archive / "broken.jpg", archive / "lost" / "wall2.jpg"
     broken.write_text("no photo")
     damaged.with_name("wall2.jpg.xmp").write_text("<x/>")
@@ -205,7 +205,7 @@ def test_wrong_usage(loci: Loci, index: Path, archive: Path, options: list[objec
 
 
 @pytest.mark.usefixtures("sure")
-def test_an_interruption_keeps_what_was_written_and_says_so(
+def test_interruption_keeps_written_files_and_is_reported(
     loci: Loci, index: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = Index.answer
@@ -226,7 +226,7 @@ def test_an_interruption_keeps_what_was_written_and_says_so(
 
 
 @pytest.mark.slow
-def test_a_process_that_is_interrupted_leaves_whole_sidecars_and_goes_on(
+def test_interrupted_geotag_leaves_whole_sidecars_and_resumes(
     real_index: Path, tmp_path: Path, photograph: Photograph, loci: Loci
 ) -> None:
     folder = tmp_path / "many"

@@ -41,7 +41,7 @@ def test_index_says_what_it_did(made: tuple[Path, Result]) -> None:
     assert notes[-1] == f"Next: loci query PHOTO --index {index}"
 
 
-def test_a_second_run_brings_it_up_to_date(
+def test_second_run_updates_the_index(
     loci: Loci, photos: Path, own_index: Path, tmp_path: Path, photograph: Photograph
 ) -> None:
     folder = tmp_path / photos.name
@@ -60,7 +60,7 @@ def test_a_second_run_brings_it_up_to_date(
     assert report["snapshot"] == "01/000002"
 
 
-def test_every_unreadable_photo_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_unreadable_photo_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     report = BuildReport(
         photos=1_000,
         added=1_002,
@@ -135,7 +135,7 @@ def test_options_reach_the_build(loci: Loci, monkeypatch: pytest.MonkeyPatch) ->
     assert seen[-1] == BuildOptions()
 
 
-def test_nothing_to_index_is_a_failure_and_leaves_nothing(loci: Loci, tmp_path: Path) -> None:
+def test_empty_folder_fails_and_leaves_nothing(loci: Loci, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("no photo")
@@ -147,7 +147,7 @@ def test_nothing_to_index_is_a_failure_and_leaves_nothing(loci: Loci, tmp_path: 
     assert not (tmp_path / "index").exists()
 
 
-def test_a_wrong_metadata_column_is_wrong_usage(loci: Loci, photos: Path, tmp_path: Path) -> None:
+def test_wrong_metadata_column_is_wrong_usage(loci: Loci, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,lat,lon\na.jpg,north,0\n")
     arguments = ("index", photos, "--into", tmp_path / "index", "--metadata", tmp_path / "m.csv")
     result = loci(*arguments)
@@ -157,7 +157,7 @@ def test_a_wrong_metadata_column_is_wrong_usage(loci: Loci, photos: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_interrupted_it_says_that_it_goes_on_and_does(
+def test_interrupted_run_is_resumed(
     loci: Loci, tmp_path: Path, photograph: Photograph
 ) -> None:
     folder, index = tmp_path / "photos", tmp_path / "index"
@@ -200,7 +200,7 @@ def test_info_json_has_the_documented_names(loci: Loci, index: Path) -> None:
         ),
     ],
 )
-def test_what_info_says_of_confidence(found: dict[str, object] | None, line: str) -> None:
+def test_info_shows_calibration(found: dict[str, object] | None, line: str) -> None:
     assert _confidence(found) == line
 
 
@@ -230,14 +230,14 @@ def test_info_for_people(loci: Loci, index: Path) -> None:
     assert "panoramas" not in lines
 
 
-def test_check_of_a_sound_index(loci: Loci, index: Path) -> None:
+def test_check_passes_sound_index(loci: Loci, index: Path) -> None:
     result = loci("check", index)
     assert (result.exit_code, result.stdout) == (0, f"{index} is sound.\n")
     result = loci("check", index, "--json")
     assert json.loads(result.stdout) == {"index": str(index), "sound": True, "problems": []}
 
 
-def test_check_names_what_is_damaged(loci: Loci, own_index: Path) -> None:
+def test_check_names_damaged_files(loci: Loci, own_index: Path) -> None:
     (damaged,) = own_index.glob("generations/*/snapshots/*/index.faiss")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     result = loci("check", own_index)
@@ -260,7 +260,7 @@ def test_remove(loci: Loci, own_index: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["info", "check", "remove", "export", "query", "evaluate", "serve"])
-def test_a_missing_index_is_one_sentence(loci: Loci, tmp_path: Path, question: Path, command: str) -> None:
+def test_missing_index_is_one_sentence(loci: Loci, tmp_path: Path, question: Path, command: str) -> None:
     index = tmp_path / "no-index"
     arguments: dict[str, tuple[object, ...]] = {
         "remove": (index, "a.jpg"),
@@ -276,7 +276,7 @@ def test_a_missing_index_is_one_sentence(loci: Loci, tmp_path: Path, question: P
     assert not index.exists()
 
 
-def test_an_unwritable_target_is_one_sentence(loci: Loci, photos: Path, tmp_path: Path) -> None:
+def test_unwritable_target_is_one_sentence(loci: Loci, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     target = tmp_path / "file" / "index"
     result = loci("index", photos, "--into", target)

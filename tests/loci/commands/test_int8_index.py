@@ -38,7 +38,7 @@ def made(photos: Path) -> Path:
     return into
 
 
-def test_what_was_made_in_int8_answers_in_every_format(made: Path, photos: Path) -> None:
+def test_int8_index_answers_in_every_precision(made: Path, photos: Path) -> None:
     files = sorted(photos.iterdir())
     assert len(files) >= 10
     rows = {}
@@ -55,7 +55,7 @@ def test_what_was_made_in_int8_answers_in_every_format(made: Path, photos: Path)
     assert cosines.max() < 1
 
 
-def test_the_format_is_not_part_of_the_model(made: Path, photos: Path) -> None:
+def test_precision_is_not_part_of_the_model(made: Path, photos: Path) -> None:
     model = load_model(Layout(made).model(1))
     assert len(model.config.activation_ranges) == 13
     other = model.fitted(activation_ranges=())
@@ -64,7 +64,7 @@ def test_the_format_is_not_part_of_the_model(made: Path, photos: Path) -> None:
     assert Index.open(made, device="cpu", precision="fp32").model_fingerprint == model.fingerprint
 
 
-def test_a_run_that_goes_on_keeps_the_ranges(made: Path, tmp_path: Path) -> None:
+def test_resumed_run_keeps_int8_ranges(made: Path, tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     known = load_model(Layout(made).model(1))
     shutil.copy(Layout(made).model(1), spool.model_path)
@@ -73,7 +73,7 @@ def test_a_run_that_goes_on_keeps_the_ranges(made: Path, tmp_path: Path) -> None
     assert found.config.activation_ranges == known.config.activation_ranges
 
 
-def test_an_older_index_says_why_it_cannot(made: Path, tmp_path: Path) -> None:
+def test_index_without_calibration_says_why(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "index")
     path = Layout(tmp_path / "index").model(1)
     save_model(load_model(path).fitted(activation_ranges=()), path)

@@ -13,7 +13,7 @@ from service.security.keys import KeyRing, Role
 Loci = Callable[..., Result]
 
 
-def test_a_key_is_made_listed_and_removed(loci: Loci, tmp_path: Path) -> None:
+def test_key_is_created_listed_and_removed(loci: Loci, tmp_path: Path) -> None:
     made = loci("keys", "create", "robot", "--index", tmp_path)
     assert made.exit_code == 0
     (key,) = made.stdout.splitlines()
@@ -41,7 +41,7 @@ def test_a_key_is_made_listed_and_removed(loci: Loci, tmp_path: Path) -> None:
     assert KeyRing(tmp_path / "keys.json").find(key) is None
 
 
-def test_the_file_can_be_anywhere(loci: Loci, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_file_can_be_anywhere(loci: Loci, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loci("keys", "create", "one", "--keys", tmp_path / "a.json")
     monkeypatch.setenv("LOCI_KEYS", str(tmp_path / "a.json"))
     assert loci("keys", "list").stdout.splitlines()[-1].split()[0] == "one"

@@ -16,7 +16,7 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexer.build.pace.measure_pace", lambda *_: Pace(4.0, 5e10))
 
 
-def test_what_a_million_photos_need(loci: Loci) -> None:
+def test_plan_of_a_million_photos(loci: Loci) -> None:
     result = loci("plan", "--photos", "1000000", "--within", "24", "--memory", "4G")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -48,7 +48,7 @@ def test_as_json(loci: Loci) -> None:
         (["--photos", "9000000", "--memory", "1M"], "--memory is too little for 9,000,000 descriptors"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_measured(
+def test_invalid_options_are_refused_before_measuring(
     loci: Loci, monkeypatch: pytest.MonkeyPatch, arguments: list[str], sentence: str
 ) -> None:
     monkeypatch.setattr("indexer.build.pace.measure_pace", lambda *_: pytest.fail("measured"))

@@ -44,7 +44,7 @@ def test_query_prints_position_and_places(loci: Loci, index: Path, question: Pat
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_clip_answers_once_for_all_its_frames(
+def test_clip_has_one_answer(
     loci: Loci, index: Path, photos: Path, question: Path, broken: Path
 ) -> None:
     frames = [question, photos / "wall2" / "view1.jpg"]
@@ -118,7 +118,7 @@ def test_filters_narrow_the_answer(loci: Loci, index: Path, question: Path) -> N
         (["--heading", 400], "--heading: heading must be 0 to 360, not 400"),
     ],
 )
-def test_filters_that_cannot_be_are_wrong_usage(
+def test_invalid_filters_are_wrong_usage(
     loci: Loci, index: Path, question: Path, options: list[object], sentence: str
 ) -> None:
     result = loci("query", question, "--index", index, *options)
@@ -126,14 +126,14 @@ def test_filters_that_cannot_be_are_wrong_usage(
 
 
 @pytest.mark.parametrize("share", ["0", "1", "-0.5", "nan"])
-def test_a_share_that_is_none_is_wrong_usage(loci: Loci, index: Path, question: Path, share: str) -> None:
+def test_invalid_share_is_wrong_usage(loci: Loci, index: Path, question: Path, share: str) -> None:
     result = loci("query", question, "--index", index, "--known-share", share)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--known-share" in result.stderr
     assert f"it must lie between 0 and 1, not {float(share)}" in result.stderr
 
 
-def test_the_known_share_reaches_the_index(
+def test_known_share_reaches_the_index(
     loci: Loci, index: Path, question: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares: list[float] = []
@@ -150,7 +150,7 @@ def test_the_known_share_reaches_the_index(
     assert shares == [0.8, 0.25]
 
 
-def test_query_answers_what_it_can_read_and_names_the_rest(
+def test_query_answers_readable_photos_and_names_the_rest(
     loci: Loci, index: Path, question: Path, broken: Path, tmp_path: Path
 ) -> None:
     missing = tmp_path / "missing.jpg"
@@ -162,7 +162,7 @@ def test_query_answers_what_it_can_read_and_names_the_rest(
     )
 
 
-def test_query_of_nothing_readable_is_a_failure(loci: Loci, index: Path, broken: Path) -> None:
+def test_query_fails_if_no_photo_is_readable(loci: Loci, index: Path, broken: Path) -> None:
     result = loci("query", broken, "--index", index)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == f"loci: {broken}: not an image that can be read\n"
@@ -181,18 +181,18 @@ def test_query_of_nothing_readable_is_a_failure(loci: Loci, index: Path, broken:
         (False, 0.12, Position(52.0, 0.25, 8.0), "probably no place of this index, 12% sure of the nearest"),
     ],
 )
-def test_an_answer_in_one_line(
+def test_answer_is_one_line(
     known: bool | None, confidence: float | None, position: Position | None, line: str
 ) -> None:
     place = PlaceHit("p1", "the gate", None, None, 0.5)
     assert headline(Answer(known, confidence, position, (place,), "f00d", "01/000001", {})) == line
 
 
-def test_an_answer_without_places() -> None:
+def test_answer_without_places() -> None:
     assert headline(Answer(None, None, None, (), "f00d", "01/000001", {})) == "no place found"
 
 
-def test_compare_by_average_says_what_it_compares(loci: Loci, photos: Path, question: Path) -> None:
+def test_compare_without_index_names_its_features(loci: Loci, photos: Path, question: Path) -> None:
     same = loci("compare", question, question)
     assert (same.exit_code, same.stdout) == (0, "1.000\n")
     assert "ImageNet" in same.stderr
@@ -204,7 +204,7 @@ def test_compare_by_average_says_what_it_compares(loci: Loci, photos: Path, ques
     assert result.stderr == ""
 
 
-def test_compare_by_an_indexs_model(loci: Loci, index: Path, photos: Path, question: Path) -> None:
+def test_compare_uses_the_model_of_an_index(loci: Loci, index: Path, photos: Path, question: Path) -> None:
     alike = loci("compare", question, photos / "wall2" / "view1.jpg", "--index", index, "--json")
     other = loci("compare", question, photos / "wall1" / "view1.jpg", "--index", index, "--json")
     query = json.loads(loci("query", question, "--index", index, "--no-verify", "--json").stdout)[0]

@@ -90,7 +90,7 @@ class Killing(Silent):
             kill(self.node)
 
 
-def test_a_cluster_of_which_a_node_is_killed_makes_the_same_index(
+def test_cluster_makes_the_same_index_if_a_node_is_killed(
     nodes: "list[subprocess.Popen[bytes]]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("indexer.build.ray_embedder.A_TASK", 4)

@@ -60,7 +60,7 @@ def broken(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_folder_of_frames_has_one_line_each(loci: Loci, road: Path, frames: Path) -> None:
+def test_folder_of_frames_prints_one_line_each(loci: Loci, road: Path, frames: Path) -> None:
     result = loci("query", "--sequence", frames, "--index", road)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -90,7 +90,7 @@ def test_json_has_an_answer_a_frame(loci: Loci, road: Path, frames: Path) -> Non
     assert len(last["places"]) == 2
 
 
-def test_answers_are_those_of_the_frames_so_far_unless_smoothed(loci: Loci, road: Path, frames: Path) -> None:
+def test_only_smoothing_uses_later_frames(loci: Loci, road: Path, frames: Path) -> None:
     asked = [frames / f"q{n}.jpg" for n in range(1, 7)]
 
     def sure(*arguments: object) -> list[float]:
@@ -107,7 +107,7 @@ def test_answers_are_those_of_the_frames_so_far_unless_smoothed(loci: Loci, road
     assert len(result.stdout.splitlines()) == 6
 
 
-def test_a_frame_that_cannot_be_read_is_named_and_passed(
+def test_unreadable_frame_is_reported_and_skipped(
     loci: Loci, road: Path, frames: Path, broken: Path
 ) -> None:
     asked = [frames / "q1.jpg", frames / "q2.jpg", broken, frames / "q3.jpg", frames / "q4.jpg"]
@@ -142,7 +142,7 @@ def test_a_frame_that_cannot_be_read_is_named_and_passed(
         (["--sequence", "--max-speed", -3], "the speed must be more than 0 metres a second, not -3"),
     ],
 )
-def test_what_does_not_go_together(
+def test_conflicting_options_are_refused(
     loci: Loci, road: Path, frames: Path, options: list[object], sentence: str
 ) -> None:
     result = loci("query", frames / "q1.jpg", "--index", road, *options)
@@ -185,7 +185,7 @@ def test_odometry_over_photos_with_positions(loci: Loci, index: Path, photos: Pa
     assert "fewer than 20 photos" in answers[0]["note"]
 
 
-def test_one_folder_or_photos(loci: Loci, road: Path, frames: Path, tmp_path: Path) -> None:
+def test_folder_mixed_with_photos_is_refused(loci: Loci, road: Path, frames: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = loci("query", "--sequence", tmp_path / "empty", "--index", road)
     assert (result.exit_code, result.stderr) == (2, f"loci: {tmp_path / 'empty'}: no photos in this folder\n")
@@ -196,7 +196,7 @@ def test_one_folder_or_photos(loci: Loci, road: Path, frames: Path, tmp_path: Pa
     assert frames_of(given) == given
 
 
-def test_photos_in_no_order_are_no_map(loci: Loci, frames: Path, tmp_path: Path) -> None:
+def test_unordered_photos_are_refused_as_map(loci: Loci, frames: Path, tmp_path: Path) -> None:
     for number in range(24):
         street(tmp_path / "mixed" / f"{number:02}.jpg", 40 * number, seed=number + 5)
     assert loci("index", tmp_path / "mixed", "--into", tmp_path / "index", "--clusters", 4).exit_code == 0
@@ -226,7 +226,7 @@ PHOTO = PhotoHit("a", "photos/gate.jpg", 0.5)
         (None, None, None, None, "q.jpg: place the gate, as in photos/gate.jpg"),
     ],
 )
-def test_a_frame_in_one_line(
+def test_frame_is_one_line(
     known: bool | None, confidence: float | None, off: float | None, position: Position | None, text: str
 ) -> None:
     place = PlaceHit("p1", "the gate", None, None, 0.5, confidence, photos=(PHOTO,))
@@ -239,7 +239,7 @@ DATA = Path(__file__).parents[4] / "shared" / "data" / "corridor"
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real photos in ../shared/data")
 @pytest.mark.slow
-def test_a_real_corridor_walked_back_and_a_place_unknown_to_it(loci: Loci, tmp_path: Path) -> None:
+def test_real_corridor_backwards_and_foreign_frames(loci: Loci, tmp_path: Path) -> None:
     """A robot's second pass, backwards, over the first half of the corridor; then the unknown other half."""
     passes = {name: sorted((DATA / name).iterdir()) for name in ("ref", "query")}
     for number, photo in enumerate(passes["ref"][:50]):

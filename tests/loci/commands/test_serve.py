@@ -76,7 +76,7 @@ def test_http_gives_the_same_answer_as_the_command_line(loci: Loci, index: Path,
     assert served == asked
 
 
-def test_settings_come_from_the_environment_where_no_option_is_given(index: Path) -> None:
+def test_settings_come_from_environment_without_options(index: Path) -> None:
     with (
         serving("serve", LOCI_INDEX=str(index), LOCI_PORT="0", LOCI_DOCS="false") as (process, url),
         httpx.Client(base_url=url, timeout=60) as client,
@@ -87,7 +87,7 @@ def test_settings_come_from_the_environment_where_no_option_is_given(index: Path
         assert process.wait(60) == 0
 
 
-def test_a_port_in_use_is_one_sentence(loci: Loci, index: Path) -> None:
+def test_port_in_use_is_one_sentence(loci: Loci, index: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = loci("serve", "--index", index, "--port", port)
@@ -98,13 +98,13 @@ def test_a_port_in_use_is_one_sentence(loci: Loci, index: Path) -> None:
     assert result.stdout == ""
 
 
-def test_a_public_address_needs_insecure(loci: Loci, index: Path) -> None:
+def test_public_address_without_keys_needs_insecure(loci: Loci, index: Path) -> None:
     result = loci("serve", "--index", index, "--host", "0.0.0.0", "--port", 0)
     assert result.exit_code == 1
     assert "--insecure" in result.stderr.splitlines()[-1]
 
 
-def test_a_wrong_setting_is_named(loci: Loci, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_is_named(loci: Loci, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCI_MAX_UPLOAD_MB", "-1")
     result = loci("serve", "--index", index)
     assert result.exit_code == 1

@@ -81,14 +81,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
 
 
 @pytest.mark.usefixtures("trained")
-def test_what_it_prints(loci: Loci) -> None:
+def test_demo_output(loci: Loci) -> None:
     result = loci("train", "photos", "--into", "m s.safetensors")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == LINES
     assert result.stderr.splitlines() == ["training, epoch 1: 3", "epoch   1: in words"]
 
 
-def test_nothing_better_is_said(loci: Loci, trained: Trained) -> None:
+def test_training_without_gain_is_reported(loci: Loci, trained: Trained) -> None:
     trained.report = replace(REPORT, best_epoch=0, left_out=0, recall_after=REPORT.recall_before)
     lines = loci("train", "photos", "--into", "m.safetensors").stdout.splitlines()
     assert lines[0] == "m.safetensors: recall@1/5/10 50.0 / 75.0 / 87.5 % of held-out photos found"
@@ -97,7 +97,7 @@ def test_nothing_better_is_said(loci: Loci, trained: Trained) -> None:
     assert lines[-2] == "  Training did not improve recall: the file holds the starting model."
 
 
-def test_accuracy_notes_and_a_run_finished_before(loci: Loci, trained: Trained) -> None:
+def test_report_of_a_finished_run_has_notes(loci: Loci, trained: Trained) -> None:
     trained.report = replace(
         REPORT, accuracy=0.8125, notes=["2 rows of m.csv name no photo"], finished_before=True
     )
@@ -188,7 +188,7 @@ def test_options_reach_the_run(loci: Loci, trained: Trained) -> None:
     assert options.supervision.classify
 
 
-def test_what_is_not_said_is_the_library_s_default(loci: Loci, trained: Trained) -> None:
+def test_unset_options_are_the_library_defaults(loci: Loci, trained: Trained) -> None:
     loci("train", "a", "--into", "m")
     assert trained.told[2] == TrainingOptions(fit=BuildOptions(places="auto"))
 
@@ -245,14 +245,14 @@ def test_wrong_usage(loci: Loci, arguments: list[str], sentence: str) -> None:
     assert result.stderr.splitlines()[-1] == f"loci: {sentence}"
 
 
-def test_ghosts_of_a_pooling_that_has_none(loci: Loci, photos: Path, tmp_path: Path) -> None:
+def test_ghosts_without_ghostvlad_are_refused(loci: Loci, photos: Path, tmp_path: Path) -> None:
     result = loci("train", photos, "--into", tmp_path / "m.safetensors", "--ghosts", 3)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1] == "loci: --ghosts is for ghostvlad, not for netvlad"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_reported(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -309,7 +309,7 @@ def test_from_photos_to_answers(loci: Loci, photos: Path, tmp_path: Path) -> Non
     assert answer["places"][0]["photos"][0]["path"] == "photos/wall2/view1.jpg"
 
 
-def test_no_positions_is_a_sentence_on_what_to_do(loci: Loci, photograph: Photograph, tmp_path: Path) -> None:
+def test_photos_without_positions_get_advice(loci: Loci, photograph: Photograph, tmp_path: Path) -> None:
     for wall in range(5):
         photograph(tmp_path / f"photos/{wall}.jpg", wall, 0, gps=False)
     result = loci("train", tmp_path / "photos", "--into", tmp_path / "m.safetensors", *SMALL)
@@ -324,7 +324,7 @@ def test_no_positions_is_a_sentence_on_what_to_do(loci: Loci, photograph: Photog
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_same_command_ends_with_the_same_model(photos: Path, tmp_path: Path) -> None:
+def test_killed_training_ends_with_the_same_model(photos: Path, tmp_path: Path) -> None:
     """Real processes, real SIGKILL, moments drawn at random; once Ctrl-C."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

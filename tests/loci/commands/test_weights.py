@@ -134,7 +134,7 @@ def published(server: Server, matlab: bytes, monkeypatch: pytest.MonkeyPatch) ->
     return server
 
 
-def test_without_a_command_it_gives_its_help(loci: Loci) -> None:
+def test_command_without_arguments_prints_help(loci: Loci) -> None:
     result = loci("weights")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == loci("weights", "--help").stdout
@@ -217,7 +217,7 @@ def test_pull(loci: Loci, cache: Path, published: Server) -> None:
     assert published.asked == [None]  # what is here is not fetched again
 
 
-def test_a_dead_link_is_named_with_the_place_to_put_the_file(
+def test_failed_download_shows_url_and_target(
     loci: Loci, cache: Path, published: Server
 ) -> None:
     published.content = b""
@@ -230,7 +230,7 @@ def test_a_dead_link_is_named_with_the_place_to_put_the_file(
     )
 
 
-def test_a_file_put_there_is_taken_without_a_download(
+def test_file_in_place_needs_no_download(
     loci: Loci, cache: Path, published: Server, matlab: bytes
 ) -> None:
     cache.mkdir()
@@ -243,7 +243,7 @@ def test_a_file_put_there_is_taken_without_a_download(
     assert published.asked == []
 
 
-def test_a_download_that_breaks_off_goes_on(loci: Loci, cache: Path, published: Server) -> None:
+def test_interrupted_download_is_resumed(loci: Loci, cache: Path, published: Server) -> None:
     published.break_after = 1_500_000
     result = loci("weights", "pull", "pitts30k")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -259,7 +259,7 @@ def test_a_download_that_breaks_off_goes_on(loci: Loci, cache: Path, published: 
     assert [file.name for file in cache.iterdir()] == ["pitts30k.safetensors"]
 
 
-def test_another_checksum(loci: Loci, cache: Path, published: Server) -> None:
+def test_wrong_checksum_is_refused(loci: Loci, cache: Path, published: Server) -> None:
     wanted = "0" * 64
     result = loci("weights", "pull", "pitts30k", "--sha256", wanted)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -277,7 +277,7 @@ def test_another_checksum(loci: Loci, cache: Path, published: Server) -> None:
     )
 
 
-def test_a_page_in_place_of_the_file_is_not_kept(loci: Loci, cache: Path, published: Server) -> None:
+def test_downloaded_web_page_is_rejected(loci: Loci, cache: Path, published: Server) -> None:
     """As a hotel's network gives it: the next try must not take it for the file."""
     weights, published.content = published.content, b"<html>Please sign in</html>"
     result = loci("weights", "pull", "pitts30k")
@@ -287,7 +287,7 @@ def test_a_page_in_place_of_the_file_is_not_kept(loci: Loci, cache: Path, publis
     assert loci("weights", "pull", "pitts30k").exit_code == 0
 
 
-def test_ctrl_c(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_reported(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -313,7 +313,7 @@ def test_ctrl_c(loci: Loci, monkeypatch: pytest.MonkeyPatch) -> None:
         (["import", "/no/a.mat", "--into", "m"], 1, "no file /no/a.mat"),
     ],
 )
-def test_what_is_refused(loci: Loci, arguments: list[str], exit_code: int, sentence: str) -> None:
+def test_invalid_values_are_refused(loci: Loci, arguments: list[str], exit_code: int, sentence: str) -> None:
     result = loci("weights", *arguments)
     assert (result.exit_code, result.stdout) == (exit_code, "")
     assert result.stderr == f"loci: {sentence}\n"
@@ -339,7 +339,7 @@ def test_import(loci: Loci, tmp_path: Path) -> None:
     }
 
 
-def test_import_writes_over_no_file_that_is_no_model(loci: Loci, tmp_path: Path) -> None:
+def test_import_never_overwrites_other_files(loci: Loci, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "checkpoint.pth.tar")
     (tmp_path / "notes.txt").write_text("mine")
     for into, sentence in (
