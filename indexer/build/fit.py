@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from indexer.storage.catalogue import Catalogue
 from indexer.build.ingest import nothing_readable
+from indexer.build.ray_embedder import AnyEmbedder
+from indexer.build.spool import Spool
+from indexer.options import FitOptions
+from indexer.photos.reader import Reader
+from indexer.progress import Progress
+from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import sync_folder
 from indexer.storage.layout import Layout
-from indexer.options import FitOptions
-from indexer.progress import Progress
-from indexer.photos.reader import Reader
-from indexer.build.spool import Spool
-from indexer.build.ray_embedder import AnyEmbedder
 from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, with_ranges
 from model.errors import ImageError

@@ -11,15 +11,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from indexer.storage.catalogue import Catalogue
-from indexer.storage.rows import FileRow, PhotoFacts
 from indexer.errors import IndexerError
-from indexer.photos.metadata_table import MetadataTable
-from indexer.photos.metadata import PhotoMetadata
 from indexer.photos.exif import from_exif
 from indexer.photos.file_name import from_name
-from indexer.progress import Progress
+from indexer.photos.metadata import PhotoMetadata
+from indexer.photos.metadata_table import MetadataTable
 from indexer.photos.scan import ScannedFile, ScanResult, full_path
+from indexer.progress import Progress
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.rows import FileRow, PhotoFacts
 from model.errors import ImageError
 from model.images import open_photo, upright_size
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from indexer.errors import UsageError
-from indexer.options import FitOptions, SearchOptions
 from indexer.build.pace import Pace
 from indexer.confidence.self_queries import QUERIES
+from indexer.errors import UsageError
+from indexer.options import FitOptions, SearchOptions
 from indexer.snapshots.choice import Choice, choose, lists_for
 from indexer.snapshots.compressed import CONSTRUCTION, HELD_OUT, LINKS, POINTS_A_LIST
 from model.local_features import DIM

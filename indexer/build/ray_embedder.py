@@ -22,8 +22,8 @@ from typing import Any
 
 from indexer.errors import IndexerError, UsageError
 from indexer.photos.reader import Reader
-from model.gpu_decoding import Read
 from model.embedder import Embedded, Embedder
+from model.gpu_decoding import Read
 from model.images import read_photo
 from model.modelfile import PlaceModel
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from indexer.build import fit
-from indexer.storage.catalogue import Catalogue
-from indexer.build.ingest import Collected, collect, no_photos
 from indexer.build.compact import compact
+from indexer.build.ingest import Collected, collect, no_photos
+from indexer.build.publish import publish, published
+from indexer.build.ray_embedder import AnyEmbedder, RayEmbedder, check_address
+from indexer.build.rebuild import republish
+from indexer.build.spool import Spool
 from indexer.errors import IndexerError, UsageError
-from indexer.storage.layout import Layout, generation_of
-from indexer.storage.local_shards import write_local
-from indexer.storage.lock import write_lock
-from indexer.photos.metadata_table import read_table, unused_rows
+from indexer.milvus.sync import send
 from indexer.options import (
     BuildOptions,
     FitOptions,
@@ -35,29 +35,24 @@ from indexer.options import (
     load_options,
     save_options,
 )
-from indexer.storage.path_finder import resolve
-from indexer.storage.stored_files import drop_files
-from indexer.storage.stored_files import sweep
-from indexer.progress import Progress, Silent
+from indexer.photos.metadata_table import read_table, unused_rows
 from indexer.photos.reader import Reader
-from indexer.build.rebuild import republish
 from indexer.photos.scan import ScanResult, scan
-from indexer.milvus.sync import send
-from indexer.storage.shards import RUN, ShardWriter
-from indexer.build.publish import publish, published
-from indexer.snapshots.manifest import Manifest
-from indexer.snapshots.manifest import check_model
-from indexer.snapshots.manifest import read_manifest
-from indexer.build.spool import Spool
-from indexer.storage.rows import Slot
+from indexer.progress import Progress, Silent
 from indexer.snapshots.choice import choose
-from indexer.storage.folder import is_index
-from indexer.storage.folder import writable_folder
-from indexer.storage.folder import os_errors_explained
-from indexer.build.ray_embedder import AnyEmbedder, RayEmbedder, check_address
+from indexer.snapshots.manifest import Manifest, check_model, read_manifest
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.folder import is_index, os_errors_explained, writable_folder
+from indexer.storage.layout import Layout, generation_of
+from indexer.storage.local_shards import write_local
+from indexer.storage.lock import write_lock
+from indexer.storage.path_finder import resolve
+from indexer.storage.rows import Slot
+from indexer.storage.shards import RUN, ShardWriter
+from indexer.storage.stored_files import drop_files, sweep
 from model.clusters import SAMPLE_PHOTOS
-from model.gpu_decoding import Read
 from model.embedder import Embedded, Embedder, Seen
+from model.gpu_decoding import Read
 from model.images import read_photo
 from model.local_features import Packed
 from model.modelfile import ModelConfig, PlaceModel, load_model, read_config

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import indexer.build.fit
 from indexer.build.run import build_index
-from indexer.storage.catalogue import Catalogue
 from indexer.options import BuildOptions
+from indexer.storage.catalogue import Catalogue
 from tests.indexer.killing import Order, Told, serve
 
 SAMPLE, REDUCTION, BATCH = 70, 132, 4

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from indexer.build.run import BuildReport, remove_photos
-from indexer.storage.catalogue import Catalogue
 from indexer.errors import IndexerError
+from indexer.storage.catalogue import Catalogue
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Paint, World

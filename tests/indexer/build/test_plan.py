@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.errors import UsageError
-from indexer.photos.metadata import PhotoMetadata
-from indexer.options import FitOptions, SearchOptions
 from indexer.build.pace import Pace, measure_pace
 from indexer.build.plan import Plan, make_plan
+from indexer.errors import UsageError
+from indexer.options import FitOptions, SearchOptions
+from indexer.photos.metadata import PhotoMetadata
 
 PACE = Pace(photos=2.0, multiplications=1e10)
 

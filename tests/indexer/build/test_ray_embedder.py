@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from indexer.build import ray_embedder as workers
+from indexer.build.ray_embedder import RayEmbedder, Worker, check_address
 from indexer.errors import IndexerError, UsageError
 from indexer.options import BuildOptions
 from indexer.photos.reader import Reader
-from indexer.build.ray_embedder import RayEmbedder, Worker, check_address
 from model.embedder import Embedded, Seen
 
 

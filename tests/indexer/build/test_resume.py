@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from indexer.storage.catalogue import Catalogue
-from indexer.maintenance.check import check_index
 from indexer.index import Index
+from indexer.maintenance.check import check_index
+from indexer.storage.catalogue import Catalogue
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from indexer.build.run import remove_photos
-from indexer.storage.catalogue import Catalogue
 from indexer.errors import IndexerError, IndexMissing, ModelMismatch, NotFound, UsageError
-from indexer.storage.layout import Layout
 from indexer.options import BuildOptions, FitOptions, load_options
 from indexer.posting.posting import given_metadata, read_new
+from indexer.storage.catalogue import Catalogue
+from indexer.storage.layout import Layout
 from model.errors import ModelError
 from model.modelfile import ModelConfig, load_model, save_model
 from model.poolings import TwoLayers
@@ -313,8 +313,8 @@ def test_starting_over_may_be_killed_too(empty: World, monkeypatch: pytest.Monke
             raise Killed
 
     with monkeypatch.context() as patch:
-        name = "shutil.rmtree" if moment == "rmtree" else "indexer.storage.catalogue.Catalogue.drop_descriptors"
-        patch.setattr(name, after)
+        dropping = "indexer.storage.catalogue.Catalogue.drop_descriptors"
+        patch.setattr("shutil.rmtree" if moment == "rmtree" else dropping, after)
         with pytest.raises(Killed):
             empty.build(clusters=5)
     report = empty.build(clusters=5)

@@ -15,7 +15,7 @@ Process = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parents[3]
 
 
-def test_backup_is_restored_to_the_same_index(loci: Loci, own_index: Path, question: Path, tmp_path: Path) -> None:
+def test_backup_is_restored(loci: Loci, own_index: Path, question: Path, tmp_path: Path) -> None:
     assert loci("keys", "create", "robot", "--index", own_index).exit_code == 0
     saved = loci("backup", own_index, "--output", tmp_path / "saved.tar")
     size = (tmp_path / "saved.tar").stat().st_size

@@ -157,9 +157,7 @@ def test_wrong_metadata_column_is_wrong_usage(loci: Loci, photos: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_interrupted_run_is_resumed(
-    loci: Loci, tmp_path: Path, photograph: Photograph
-) -> None:
+def test_interrupted_run_is_resumed(loci: Loci, tmp_path: Path, photograph: Photograph) -> None:
     folder, index = tmp_path / "photos", tmp_path / "index"
     for number in range(40):  # enough that it is still at it when the signal comes
         photograph(folder / f"{number}.jpg", number % 5, number // 5)

@@ -44,9 +44,7 @@ def test_query_prints_position_and_places(loci: Loci, index: Path, question: Pat
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_clip_has_one_answer(
-    loci: Loci, index: Path, photos: Path, question: Path, broken: Path
-) -> None:
+def test_clip_has_one_answer(loci: Loci, index: Path, photos: Path, question: Path, broken: Path) -> None:
     frames = [question, photos / "wall2" / "view1.jpg"]
     result = loci("query", "--clip", *frames, "--index", index, "-k", 1)
     assert result.exit_code == 0

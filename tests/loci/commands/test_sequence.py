@@ -107,9 +107,7 @@ def test_only_smoothing_uses_later_frames(loci: Loci, road: Path, frames: Path) 
     assert len(result.stdout.splitlines()) == 6
 
 
-def test_unreadable_frame_is_reported_and_skipped(
-    loci: Loci, road: Path, frames: Path, broken: Path
-) -> None:
+def test_unreadable_frame_is_reported_and_skipped(loci: Loci, road: Path, frames: Path, broken: Path) -> None:
     asked = [frames / "q1.jpg", frames / "q2.jpg", broken, frames / "q3.jpg", frames / "q4.jpg"]
     result = loci("query", "--sequence", *asked, "--index", road, "--json")
     assert (result.exit_code, result.stderr) == (3, f"loci: {broken}: not an image that can be read\n")

@@ -217,9 +217,7 @@ def test_pull(loci: Loci, cache: Path, published: Server) -> None:
     assert published.asked == [None]  # what is here is not fetched again
 
 
-def test_failed_download_shows_url_and_target(
-    loci: Loci, cache: Path, published: Server
-) -> None:
+def test_failed_download_shows_url_and_target(loci: Loci, cache: Path, published: Server) -> None:
     published.content = b""
     result = loci("weights", "pull", "pitts30k")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -230,9 +228,7 @@ def test_failed_download_shows_url_and_target(
     )
 
 
-def test_file_in_place_needs_no_download(
-    loci: Loci, cache: Path, published: Server, matlab: bytes
-) -> None:
+def test_file_in_place_needs_no_download(loci: Loci, cache: Path, published: Server, matlab: bytes) -> None:
     cache.mkdir()
     (cache / "Pitts30K_struct.mat").write_bytes(matlab)
     wrong = loci("weights", "pull", "pitts30k", "--sha256", "0" * 64)
