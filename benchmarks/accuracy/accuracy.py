@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.accuracy.recall import SETS, RememberedMaps, truth_file
+from benchmarks.common import SETS, RememberedMaps, truth_file
 from indexer.build.run import build_index
 from indexer.evaluation import Evaluation, compare, evaluate
 from indexer.index import Index

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.recall import SETS, RememberedMaps, truth_file
+from benchmarks.common import SETS, RememberedMaps, truth_file
 from indexer.answers import KNOWN_SHARE, PhotoHit
 from indexer.build.run import build_index
 from indexer.confidence.calibration import BINS, KNOWN_FROM, Calibration, Evidence, expected_calibration_error
@@ -219,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     RememberedMaps.install()
     for name in options.sets:
-        database, queries = (options.data / part for part in SETS[name][:2])
+        database, queries = (options.data / part for part in SETS[name])
         with tempfile.TemporaryDirectory() as folder:
             into = (options.indexes or Path(folder)) / name
             if options.indexes is None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.accuracy.clips import truth
-from benchmarks.accuracy.recall import SETS
-from indexer.geo import haversine_m
-from indexer.photos.file_name import from_name
+from benchmarks.common import SETS, with_answers
 from model.backbone import imagenet_backbone
 from model.clusters import SAMPLE_PHOTOS, kmeans, rank_by_halves, sample_local, sharpness
 from model.fitting import halves
@@ -92,19 +88,7 @@ class Photos:
 
     @classmethod
     def read(cls, name: str, data: Path, network: Network) -> Photos:
-        database, queries = (sorted((data / part).iterdir()) for part in SETS[name][:2])
-        if name == "cambridge":
-            at = [
-                np.array([(m.lat, m.lon) for m in map(from_name, map(str, of))]) for of in (queries, database)
-            ]
-            away = haversine_m(*(at[0][:, None, i] for i in (0, 1)), *(at[1][None, :, i] for i in (0, 1)))
-            right = np.asarray(away <= 25)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                rows = truth(name, data, Path(folder), [q.name for q in queries], [d.name for d in database])
-            right = np.array([[n in row for n in range(len(database))] for row in rows])
-        asked = np.flatnonzero(right.any(1))
-        return cls(name, database, [queries[n] for n in asked], right[asked], network)
+        return cls(name, *with_answers(name, data), network)
 
     def maps(self, photos: Sequence[Path], cut: str, scale: float) -> Maps:
         return [self.network.maps(self.name, photo, cut, scale) for photo in photos]

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.descriptors import Network, Photos
-from benchmarks.accuracy.recall import SETS
+from benchmarks.common import SETS, with_answers
 from indexer.build.run import build_index
 from indexer.options import BuildOptions
 from indexer.photos.reader import Reader
@@ -58,19 +57,17 @@ def right(truth: NDArray[np.bool_], database: Part, queries: Part) -> NDArray[np
 
 def measure(name: str, options: argparse.Namespace) -> tuple[dict[str, NDArray[np.bool_]], float]:
     """Which queries of a set each format answers rightly, and the least cosine of two descriptors."""
-    database, _ = SETS[name][:2]
+    database, queries, truth = with_answers(name, options.data)
     with tempfile.TemporaryDirectory() as folder:
-        photos = Photos.read(name, options.data, Network(Path(folder)))
         wanted = BuildOptions(precision="int8", device="cpu", image_size=options.image_size)
-        build_index([options.data / database], Path(folder) / "index", wanted)
+        build_index([options.data / SETS[name][0]], Path(folder) / "index", wanted)
         model = load_model(Layout(Path(folder) / "index").model(1))
     parts = {
-        precision: [seen(model, precision, part) for part in (photos.database, photos.queries)]
-        for precision in PRECISIONS
+        precision: [seen(model, precision, part) for part in (database, queries)] for precision in PRECISIONS
     }
     pairs = zip(*parts.values(), strict=True)
     least = min(float((one[0] * other[0]).sum(1).min()) for one, other in pairs)
-    return {precision: right(photos.right, *part) for precision, part in parts.items()}, least
+    return {precision: right(truth, *part) for precision, part in parts.items()}, least
 
 
 def main() -> None:

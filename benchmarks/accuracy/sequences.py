@@ -28,8 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.clips import truth
-from benchmarks.accuracy.recall import SETS
+from benchmarks.common import SETS, photos_of, right_rows
 from indexer.build.run import build_index
 from indexer.geo import haversine_m, to_local
 from indexer.index import Index
@@ -220,12 +219,12 @@ def by_file(index: Index, files: Sequence[Path]) -> NDArray[np.float32]:
 
 
 def traverse(name: str, options: argparse.Namespace, folder: Path) -> None:
-    database, queries = (sorted((options.data / part).iterdir()) for part in SETS[name][:2])
+    database, queries = photos_of(name, options.data)
     index = opened(name, options.data / SETS[name][0], options, folder)
     rows, seen = by_file(index, database), [index.see(query) for query in queries]
     frames = np.stack([frame.descriptor for frame in seen]).astype(float)
     scores = np.asarray(frames @ rows.T, np.float64)
-    right = truth(name, options.data, folder, [q.name for q in queries], [d.name for d in database])
+    right = right_rows(name, options.data, folder)
     motion = OrderedMotion([len(database)])
     likeness = learn(lambda photos: rows[photos], motion)
     nearly = [{photo + by for photo in of for by in range(-3, 4)} for of in right]

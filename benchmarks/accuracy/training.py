@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.recall import RememberedMaps
+from benchmarks.common import RememberedMaps
 from indexer.geo import to_local
 from indexer.options import BuildOptions
 from indexer.photos.scan import scan

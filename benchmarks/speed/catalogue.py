@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.large import draw, memory, near_in, real
+from benchmarks.common import DescriptorSource, memory_mib, stored_descriptors
 from indexer.build.publish import publish
 from indexer.build.rebuild import rebuild
 from indexer.build.run import build_index
@@ -85,14 +85,13 @@ def make(folder: Path, source: Path, count: int, *, files: bool) -> None:
     shutil.copy(of.model(1), layout.model(1))
     fitted = load_options(of.options(1)).fit
     save_options(layout.options(1), Options(fitted, PlaceOptions(), SearchOptions()))
-    rows = real(source)
-    near, generator = near_in(rows), np.random.default_rng(0)
+    drawn, generator = DescriptorSource(stored_descriptors(source)), np.random.default_rng(0)
     catalogue = Catalogue(layout.folder, create=True)
     writer = ShardWriter(layout.shards(1), manifest.dim, None)
     photos = folder / "photos"
     for start in range(0, count, CHUNK):
         numbers = range(start, min(start + CHUNK, count))
-        slots = writer.append(draw(rows, near, len(numbers), generator))
+        slots = writer.append(drawn.draw(len(numbers), generator))
         made = []
         with catalogue.transaction() as db:
             for number in numbers:
@@ -228,11 +227,11 @@ def remove(index: Path, count: int) -> None:
 def child(name: str, folder: Path) -> dict[str, float]:
     Embedder.stream = free  # type: ignore
     act = step(name, folder)
-    before = memory("RssAnon")
+    before = memory_mib("RssAnon")
     begun = time.perf_counter()
     act()
     taken = time.perf_counter() - begun
-    return {"seconds": taken, "mib": memory("RssAnon") - before, "peak": memory("VmHWM")}
+    return {"seconds": taken, "mib": memory_mib("RssAnon") - before, "peak": memory_mib("VmHWM")}
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.speed.network import SIDE, multiplications, seconds
+from benchmarks.common import MATRIX_SIDE, Run, median_seconds, multiplications
 from indexer.photos.scan import scan
 from model.embedder import DTYPES, Embedder
 from model.gpu_decoding import GpuReader
@@ -30,7 +29,6 @@ from model.images import read_photo
 from model.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig, PlaceModel
 
-Run = Callable[[], Any]
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -63,9 +61,9 @@ def network(model: PlaceModel, images: list[np.ndarray], device: str, options: a
         runs[f"{name} step by step"] = lambda e=stepwise[name]: e.outputs(images[:1], "pooled")  # type: ignore[misc]
         runs[f"{name} recorded"] = lambda e=embedders[name]: e.outputs(images[:1], "pooled")  # type: ignore[misc]
         runs[f"{name} batch"] = lambda e=embedders[name]: e.outputs(batch[: options.batch], "pooled")  # type: ignore[misc]
-        a, b = (torch.randn(SIDE, SIDE, device=device).to(DTYPES[name]) for _ in range(2))
+        a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device).to(DTYPES[name]) for _ in range(2))
         runs[f"{name} limit"] = done(lambda a=a, b=b: a @ b)  # type: ignore[misc]
-    took = seconds(runs, options.rounds)
+    took = median_seconds(runs, options.rounds)
     height, width = images[0].shape[:2]
     print(f"{width}×{height} pixels, {giga:.0f} billion multiplications")
     print(f"plain fp32, one at a time: {1000 * took['plain']:.2f} ms an image")
@@ -79,7 +77,7 @@ def network(model: PlaceModel, images: list[np.ndarray], device: str, options: a
             [F.cosine_similarity(a, b, dim=0).flatten() for a, b in zip(found, wanted, strict=True)]
         )
         each = took[f"{name} batch"] / options.batch
-        limit = SIDE**3 / 1e9 / took[f"{name} limit"]
+        limit = MATRIX_SIDE**3 / 1e9 / took[f"{name} limit"]
         cells = [
             *(name, f"{1000 * took[f'{name} step by step']:.2f}", f"{1000 * took[f'{name} recorded']:.2f}"),
             *(f"{1000 * each:.2f}", f"{took['plain'] / each:.1f}"),
@@ -112,15 +110,8 @@ def end_to_end(model: PlaceModel, files: list[Path], device: str, options: argpa
 
     runs: dict[str, Run] = {"CPU, in turn": lambda: in_turn(read_photo)}
     runs |= {f"{name}, overlapped": lambda r=r: streamed(r) for name, r in readers.items()}  # type: ignore[misc]
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(options.rounds + 1):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            if number:
-                taken[name].append(time.perf_counter() - begun)
-    rates = {name: len(files) / float(np.median(each)) for name, each in taken.items()}
-    singles = seconds(
+    rates = {name: len(files) / each for name, each in median_seconds(runs, options.rounds).items()}
+    singles = median_seconds(
         {
             "CPU, in turn": lambda: step.see([[read_photo(files[0])]]),
             **{f"{n}, overlapped": lambda r=r: embedder.see([[r(files[0])]]) for n, r in readers.items()},  # type: ignore[misc]
