@@ -1,10 +1,9 @@
-"""Whether clips find more than single photos: frames of a traverse pooled as one, on corridor and nordland.
+"""Recall of clips against single photos: frames of a traverse pooled as one, on corridor and nordland.
 
     python -m benchmarks.accuracy.clips
 
-For each length T, every query frame is asked for with its neighbours of the same traverse, centred on it: as
-a clip (`Index.query_clip`'s pooling), and as the mean of the frames' own descriptors. The truth is that of
-the centre frame. Nothing of the database changes.
+For each length T, the query is a frame with its neighbours on both sides: as a clip (pooled like
+`Index.query_clip`), and as the mean of the frames' descriptors. The truth is that of the middle frame.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""What int8 costs in recall: one model, fitted once, its network run in each number format.
+"""Recall in int8 against fp32, with the same model.
 
     python -m benchmarks.accuracy.precision ../shared/data --image-size 320
 
-Each set is indexed as usual, in int8; then its database and queries go through the same model, clusters and
-reduction in each format. recall@1 of the nearest photo in %, not verified and verified; `pooled` is over all
-queries of all sets.
+Each set is indexed in int8. Then its database and queries pass the same model, clusters and reduction in each
+format. The table has recall@1 in %, without and with verification; `pooled` is over all queries of all sets.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def seen(model: PlaceModel, precision: str, photos: Sequence[Path]) -> Part:
 
 
 def right(truth: NDArray[np.bool_], database: Part, queries: Part) -> NDArray[np.bool_]:
-    """Which queries are answered rightly, 2 q: not verified, and verified."""
+    """Whether each query's answer is right, 2 q: without and with verification."""
     scores = np.asarray(queries[0] @ database[0].T, np.float64)
     plain = scores.argmax(1)
     for row, asked in zip(scores, queries[1], strict=True):
@@ -56,7 +55,7 @@ def right(truth: NDArray[np.bool_], database: Part, queries: Part) -> NDArray[np
 
 
 def measure(name: str, options: argparse.Namespace) -> tuple[dict[str, NDArray[np.bool_]], float]:
-    """Which queries of a set each format answers rightly, and the least cosine of two descriptors."""
+    """Whether each query's answer is right for each format, and the least cosine of two descriptors."""
     database, queries, truth = with_answers(name, options.data)
     with tempfile.TemporaryDirectory() as folder:
         wanted = BuildOptions(precision="int8", device="cpu", image_size=options.image_size)

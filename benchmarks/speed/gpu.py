@@ -1,12 +1,11 @@
-"""A GPU: the network in every precision, recorded or not; and from file to descriptor, by both decoders.
+"""The network on a GPU in every precision, with and without CUDA graphs, and from file to descriptor.
 
     python -m benchmarks.speed.gpu ../shared/data/cambridge-street/database
 
-In one run and in turn, each against PyTorch as scripts in this field drive it: VGG16 to conv5_3 in fp32, one
-image at a time, on the same GPU (its convolutions multiply in TF32 where the GPU can, as PyTorch has it). The
-limit is a large matrix product in the same format. Then from files to descriptors and local features, as
-indexing and as a single query go. Without a GPU nothing is measured, and that is what it prints;
-`--device cpu` runs all of it there, for a look at the script.
+The baseline is VGG16 to conv5_3 in PyTorch, fp32, one image at a time, on the same GPU (convolutions in TF32
+if the GPU has it, PyTorch's default). The limit is a large matrix product in the same format. Then from files
+to descriptors and local features, in batches and for one query, with both decoders. All runs take turns.
+Without a GPU, nothing is measured; `--device cpu` runs everything on the CPU, to try the script.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def done(run: Callable[[], torch.Tensor]) -> Run:
-    """The run until its result is there."""
+    """Run and wait for the result."""
     return lambda: float(run().flatten()[0])
 
 
@@ -43,7 +42,7 @@ def without_graphs(embedder: Embedder) -> Embedder:
 
 
 def network(model: PlaceModel, images: list[np.ndarray], device: str, options: argparse.Namespace) -> None:
-    """Time and cosine of the convolutions, one image and a batch at a time."""
+    """Time and cosine of the convolutions, for one image and for a batch."""
     giga = multiplications(model.backbone, *images[0].shape[:2])
     on_gpu = copy.deepcopy(model).to(device)
 
@@ -88,7 +87,7 @@ def network(model: PlaceModel, images: list[np.ndarray], device: str, options: a
 
 
 def end_to_end(model: PlaceModel, files: list[Path], device: str, options: argparse.Namespace) -> None:
-    """Photos a second from files to descriptors, and milliseconds a single one takes, by each decoder."""
+    """Photos a second from files to descriptors, and milliseconds for one photo, with each decoder."""
     embedder = Embedder(model, device=device, batch_size=options.batch)
     step = without_graphs(Embedder(model, device=device, batch_size=options.batch))
     readers: dict[str, Any] = {"CPU": read_photo}

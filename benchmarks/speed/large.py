@@ -1,17 +1,14 @@
-"""A million descriptors: build time, memory and search time, beside flat FAISS, hnswlib and usearch.
+"""Search of a million descriptors: build time, memory, query time, beside flat FAISS, hnswlib and usearch.
 
     loci index ../shared/data/*/ --into real --image-size 320
     pip install hnswlib usearch
     python -m benchmarks.speed.large real --count 1000000
 
-The descriptors are made of those of real photos: each lies at a random point between a real one and one of
-its ten nearest; to this unit vector 0.8 times the direction from one random photo to another is added, and
-0.5 times a random direction. Queries are drawn in the same way and are not among the descriptors.
-
-Every engine runs in a process of its own, on the same shards, queries and threads. Asked are the ten nearest,
-one query at a time; recall is their share among the exact ten. hnswlib and usearch are searched with the
-smallest of a doubling series of efforts that reaches the recall on the first half of the queries, measured is
-the second half; ours is searched as `loci index` tuned it, which does not know the queries.
+`DescriptorSource` draws the descriptors and the queries from those of real photos. Every engine runs in its
+own process, on the same shards, queries and threads. Queries run one at a time, for ten nearest; recall is
+their share among the exact ten. hnswlib and usearch use the smallest of a doubling series of efforts that
+reaches the recall on the first half of the queries; the second half is measured. Ours uses the effort that
+`loci index` tuned without these queries.
 """
 
 from __future__ import annotations
@@ -39,14 +36,14 @@ from indexer.storage.rows import Slot
 from indexer.storage.shards import ShardWriter, read_slots
 
 Search = Callable[[Descriptors], NDArray[np.int64]]
-"""From a query (d) to the numbers of its nearest (K)."""
+"""From a query (d) to the numbers of its K nearest."""
 K = 10
 BLOCK = 65_536
 QUERIES = 1000
 
 
 def make(folder: Path, index: Path, count: int) -> None:
-    """Shards of `count` descriptors, queries and their exact answers, in a folder."""
+    """Write shards of `count` descriptors, queries and their exact answers to a folder."""
     rows = stored_descriptors(index)
     source = DescriptorSource(rows)
     generator = np.random.default_rng(0)
@@ -70,7 +67,7 @@ def make(folder: Path, index: Path, count: int) -> None:
 
 
 class Collection:
-    """What `make` made, and where engines put their files."""
+    """The folder that `make` wrote, and where engines put their files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -85,7 +82,7 @@ class Collection:
         return read_slots(self.shards, self.slots, self.dim, block=BLOCK)
 
     def recall(self, search: Search, part: slice) -> float:
-        """Of a search, for a part of the queries."""
+        """Recall of a search on a part of the queries."""
         pairs = zip(self.queries[part], self.answers[part], strict=True)
         return float(np.mean([len(np.intersect1d(search(query), exact)) / K for query, exact in pairs]))
 
@@ -101,7 +98,7 @@ class Collection:
 
 @dataclasses.dataclass(frozen=True)
 class Ours:
-    """As `loci index` and an opened index have it."""
+    """As `loci index` builds it and an opened index searches it."""
 
     graph: bool = False
 
@@ -200,13 +197,13 @@ class Usearch:
 
 
 class Engine(Protocol):
-    """What is measured."""
+    """An engine to measure."""
 
     def build(self, of: Collection, options: argparse.Namespace) -> str:
-        """Make its files; says how."""
+        """Write its files; return a description."""
 
     def open(self, of: Collection, options: argparse.Namespace) -> Search:
-        """Read them."""
+        """Read its files."""
 
 
 ENGINES: dict[str, Engine] = {
@@ -229,7 +226,7 @@ def settled(of: Collection, recall: float, search: Search, set_effort: Callable[
 
 
 def child(options: argparse.Namespace) -> dict[str, Any]:
-    """One engine's step, in a process of its own."""
+    """One step of one engine, in its own process."""
     faiss.omp_set_num_threads(options.threads)
     of, engine = Collection(options.folder), ENGINES[options.child[0]]
     before, resident = memory_mib("RssAnon"), memory_mib("VmRSS")
@@ -275,7 +272,7 @@ def main() -> None:
 
 
 def steps(engine: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Build and search in processes of their own; what both found."""
+    """Build and search in two processes; return both results."""
     found: dict[str, Any] = {}
     for step in ("build", "search"):
         command = [sys.executable, __file__, str(options.index), "--folder", str(options.folder)]

@@ -1,11 +1,10 @@
-"""The network in every precision: against plain fp32, and against what the machine multiplies at most.
+"""The network in every precision, against plain fp32 and against the machine's limit.
 
     python -m benchmarks.speed.network ../shared/data/cambridge-street/database
 
-In one run and in turn: VGG16 to conv5_3 as `Embedder` runs it in fp32, bf16 and int8, and as plain PyTorch
-runs it in fp32, one image at a time; and a large matrix product in each of these formats, whose rate is the
-limit. Then the same from photo to descriptor, decoding included. The cosine is that of each local descriptor
-of conv5_3 to plain fp32's.
+VGG16 to conv5_3 in `Embedder` (fp32, bf16, int8) and in plain PyTorch (fp32), one image at a time, in turns.
+The limit is a large matrix product in the same format. Then the same from photo to descriptor, with decoding.
+The cosine compares local descriptors of conv5_3 with plain fp32.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from model.modelfile import ModelConfig, PlaceModel
 
 
 def products() -> dict[str, Run]:
-    """A product of two matrices in each format."""
+    """A matrix product in each format."""
     runs: dict[str, Run] = {}
     for name in ("fp32", "bf16"):
         a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(DTYPES[name]) for _ in range(2))
