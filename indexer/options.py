@@ -23,16 +23,6 @@ DEFAULT_GHOSTS = 8
 RECALL = 0.99
 FOLDER = "faiss"
 """The store that every index has."""
-EARLIER = {
-    "min_image_size": 0,
-    "local_features": 0,
-    "layers": ONE_LAYER,
-    "memory": None,
-    "recall": RECALL,
-    "store": None,
-    "hnsw": False,
-}
-"""What indexes were made with before there was an option for it."""
 POOLING_OPTIONS = {
     "layers": CLUSTERED,
     "clusters": CLUSTERED,
@@ -104,7 +94,7 @@ class SearchOptions:
 
     def memory_bytes(self) -> int:
         """`memory` in bytes."""
-        return machine_memory() // 2 if self.memory is None else read_bytes("--memory", self.memory)
+        return machine_memory() // 2 if self.memory is None else read_bytes("`memory`", self.memory)
 
     def describe(self) -> str:
         """What a snapshot hangs on in a few words, to see whether it has changed."""
@@ -153,27 +143,27 @@ class BuildOptions:
     prune: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("--dim", self.dim, 1)
-        _at_least("--clusters", self.clusters, 1)
-        _at_least("--image-size", self.image_size, MIN_SIDE)
-        _at_least("--min-image-size", self.min_image_size, 0)
-        _at_least("--local-features", self.local_features, 0)
-        _at_least("--panoramas", self.panoramas, 2)
-        _at_least("--ghosts", self.ghosts, 1)
-        _at_least("--seed", self.seed, 0)
-        _at_least("--batch-size", self.batch_size, 1)
-        _one_of("--pooling", self.pooling, POOLINGS)
-        _one_of("--layers", self.layers, LAYERS)
-        _one_of("--netvlad-version", self.netvlad_version, (1, 2))
-        _one_of("--vlad-normalisation", self.vlad_normalisation, NORMALISATIONS)
+        _at_least("dim", self.dim, 1)
+        _at_least("clusters", self.clusters, 1)
+        _at_least("image_size", self.image_size, MIN_SIDE)
+        _at_least("min_image_size", self.min_image_size, 0)
+        _at_least("local_features", self.local_features, 0)
+        _at_least("panoramas", self.panoramas, 2)
+        _at_least("ghosts", self.ghosts, 1)
+        _at_least("seed", self.seed, 0)
+        _at_least("batch_size", self.batch_size, 1)
+        _one_of("pooling", self.pooling, POOLINGS)
+        _one_of("layers", self.layers, LAYERS)
+        _one_of("netvlad_version", self.netvlad_version, (1, 2))
+        _one_of("vlad_normalisation", self.vlad_normalisation, NORMALISATIONS)
         if self.places is not None:
             parse_mode(self.places)
         if self.place_radius_m is not None and not self.place_radius_m > 0:
-            raise UsageError(f"--place-radius must be above 0 metres, got {self.place_radius_m}")
+            raise UsageError(f"`place_radius_m` must be above 0 metres, got {self.place_radius_m}")
         if self.memory is not None:
-            read_bytes("--memory", self.memory)
+            read_bytes("`memory`", self.memory)
         if self.recall is not None and not 0 < self.recall <= 1:
-            raise UsageError(f"--recall must be above 0 and at most 1, got {self.recall}")
+            raise UsageError(f"`recall` must be above 0 and at most 1, got {self.recall}")
         if self.store not in (None, FOLDER):
             Address.parse(self.store)
 
@@ -196,12 +186,12 @@ class BuildOptions:
             base = dataclasses.replace(base, **own)
         for name, poolings in POOLING_OPTIONS.items():
             if name in said and pooling not in poolings:
-                raise UsageError(f"--{_dashed(name)} is for {' and '.join(poolings)}, not for {pooling}")
+                raise UsageError(f"`{name}` is for {' and '.join(poolings)}, not for {pooling}")
         wanted = dataclasses.replace(base, **said)
         if pooling not in CLUSTERED:
             return dataclasses.replace(wanted, clusters=0, layers=ONE_LAYER)
         if wanted.layers == TWO_LAYERS and wanted.clusters < 2:
-            raise UsageError(f"--clusters must be at least 2 for two layers, got {wanted.clusters}")
+            raise UsageError(f"`clusters` must be at least 2 for two layers, got {wanted.clusters}")
         if pooling == "ghostvlad" and not wanted.ghosts:
             return dataclasses.replace(wanted, ghosts=DEFAULT_GHOSTS)
         return wanted
@@ -236,7 +226,7 @@ def _as_brought(brought: ModelConfig, base: FitOptions, said: dict[str, Any]) ->
     for name, value in own.items():
         if said.get(name, value) != value:
             raise UsageError(
-                f"--{_dashed(name)} {said[name]} cannot be: the weights {brought.weights} bring {value}"
+                f"`{name}` {said[name]} is impossible: the weights {brought.weights} have {value}"
             )
     if base.weights != brought.weights:
         own["image_size"] = brought.image_size
@@ -255,7 +245,7 @@ def save_options(path: Path, options: Options) -> None:
 def load_options(path: Path) -> Options:
     """Read what `save_options` wrote. Raises IndexerError when it is damaged."""
     try:
-        values = EARLIER | json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
         places = PlaceOptions(*(values.pop(field.name) for field in dataclasses.fields(PlaceOptions)))
         search = SearchOptions(*(values.pop(field.name) for field in dataclasses.fields(SearchOptions)))
         return Options(FitOptions(**values), places, search)
@@ -266,7 +256,7 @@ def load_options(path: Path) -> Options:
 def differences(old: FitOptions, new: FitOptions) -> str:
     """In words, which fit options differ."""
     words = [
-        f"--{_dashed(field.name)} {getattr(old, field.name)}, not {getattr(new, field.name)}"
+        f"`{field.name}` {getattr(old, field.name)}, not {getattr(new, field.name)}"
         for field in dataclasses.fields(FitOptions)
         if getattr(old, field.name) != getattr(new, field.name)
     ]
@@ -275,13 +265,9 @@ def differences(old: FitOptions, new: FitOptions) -> str:
 
 def _at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
-        raise UsageError(f"{name} must be at least {least}, got {value}")
+        raise UsageError(f"`{name}` must be at least {least}, got {value}")
 
 
 def _one_of(name: str, value: str | int | None, known: Sequence[str | int]) -> None:
     if value is not None and value not in known:
-        raise UsageError(f"{name} must be {' or '.join(map(str, known))}, got {value!r}")
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
+        raise UsageError(f"`{name}` must be {' or '.join(map(str, known))}, got {value!r}")

@@ -54,9 +54,9 @@ def check_address(address: str) -> None:
     """Raise UsageError for an address that is none, or where Ray is not installed."""
     host = address.removeprefix(SCHEME)
     if not address.startswith(SCHEME) or not host or "/" in host:
-        raise UsageError(f"--workers must be ray://HOST:PORT or {LOCAL}, not {address!r}")
+        raise UsageError(f"`workers` must be ray://HOST:PORT or {LOCAL}, not {address!r}")
     if find_spec("ray") is None:
-        raise UsageError("--workers needs Ray, which is not installed: pip install 'geniusloci[ray]'")
+        raise UsageError("`workers` needs Ray, which is not installed: pip install 'geniusloci[ray]'")
 
 
 class Worker:

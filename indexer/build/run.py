@@ -222,8 +222,8 @@ class _Run:
         )
         if manifest.recall < search.recall - SHORT:
             self._progress.note(
-                f"a search finds {manifest.recall:.1%} of the nearest, not {search.recall:.1%}: "
-                "more --memory would help"
+                f"a search finds {manifest.recall:.1%} of the nearest photos, not {search.recall:.1%}: "
+                "set a larger `memory`"
             )
         Spool(self._layout.spool(generation)).clear()
         return manifest, embedded, model.config
@@ -265,7 +265,7 @@ class _Run:
             return fit.unfitted_model(options)
         if self._brought is None:
             raise UsageError(
-                f"the run to go on with was begun with --weights {options.weights}: say --weights again"
+                f"the interrupted run was started with `weights` {options.weights}: set `weights` again"
             )
         return self._brought.fitted(
             image_size=options.image_size,
@@ -288,12 +288,12 @@ class _Run:
         if wanted != fitted:
             raise IndexerError(
                 f"this index was made with {differences(fitted, wanted)}: leave that out, "
-                "or say --refit to make it anew"
+                "or set `refit` to make the index again"
             )
         if self._lost_model(finished):
             raise IndexerError(
-                f"the model file {self._layout.model(finished)} is missing: put it back, "
-                "or say --refit to make the index anew"
+                f"the model file {self._layout.model(finished)} is missing: restore it, "
+                "or set `refit` to make the index again"
             )
         return finished
 
@@ -401,8 +401,8 @@ def _notes(collected: Collected, scanned: ScanResult, config: ModelConfig, manif
     fitted_on = int(config.provenance.get("cluster_photos", 0))
     if 0 < fitted_on < SAMPLE_PHOTOS and manifest.photos >= GROWN * fitted_on:
         notes.append(
-            f"the model was fitted on {fitted_on} photos and the index has {manifest.photos} by now: "
-            "--refit would fit it again"
+            f"the model was fitted on {fitted_on} photos, and the index now has {manifest.photos}: "
+            "set `refit` to fit it again"
         )
     return notes
 

@@ -530,7 +530,7 @@ def test_a_photo_posted_meanwhile_is_in_the_next_run_s_snapshot(world: World, pa
 
 
 def test_too_little_memory_is_said_before_anything_is_embedded_and_not_remembered(empty: World) -> None:
-    with pytest.raises(UsageError, match="--memory is too little for 4 descriptors of 512 numbers"):
+    with pytest.raises(UsageError, match="`memory` is too small for 4 descriptors of 512 numbers"):
         empty.build(memory="10")
     assert not (empty.index / "generations/01/model.safetensors").exists()
     assert empty.build().photos == 4

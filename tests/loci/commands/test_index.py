@@ -269,7 +269,7 @@ def test_missing_index_is_one_sentence(loci: Loci, tmp_path: Path, question: Pat
     }
     result = loci(command, *arguments.get(command, (index,)))
     assert result.exit_code == 1
-    assert result.stderr == f"loci: no index in {index}: make one with 'loci index PHOTOS --into {index}'\n"
+    assert result.stderr == f"loci: no index in {index}: make one with 'loci index'\n"
     assert result.stdout == ""
     assert not index.exists()
 
