@@ -23,16 +23,6 @@ DEFAULT_GHOSTS = 8
 RECALL = 0.99
 FOLDER = "faiss"
 """The store that every index has."""
-EARLIER = {
-    "min_image_size": 0,
-    "local_features": 0,
-    "layers": ONE_LAYER,
-    "memory": None,
-    "recall": RECALL,
-    "store": None,
-    "hnsw": False,
-}
-"""What indexes were made with before there was an option for it."""
 POOLING_OPTIONS = {
     "layers": CLUSTERED,
     "clusters": CLUSTERED,
@@ -255,7 +245,8 @@ def save_options(path: Path, options: Options) -> None:
 def load_options(path: Path) -> Options:
     """Read what `save_options` wrote. Raises IndexerError when it is damaged."""
     try:
-        values = EARLIER | json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.setdefault("hnsw", values.pop("graph", False))  # its name in the first indexes
         places = PlaceOptions(*(values.pop(field.name) for field in dataclasses.fields(PlaceOptions)))
         search = SearchOptions(*(values.pop(field.name) for field in dataclasses.fields(SearchOptions)))
         return Options(FitOptions(**values), places, search)

@@ -61,7 +61,7 @@ def publish(
     content = _content(generation, options, live, photos)
     previous = layout.last_finished()
     last = whole_manifest(layout, previous) if previous else None
-    calibrated = last is not None and (last.calibration or {}).get("version") == VERSION
+    calibrated = last is not None and last.calibration.get("version") == VERSION
     same = last is not None and (last.content, last.search_by) == (content, search.describe())
     if last is not None and same and calibrated and not last.saved.problems(layout.snapshot(last.snapshot)):
         layout.set_current(last.snapshot)  # which may have been damaged
@@ -117,7 +117,7 @@ def published(
     last = whole_manifest(layout, name) if name and generation_of(name) == generation else None
     if last is None or layout.unpublished or last.change != catalogue.last_change():
         return None
-    made_by = (last.model, last.places_by, last.search_by, (last.calibration or {}).get("version"))
+    made_by = (last.model, last.places_by, last.search_by, last.calibration.get("version"))
     if made_by != (model, options.describe(), search.describe(), VERSION):
         return None
     if last.photos != catalogue.count() or not last.saved.is_there(layout.snapshot(last.snapshot)):

@@ -85,9 +85,9 @@ class Additions:
         snapshot: str,
         dim: int,
         store: Store,
-        since: int | None = None,
+        since: int,
     ) -> None:
-        """Of a snapshot; `since` is the number of the last change that it takes in, None where unknown."""
+        """Of a snapshot; `since` is the number of the last change that it contains."""
         self._layout = layout
         self._catalogue = catalogue
         self._generation = generation_of(snapshot)
@@ -109,9 +109,7 @@ class Additions:
                 self._searched = Searched(searched.snapshot, searched.added, change)
             return self._searched
 
-    def _live(self, since: int | None) -> Ids:
-        if since is None:
-            return np.array(self._catalogue.live_ids(self._generation), np.int64)
+    def _live(self, since: int) -> Ids:
         rows = self._catalogue.searched_rows(self._generation, since)
         return np.array([row.id for row in rows if row.live], np.int64)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
-from indexer.options import SearchOptions
 from indexer.snapshots.saved_store import Described, Saved, open_store
 from indexer.snapshots.store import Store
 from indexer.storage.catalogue import Catalogue
@@ -31,25 +30,25 @@ class Manifest:
     places_by: str
     """How photos became places: see `PlaceOptions.describe`."""
     factory: str
-    """As `Described`, like the next."""
+    """As `Described`, like the next three."""
     recall: float
-    calibration: dict[str, Any] | None
-    """How sure answers are, as `Calibration.to_json` writes it; None from versions without."""
+    probes: int
+    depth: int
+    calibration: dict[str, Any]
+    """How sure answers are, as `Calibration.to_json` writes it."""
     content: str
     """Digest of what the snapshot was made from, to see whether another is due."""
     index_bytes: int
-    """As `Saved`, like the next."""
+    """As `Saved`, like the next three."""
     index_sha256: str
+    rows_sha256: str
+    columns_sha256: str
     created_at: str
+    change: int
+    """Number of the catalogue's last change that the snapshot contains."""
+    search_by: str
+    """How descriptors are searched: see `SearchOptions.describe`."""
     format: int = FORMAT
-    probes: int = 0
-    depth: int = 0
-    rows_sha256: str = ""
-    columns_sha256: str = ""
-    change: int | None = None
-    """Number of the catalogue's last change that it takes in; None from versions without."""
-    search_by: str = SearchOptions().describe()
-    """What was asked of the search: see `SearchOptions.describe`."""
 
     @property
     def described(self) -> Described:

@@ -40,7 +40,7 @@ class Saved:
     rows_sha256: str
     """Of the table of rows, where there is one."""
     columns_sha256: str
-    """Of the columns for filters; "" of versions that kept none, or not its digest."""
+    """Of the columns for filters."""
 
     @classmethod
     def of(cls, folder: Path) -> Saved:
@@ -55,8 +55,8 @@ class Saved:
         """Whether a folder has these files, by their sizes alone."""
         index, rows = folder / INDEX, folder / ROWS
         size = index.stat().st_size if index.is_file() else 0
-        columns = not self.columns_sha256 or (folder / COLUMNS).is_file()
-        return size == self.index_bytes and rows.is_file() == bool(self.rows_sha256) and columns
+        whole = size == self.index_bytes and rows.is_file() == bool(self.rows_sha256)
+        return whole and (folder / COLUMNS).is_file()
 
     def problems(self, folder: Path) -> list[str]:
         """What is wrong with their bytes, a sentence for each file."""

@@ -158,7 +158,6 @@ def test_the_manifest_says_what_is_there(made: World) -> None:
     manifest = read_manifest(layout, layout.current())
     assert (manifest.count, manifest.photos, manifest.places, manifest.dim) == (8, 8, 4, 2048)
     assert (manifest.recall, manifest.format) == (1.0, FORMAT)
-    assert manifest.calibration is not None
     assert manifest.calibration["reason"] == (
         "8 of its 8 photos have another of their place, and it takes 40: add photos of places that are "
         "there, or use --places folder or frames:N where folders or order tell"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sqlite3
@@ -399,19 +398,6 @@ def test_remove_from_nothing(tmp_path: Path) -> None:
     with pytest.raises(IndexMissing):
         remove_photos(tmp_path / "no", ["a"])
     assert not (tmp_path / "no").exists()
-
-
-def test_an_index_from_before_keeps_small_photos_small_and_unverified(world: World) -> None:
-    path = Layout(world.index).options(1)
-    values = json.loads(path.read_text())
-    assert (values["min_image_size"], values["local_features"]) == (256, 500)
-    del values["min_image_size"], values["local_features"], values["layers"]
-    path.write_text(json.dumps(values))
-    fitted = load_options(path).fit
-    assert (fitted.min_image_size, fitted.local_features, fitted.layers) == (0, 0, "conv5_3")
-    assert world.build().embedded == 0
-    with pytest.raises(IndexerError, match="made with --local-features 0, not 500: leave that out, or say"):
-        world.build(local_features=500)
 
 
 @pytest.mark.parametrize(
