@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
-from indexer.snapshots.saved_store import Described, Saved, open_store
+from indexer.snapshots.saved_store import StoreFiles, StoreKind, open_store
 from indexer.snapshots.store import Store
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, generation_of
@@ -30,7 +30,7 @@ class Manifest:
     places_by: str
     """How photos became places: see `PlaceOptions.describe`."""
     factory: str
-    """As `Described`, like the next three."""
+    """As `StoreKind`, like the next three."""
     recall: float
     probes: int
     depth: int
@@ -39,7 +39,7 @@ class Manifest:
     content: str
     """Digest of what the snapshot was made from, to see whether another is due."""
     index_bytes: int
-    """As `Saved`, like the next three."""
+    """As `StoreFiles`, like the next three."""
     index_sha256: str
     rows_sha256: str
     columns_sha256: str
@@ -51,14 +51,14 @@ class Manifest:
     format: int = FORMAT
 
     @property
-    def described(self) -> Described:
+    def kind(self) -> StoreKind:
         """Its store."""
-        return Described(self.factory, self.recall, self.probes, self.depth)
+        return StoreKind(self.factory, self.recall, self.probes, self.depth)
 
     @property
-    def saved(self) -> Saved:
+    def files(self) -> StoreFiles:
         """Its store's files."""
-        return Saved(self.index_bytes, self.index_sha256, self.rows_sha256, self.columns_sha256)
+        return StoreFiles(self.index_bytes, self.index_sha256, self.rows_sha256, self.columns_sha256)
 
 
 def read_manifest(layout: Layout, name: str) -> Manifest:
@@ -96,7 +96,7 @@ def opened_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> St
         manifest.dim,
         manifest.count,
         manifest.index_bytes,
-        manifest.described,
+        manifest.kind,
         lambda: catalogue.live_descriptors(generation),
         layout.mark_damaged,
     )
