@@ -1,11 +1,10 @@
-"""Runs the commands that RESULTS.md quotes, and puts there what they print, on which machine, with what.
+"""Run the commands that RESULTS.md quotes, and put their output there, with machine and versions.
 
     scripts/bench                       all of them: most of a day on two cores
     scripts/bench network large         those of benchmarks.speed.network and benchmarks.speed.large
 
-The commands are those in RESULTS.md, so that no figure there is without one; what each prints comes between
-two marks below it, in the place of what was there. What is said about it stays. Both sides of every ratio are
-in each command's own run.
+Output goes between two marks below the command and replaces what was there. The text around it stays. Both
+sides of every ratio are measured by the same command.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 PACKAGES = ("torch", "faiss-gpu", "numpy", "openvino", "ray", "pymilvus", "milvus-lite")
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 COMMANDS = re.compile(r"(?m)^(?:    (?:python -m benchmarks\.|loci |pip |\w+=).*\n)+")
-"""Lines of RESULTS.md that are run together: a benchmark's, and before it those that prepare it."""
+"""Lines of RESULTS.md that are run together: a benchmark, and the commands before it that prepare it."""
 
 
 def blocks(text: str) -> list[str]:
-    """The blocks of commands that have a benchmark, each once."""
+    """Return each block of commands that has a benchmark, once."""
     found = (match[0] for match in COMMANDS.finditer(text))
     return list(dict.fromkeys(block for block in found if scripts_of(block)))
 
@@ -42,7 +41,7 @@ def scripts_of(block: str) -> set[str]:
 
 
 def with_result(text: str, block: str, result: str) -> str:
-    """The text of RESULTS.md with what a block printed below it."""
+    """Return the text of RESULTS.md with the output of a block below it."""
     before, found, after = text.partition(block)
     assert found, f"RESULTS.md has no longer {block}"
     after = re.sub(rf"\A\s*{BEGIN}.*?{END}\n", "", after, count=1, flags=re.DOTALL)
@@ -50,13 +49,13 @@ def with_result(text: str, block: str, result: str) -> str:
 
 
 def shown(output: str) -> str:
-    """What a command printed, as Markdown: tables as they are, other lines as they were."""
+    """Return a command's output as Markdown: tables unchanged, other lines indented."""
     lines = output.strip("\n").splitlines()
     return "\n".join(line if line.startswith("|") or not line.strip() else f"    {line}" for line in lines)
 
 
 def machine() -> str:
-    """What this runs on."""
+    """Processor, memory, GPU and system."""
     model, fast = platform.processor() or platform.machine(), ""
     if Path("/proc/cpuinfo").exists():
         told = Path("/proc/cpuinfo").read_text()
@@ -93,7 +92,7 @@ def main() -> None:
         print("\n".join(chosen))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "here"  # where the commands leave what they make
+        folder = Path(temporary) / "here"  # commands write their files here
         folder.mkdir()
         (folder / "benchmarks").symlink_to(RESULTS.parent)
         (folder.parent / "shared").symlink_to(RESULTS.parents[2] / "shared")
@@ -103,7 +102,7 @@ def main() -> None:
 
 
 def run(block: str, folder: Path) -> bool:
-    """Run a block's commands in a folder and put down what they print; nothing where they end badly."""
+    """Run the commands of a block in a folder; return their output, or nothing if one fails."""
     print(block, file=sys.stderr)
     started = time.perf_counter()
     commands = "\n".join(line.strip() for line in block.splitlines())

@@ -1,9 +1,9 @@
-"""What each step gives: plain NetVLAD, a reduction, larger small photos, verification, two layers.
+"""Recall with each step of the pipeline: plain NetVLAD, reduction, enlarging, verification, two layers.
 
     python -m benchmarks.accuracy.accuracy ../shared/data --sets corridor gardens
 
-Every set is indexed and evaluated with each step added to the one before, by the same network outputs where
-the images are the same; differences of recall@1 come with a paired bootstrap's 95 % interval.
+Every set is indexed and evaluated with one more step each time, on the same network outputs if the images are
+the same. Differences of recall@1 have the 95 % interval of a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.accuracy.recall import SETS, RememberedMaps, truth_file
+from benchmarks.common import SETS, RememberedMaps, truth_file
 from indexer.build.run import build_index
 from indexer.evaluation import Evaluation, compare, evaluate
 from indexer.index import Index

@@ -1,14 +1,14 @@
-"""Do layers that know where they look pay where images are aligned? DeepFace-like networks on a corridor.
+"""Locally connected layers on aligned and on shifted images: DeepFace-like networks on a corridor.
 
     python -m benchmarks.accuracy.aligned ../shared/data/corridor
 
-Classes are the places of the first pass along the corridor (`ref`), one photo each; asked are the photos of
-the second (`query`), right where `ground_truth.csv` allows the place. The networks differ in L4 to L6 alone:
-own kernels everywhere, tiles, or one kernel; sizes, and so multiplications, are the same, and so are the
-seeds, the optimiser, the brightness and small shifts that training varies. "Aligned" cuts all photos at the
-middle; "shifted" cuts each at random, up to 10 pixels off, in training and in the test alike.
+Classes are the places of the first pass (`ref`), one photo each. Queries are the photos of the second pass
+(`query`); an answer is right if `ground_truth.csv` allows it. The networks differ only in L4 to L6: a kernel
+for each position, for each tile, or one kernel. Sizes, multiplications, seeds, optimiser and augmentation are
+the same. "Aligned" crops all photos at the middle. "Shifted" crops each at random, up to 10 pixels off, in
+training and test.
 
-DeepFace at about half its size (64×64 in, F7 of 256): the whole one would take hours on two cores.
+DeepFace is at about half its size (64×64 in, F7 of 256): the whole one would take hours on two cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from model.images import read_photo
 
 KINDS = ("local", "tiled", "convolution")
 SIZE, MARGIN = 64, 10
-"""Pixels a side of what is cut out, and around it."""
+"""Side of the crop, and its greatest shift, in pixels."""
 SMALL_SHIFT, BRIGHTNESS = 2, 0.2
 
 
@@ -52,7 +52,7 @@ class SmallDeepFace(nn.Sequential):
 
 
 def read(folder: Path) -> Tensor:
-    """Each photo of a pass at (64 + 2·10)², mean 0 and variance 1 over all, N 3 84 84."""
+    """Photos of a pass at (64 + 2·10)², mean 0 and variance 1 over all, N 3 84 84."""
     whole = SIZE + 2 * MARGIN
     photos = [
         torch.from_numpy(read_photo(path, 640)).permute(2, 0, 1)[None].float()
@@ -63,7 +63,7 @@ def read(folder: Path) -> Tensor:
 
 
 def cut(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """64×64 of each image, at most `reach` pixels off its middle each way."""
+    """Crops of 64×64, at most `reach` pixels off the middle in each direction."""
     shifts = torch.randint(-reach, reach + 1, (len(images), 2), generator=generator) + MARGIN
     return torch.stack(
         [
@@ -74,7 +74,7 @@ def cut(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
 
 
 def train(network: nn.Module, images: Tensor, reach: int, epochs: int, generator: torch.Generator) -> float:
-    """Returns how much of the last epoch's training images it knew."""
+    """Train, and return the share of the last epoch's images that were recognised."""
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     network.train()
@@ -94,7 +94,7 @@ def train(network: nn.Module, images: Tensor, reach: int, epochs: int, generator
 
 
 def accuracy(network: nn.Module, images: Tensor, allowed: list[set[int]]) -> float:
-    """Share of the images whose first answer is one of the allowed."""
+    """Share of the images whose first answer is allowed."""
     network.eval()
     with torch.inference_mode():
         answers = network(images).argmax(1).tolist()
@@ -121,7 +121,7 @@ def main() -> None:
             known, right = [], []
             for seed in range(options.seeds):
                 generator = torch.Generator().manual_seed(seed)
-                torch.manual_seed(seed)  # of the dropout
+                torch.manual_seed(seed)  # for the dropout
                 network = SmallDeepFace(kind, len(database), options.tile, generator)
                 order = torch.Generator().manual_seed(100 + seed)
                 known.append(100 * train(network, database, train_reach, options.epochs, order))

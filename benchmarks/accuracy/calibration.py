@@ -1,11 +1,11 @@
-"""Whether confidence holds for queries that it was not fitted on, their places present and absent.
+"""Calibration of confidence on queries that it was not fitted on, with their places present and absent.
 
     python -m benchmarks.accuracy.calibration ../shared/data --image-size 480
 
-Every query with a right answer is asked twice: once as the index is, and once as if it had no photo of the
-query's surroundings (100 m, or the places of the right frames and those beside them). Queries without a right
-answer are asked once. Confidence is asked for with a known share of one half, which is what that makes of it;
-what is known is told for the default share. Position and heading are those of answers with the place there.
+Every query with a right answer runs twice: on the whole index, and without the photos around it (100 m, or
+the places of the right frames and their neighbours). Other queries run once. Confidence assumes a known share
+of one half, which is the share in this experiment. `known` uses the default share. Position and heading are
+measured on answers whose place is present.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.recall import SETS, RememberedMaps, truth_file
+from benchmarks.common import SETS, RememberedMaps, truth_file
 from indexer.answers import KNOWN_SHARE, PhotoHit
 from indexer.build.run import build_index
 from indexer.confidence.calibration import BINS, KNOWN_FROM, Calibration, Evidence, expected_calibration_error
@@ -46,7 +46,7 @@ PLACES = {"nordland": "frames:2", "corridor": "frames:3", "gardens": "frames:3"}
 
 @dataclass(frozen=True)
 class Asked:
-    """One question and what came of it."""
+    """One query and its result."""
 
     evidence: Evidence
     right: bool
@@ -56,11 +56,11 @@ class Asked:
     inside: bool | None = None
     """Whether the position lies within its radius."""
     turned: float | None = None
-    """Degrees that the heading is off; NaN where none was told."""
+    """Heading error in degrees; NaN if the answer has none."""
 
 
 class Bench:
-    """An index that can be asked as if it had not all of its photos."""
+    """An index that can answer without some of its photos."""
 
     def __init__(self, path: Path) -> None:
         self.index = Index.open(path)
@@ -81,7 +81,7 @@ class Bench:
         self.where = Whereabouts.of(self.photos, places, rule, ranks)
 
     def ask(self, seen: Seen, gone: Mask) -> tuple[list[int], list[PhotoHit], Evidence]:
-        """The best photos that are not gone, by number and as hits, and the evidence for the first."""
+        """The best photos that are not left out, as numbers and hits, and the evidence for the first."""
         scores = (self.rows @ seen.descriptor).astype(np.float64)
         sample = sampled(np.arange(len(scores)))
         level = Level.of(scores[sample[~gone[sample]]])
@@ -106,13 +106,13 @@ class Bench:
         return replace(hit, score=raised(hit.score, agreeing), inliers=agreeing)
 
     def features(self, photo: str) -> Features:
-        """A photo's local features."""
+        """Local features of a photo."""
         if photo not in self._features:
             self._features[photo] = self.index._search.features(photo)[0]
         return self._features[photo]
 
     def truth(self, known: PhotoMetadata | None, positives: frozenset[str]) -> tuple[Mask, Mask]:
-        """Which photos are right, and which show the surroundings."""
+        """Masks of the right photos, and of those around."""
         if known is not None and known.lat is not None and known.lon is not None:
             lat, lon = (np.array([getattr(photo, of) for photo in self.photos]) for of in ("lat", "lon"))
             away = haversine_m(known.lat, known.lon, lat, lon)
@@ -121,13 +121,13 @@ class Bench:
         around = np.zeros(len(right), bool)
         for photo in np.flatnonzero(right).tolist():
             around |= self.where.around(photo)
-        if self.calibration.frames == 2:  # one right frame a query: its place is the answer
+        if self.calibration.frames == 2:  # one right frame for a query: its place is the answer
             right |= np.isin(self.where.place, self.where.place[right])
         return right, around
 
 
 def run(bench: Bench, files: Sequence[ScannedFile], truth: Path | None, *, verify: bool) -> list[Asked]:
-    """Every question."""
+    """Run every query."""
     index = bench.index
     queries = [Query(file, PhotoMetadata() if truth else query_metadata(file)) for file in files]
     positives = [one.photos or frozenset() for one in by_file(truth, index, queries)] if truth else []
@@ -162,7 +162,7 @@ def _position(
 
 
 def show(name: str, bench: Bench, asked: Sequence[Asked]) -> None:
-    """Print what a set gives."""
+    """Print the results of a set."""
     calibration = bench.calibration
     if calibration.model is None:
         print(f"{name}: not calibrated: {calibration.reason}\n")
@@ -219,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     RememberedMaps.install()
     for name in options.sets:
-        database, queries = (options.data / part for part in SETS[name][:2])
+        database, queries = (options.data / part for part in SETS[name])
         with tempfile.TemporaryDirectory() as folder:
             into = (options.indexes or Path(folder)) / name
             if options.indexes is None:

@@ -1,41 +1,27 @@
-"""Whether clips find more than single photos: frames of a traverse pooled as one, on corridor and nordland.
+"""Recall of clips against single photos: frames of a traverse pooled as one, on corridor and nordland.
 
     python -m benchmarks.accuracy.clips
 
-For each length T, every query frame is asked for with its neighbours of the same traverse, centred on it: as
-a clip (`Index.query_clip`'s pooling), and as the mean of the frames' own descriptors. The truth is that of
-the centre frame. Nothing of the database changes.
+For each length T, the query is a frame with its neighbours on both sides: as a clip (pooled like
+`Index.query_clip`), and as the mean of the frames' descriptors. The truth is that of the middle frame.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.recall import SETS, truth_file
+from benchmarks.common import SETS, photos_of, right_rows
 from indexer.build.run import build_index
 from indexer.index import Index
 from indexer.options import BuildOptions
 from model.images import read_photo
 
 LENGTHS = (1, 3, 5, 7)
-
-
-def truth(name: str, data: Path, folder: Path, queries: list[str], database: list[str]) -> list[set[int]]:
-    """Rows of the database that are right for each query."""
-    path = truth_file(name, data, folder)
-    assert path is not None, f"{name} has no table of right answers"
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if name == "corridor":
-        return [{int(i) for i in row["reference_indices"].split()} for row in rows]
-    right = {row["query"]: {database.index(p) for p in row["positives"].split()} for row in rows}
-    return [right.get(query, set()) for query in queries]
 
 
 def recall(found: NDArray[np.int64], right: list[set[int]]) -> str:
@@ -46,14 +32,14 @@ def recall(found: NDArray[np.int64], right: list[set[int]]) -> str:
 
 def run(name: str, options: argparse.Namespace, folder: Path) -> None:
     data = options.data
-    database, queries = (sorted(path for path in (data / part).iterdir()) for part in SETS[name][:2])
+    database, queries = photos_of(name, data)
     build_index([data / SETS[name][0]], folder / "index", BuildOptions(image_size=options.image_size))
     index = Index.open(folder / "index")
     by_name = {Path(photo.path).name: photo.id for photo in index.photos()}
     ids, matrix = index.descriptors()
     order = [ids.index(by_name[path.name]) for path in database]
     base = matrix[order].astype(np.float32)
-    right = truth(name, data, folder, [p.name for p in queries], [p.name for p in database])
+    right = right_rows(name, data, folder)
     frames = [read_photo(path, index.image_size) for path in queries]
     single = index.embedder.embed(frames)
     for length in LENGTHS:

@@ -1,18 +1,16 @@
-"""What each way to make descriptors without training gives on every set: one table.
+"""Recall of untrained ways to make descriptors, on every set.
 
     python -m benchmarks.accuracy.descriptors ../shared/data --maps maps
 
-The first row is NetVLAD on conv5_3, reduced as `loci index` does it; each other row changes one thing. What
-helped on every set, conv4_3 beside conv5_3, is what `loci index` does by default. recall@1 of the nearest
-photo by descriptor, without verification, mean over the k-means seeds. Conv maps are computed once and kept
-in the folder `--maps` (19 GB for all sets), so that the table can be made again in minutes.
+The first row is NetVLAD on conv5_3 with the reduction of `loci index`. Every other row changes one thing.
+recall@1 is by descriptor, without verification, mean over k-means seeds. Conv maps are computed once and kept
+in the folder `--maps` (19 GB for all sets), so a second run takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.accuracy.clips import truth
-from benchmarks.accuracy.recall import SETS
-from indexer.geo import haversine_m
-from indexer.photos.file_name import from_name
+from benchmarks.common import SETS, with_answers
 from model.backbone import imagenet_backbone
 from model.clusters import SAMPLE_PHOTOS, kmeans, rank_by_halves, sample_local, sharpness
 from model.fitting import halves
@@ -39,11 +34,11 @@ from model.reduction import MIN_PHOTOS, Reduction, choose_reduction, fit_reducti
 Floats = NDArray[np.float32]
 Maps = list[NDArray[np.float16]]
 Weights = Callable[[Tensor], Tensor]
-"""Of local descriptors: B D N → B 1 N."""
+"""Weights of local descriptors: B D N → B 1 N."""
 
 
 class Pooled(NamedTuple):
-    """Unreduced descriptors: of the database, of its photos' halves, of the queries."""
+    """Unreduced descriptors of the database, of the halves of its photos, and of the queries."""
 
     database: Floats
     left: Floats
@@ -52,7 +47,7 @@ class Pooled(NamedTuple):
 
 
 class Network:
-    """VGG16's maps of a photo, kept on disk."""
+    """VGG16's maps of photos, kept on disk."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -60,7 +55,7 @@ class Network:
         self._mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
 
     def maps(self, name: str, photo: Path, cut: str, scale: float) -> NDArray[np.float16]:
-        """D H W. `scale` is of the longest side that `loci index` would take."""
+        """Return a map, D H W; `scale` multiplies the longest side that `loci index` would use."""
         into = self._folder / name / photo.parent.name
         path = into / f"{photo.stem}@{scale:g}.{cut}.npy"
         if not path.exists():
@@ -82,7 +77,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Photos:
-    """A set: its photos and which of the database (N) are right for which query (Q N)."""
+    """A set: its photos, and which of the database (N) are right for which query (Q N)."""
 
     name: str
     database: Sequence[Path]
@@ -92,19 +87,7 @@ class Photos:
 
     @classmethod
     def read(cls, name: str, data: Path, network: Network) -> Photos:
-        database, queries = (sorted((data / part).iterdir()) for part in SETS[name][:2])
-        if name == "cambridge":
-            at = [
-                np.array([(m.lat, m.lon) for m in map(from_name, map(str, of))]) for of in (queries, database)
-            ]
-            away = haversine_m(*(at[0][:, None, i] for i in (0, 1)), *(at[1][None, :, i] for i in (0, 1)))
-            right = np.asarray(away <= 25)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                rows = truth(name, data, Path(folder), [q.name for q in queries], [d.name for d in database])
-            right = np.array([[n in row for n in range(len(database))] for row in rows])
-        asked = np.flatnonzero(right.any(1))
-        return cls(name, database, [queries[n] for n in asked], right[asked], network)
+        return cls(name, *with_answers(name, data), network)
 
     def maps(self, photos: Sequence[Path], cut: str, scale: float) -> Maps:
         return [self.network.maps(self.name, photo, cut, scale) for photo in photos]
@@ -116,18 +99,18 @@ def by_length(power: float, local: Tensor) -> Tensor:
 
 
 def by_rarity(power: float, local: Tensor) -> Tensor:
-    """Less the more local descriptors of the photo are alike (Jégou et al., CVPR 2009, intra-image)."""
+    """Lower weights for local descriptors that resemble others of the photo (Jégou et al., CVPR 2009)."""
     unit = F.normalize(local, dim=1)
     return (unit.mT @ unit).clamp_min(0).pow(power).sum(1, keepdim=True).rsqrt()
 
 
 def expanded_queries(count: int, power: float, database: Floats, queries: Floats) -> tuple[Floats, Floats]:
-    """αQE (Radenović et al., PAMI 2018): the nearest photos are added, by cosine to a power."""
+    """αQE (Radenović et al., PAMI 2018): add the nearest photos, weighted by a power of the cosine."""
     return database, _with_nearest(queries, queries @ database.T, database, count, power)
 
 
 def augmented_database(count: int, power: float, database: Floats, queries: Floats) -> tuple[Floats, Floats]:
-    """The same for the photos of the database (Turcot and Lowe, 2009), by those nearest to each."""
+    """The same for photos of the database (Turcot and Lowe, 2009)."""
     similarity = database @ database.T
     np.fill_diagonal(similarity, -1.0)
     return _with_nearest(database, similarity, database, count, power), queries
@@ -140,7 +123,7 @@ def _with_nearest(rows: Floats, similarity: Floats, database: Floats, count: int
 
 
 def shrunk(share: float, pooled: Pooled) -> tuple[Floats, Floats]:
-    """Whitening of n/2 dimensions, at most 512, with `share` of the mean eigenvalue added to each."""
+    """Whitening to n/2 dimensions, at most 512, with `share` of the mean eigenvalue added to each."""
     n = len(pooled.database)
     basis = fit_reduction(pooled.database, min(512, n // 2), 0.0)
     sides = (pooled.database, pooled.queries)
@@ -156,14 +139,14 @@ def unreduced(pooled: Pooled) -> tuple[Floats, Floats]:
 
 
 def chosen_reduction(pooled: Pooled) -> Reduction | None:
-    """As `loci index` reduces them; None where it does not."""
+    """The reduction of `loci index`, or None."""
     database = pooled.database
     kept = choose_reduction(database.copy(), pooled.left, pooled.right, np.arange(len(database))).kept
     return None if kept is None else fit_reduction(database, kept.dim, kept.power)
 
 
 def chosen(pooled: Pooled) -> tuple[Floats, Floats]:
-    """Reduced by that."""
+    """Descriptors after that reduction."""
     reduction = chosen_reduction(pooled)
     if reduction is None:
         return pooled.database, pooled.queries
@@ -179,20 +162,20 @@ class Way:
     cut: str = "conv5_3"
     relu: bool = False
     beside: bool = False
-    """conv4_3 after its ReLU beside it, each with half of the clusters."""
+    """Add conv4_3 after its ReLU; each layer has half of the clusters."""
     clusters: int = 64
     sharper: float = 1.0
-    """α is so many times NetVLAD's."""
+    """Factor of NetVLAD's α."""
     scales: tuple[float, ...] = (1.0,)
-    """Of the photo, whose residuals are added up."""
+    """Weights of the photo's residuals."""
     weights: Weights | None = None
-    """Of local descriptors."""
+    """Weights of local descriptors."""
     ghosts: int = 0
-    """Clusters beside the others that absorb what tells no photos apart (GhostVLAD)."""
+    """Additional clusters that absorb common features (GhostVLAD)."""
     reduce: Callable[[Pooled], tuple[Floats, Floats]] = chosen
-    """To descriptors of the database and the queries."""
+    """From pooled to final descriptors of database and queries."""
     expand: Callable[[Floats, Floats], tuple[Floats, Floats]] | None = None
-    """Database, queries → the same, with neighbours taken in."""
+    """Changes to final descriptors, with neighbours added."""
 
 
 WAYS: dict[str, Way] = {
@@ -238,11 +221,11 @@ WAYS: dict[str, Way] = {
 }
 LARGE = ("nordland", "cambridge")
 LARGER = [way for way in WAYS if "1.41" in way]
-"""Left out for sets of large photos: a CPU takes an hour for them."""
+"""Left out for sets of large photos: they take an hour on a CPU."""
 
 
 class Maker:
-    """Makes descriptors of one set from one k-means seed; what ways have in common is kept."""
+    """Descriptors of one set for one k-means seed, with shared steps cached."""
 
     def __init__(self, photos: Photos, seed: int) -> None:
         self.photos = photos
@@ -354,7 +337,7 @@ def main() -> None:
                 if way in LARGER and name in LARGE and not options.large:
                     continue
                 if len(photos.database) < MIN_PHOTOS and WAYS[way].reduce is not chosen:
-                    continue  # there is no reduction to be another one
+                    continue  # no reduction to compare with
                 found[way].append(maker.recall(WAYS[way]))
         for way, recalls in found.items():
             if recalls:

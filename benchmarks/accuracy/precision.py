@@ -1,10 +1,9 @@
-"""What int8 costs in recall: one model, fitted once, its network run in each number format.
+"""Recall in int8 against fp32, with the same model.
 
     python -m benchmarks.accuracy.precision ../shared/data --image-size 320
 
-Each set is indexed as usual, in int8; then its database and queries go through the same model, clusters and
-reduction in each format. recall@1 of the nearest photo in %, not verified and verified; `pooled` is over all
-queries of all sets.
+Each set is indexed in int8. Then its database and queries pass the same model, clusters and reduction in each
+format. The table has recall@1 in %, without and with verification; `pooled` is over all queries of all sets.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.descriptors import Network, Photos
-from benchmarks.accuracy.recall import SETS
+from benchmarks.common import SETS, with_answers
 from indexer.build.run import build_index
 from indexer.options import BuildOptions
 from indexer.photos.reader import Reader
@@ -46,7 +44,7 @@ def seen(model: PlaceModel, precision: str, photos: Sequence[Path]) -> Part:
 
 
 def right(truth: NDArray[np.bool_], database: Part, queries: Part) -> NDArray[np.bool_]:
-    """Which queries are answered rightly, 2 q: not verified, and verified."""
+    """Whether each query's answer is right, 2 q: without and with verification."""
     scores = np.asarray(queries[0] @ database[0].T, np.float64)
     plain = scores.argmax(1)
     for row, asked in zip(scores, queries[1], strict=True):
@@ -57,20 +55,18 @@ def right(truth: NDArray[np.bool_], database: Part, queries: Part) -> NDArray[np
 
 
 def measure(name: str, options: argparse.Namespace) -> tuple[dict[str, NDArray[np.bool_]], float]:
-    """Which queries of a set each format answers rightly, and the least cosine of two descriptors."""
-    database, _ = SETS[name][:2]
+    """Whether each query's answer is right for each format, and the least cosine of two descriptors."""
+    database, queries, truth = with_answers(name, options.data)
     with tempfile.TemporaryDirectory() as folder:
-        photos = Photos.read(name, options.data, Network(Path(folder)))
         wanted = BuildOptions(precision="int8", device="cpu", image_size=options.image_size)
-        build_index([options.data / database], Path(folder) / "index", wanted)
+        build_index([options.data / SETS[name][0]], Path(folder) / "index", wanted)
         model = load_model(Layout(Path(folder) / "index").model(1))
     parts = {
-        precision: [seen(model, precision, part) for part in (photos.database, photos.queries)]
-        for precision in PRECISIONS
+        precision: [seen(model, precision, part) for part in (database, queries)] for precision in PRECISIONS
     }
     pairs = zip(*parts.values(), strict=True)
     least = min(float((one[0] * other[0]).sum(1).min()) for one, other in pairs)
-    return {precision: right(photos.right, *part) for precision, part in parts.items()}, least
+    return {precision: right(truth, *part) for precision, part in parts.items()}, least
 
 
 def main() -> None:

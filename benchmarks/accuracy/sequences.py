@@ -1,17 +1,16 @@
-"""What a filter over the frames of a moving camera gives against single frames, on traverses and a walk.
+"""A sequence filter against single frames, on traverses and a walk.
 
     python -m benchmarks.accuracy.sequences
 
-Traverses: corridor and Gardens Point (right within two frames), nordland-rail (the frame itself; its ten
-queries 1150 to 1159 show places that the map lacks). Each is asked as it was driven, backwards, with its two
-halves swapped (so that the camera is carried elsewhere half-way), with every third frame alone, and in random
-order. The walk: campus-phone in the order of its times, every other photo the map, the rest the frames, right
-within 25 m; its odometry is the way between the frames' own GPS fixes.
+Traverses: corridor and Gardens Point (right within two frames), nordland-rail (right if the same frame; its
+ten queries 1150 to 1159 are not on the map). Each runs forwards, backwards, with its halves swapped (the
+camera is carried), with every third frame only, and in random order. Walk: campus-phone in order of time;
+every other photo is the map, the rest are frames, right within 25 m. Its odometry comes from the frames' GPS.
 
-All rows of a set use one index of its own (`--indexes FOLDER` takes ready ones, by name); nothing is tuned
-to a set. The interval of the gain is a paired bootstrap over blocks of ten frames in turn, since neighbours
-err together (of fewer than 80 frames, over eight blocks). Far off is a frame whose photo is more than three
-frames from every right one, on the walk one over 50 m away.
+All rows of a set use one index (`--indexes FOLDER` takes existing ones, by name). Nothing is tuned to a set.
+The interval of the gain is a paired bootstrap over blocks of ten frames, because neighbours fail together
+(eight blocks if there are fewer than 80 frames). A frame is far off if its photo is more than three frames
+from every right one, or over 50 m on the walk.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.clips import truth
-from benchmarks.accuracy.recall import SETS
+from benchmarks.common import SETS, photos_of, right_rows
 from indexer.build.run import build_index
 from indexer.geo import haversine_m, to_local
 from indexer.index import Index
@@ -61,27 +59,27 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Found:
-    """Of T frames: how sure of the best photo, whether it is right, whether any is, whether it is known."""
+    """Results of T frames: confidence; whether the best photo is right, any is, it is known."""
 
     sure: Floats
     right: NDArray[np.bool_]
     answerable: NDArray[np.bool_]
     known: NDArray[np.bool_]
     far: NDArray[np.bool_]
-    """Whether it is not even nearly right, though some photo is right."""
+    """Whether the answer is far off although some photo is right."""
 
     def recall(self) -> float:
         return float(self.right[self.answerable].mean())
 
     def average_precision(self) -> float:
-        """Area under precision over recall, frames taken by how sure they are."""
+        """Area under the precision-recall curve."""
         order = np.argsort(-self.sure, kind="stable")
         hits = self.right[order].cumsum()
         precision = hits / np.arange(1, len(hits) + 1)
         return float(precision[self.right[order]].sum() / max(self.answerable.sum(), 1))
 
     def at_precision(self, least: float) -> float:
-        """The largest recall at which precision is at least so much."""
+        """Largest recall with at least this precision."""
         order = np.argsort(-self.sure, kind="stable")
         hits = self.right[order].cumsum()
         enough = hits / np.arange(1, len(hits) + 1) >= least
@@ -95,7 +93,7 @@ class Found:
 
 
 def gain(one: Found, other: Found) -> str:
-    """By how many points `other` finds more than `one`, with a 95 % interval."""
+    """Gain of `other` over `one` in points, with a 95 % interval."""
     difference = np.where(one.answerable, other.right.astype(float) - one.right, 0.0)
     count = one.answerable.astype(float)
     generator = np.random.default_rng(0)
@@ -108,16 +106,16 @@ def gain(one: Found, other: Found) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """Frames to be found in a map."""
+    """Frames to find on a map."""
 
     motion: Motion
     likeness: Likeness
     frames: Floats
     """Descriptors, T d."""
     scores: Floats
-    """T N."""
+    """Whether each photo is right, T N."""
     inliers: Sequence[dict[int, int]]
-    """Of each frame's CANDIDATES best photos."""
+    """Inliers of the CANDIDATES best photos of each frame."""
     right: Sequence[set[int]]
     nearly: Sequence[set[int]]
 
@@ -138,7 +136,7 @@ class Task:
         blind: bool = False,
         verify: bool = True,
     ) -> Found:
-        """Steps are those to each frame of `order`; `blind`: frames do not tell their own way."""
+        """Run the filter over `order`; `blind`: without the step estimated from frames."""
         followed = SequenceFilter(self.motion, self.likeness.contrast, remember=True)
         beliefs = []
         for at, frame in enumerate(order):
@@ -201,7 +199,7 @@ def opened(name: str, photos: Path, options: argparse.Namespace, folder: Path) -
 def inliers(
     index: Index, files: Sequence[Path], seen: Sequence[Seen], scores: Floats
 ) -> list[dict[int, int]]:
-    """Of each frame seen, by the numbers of its CANDIDATES best among these files."""
+    """Inliers with the CANDIDATES best of these files, for each frame."""
     names = {Path(photo.path).name: photo.id for photo in index.photos()}
     ids = [names[file.name] for file in files]
     best = np.argsort(-scores, axis=1, kind="stable")[:, :CANDIDATES].tolist()
@@ -213,19 +211,19 @@ def inliers(
 
 
 def by_file(index: Index, files: Sequence[Path]) -> NDArray[np.float32]:
-    """The index's descriptors in the order of these files."""
+    """Descriptors of the index in the order of these files."""
     names = {Path(photo.path).name: photo.id for photo in index.photos()}
     ids, matrix = index.descriptors()
     return matrix[[ids.index(names[file.name]) for file in files]].astype(np.float32)
 
 
 def traverse(name: str, options: argparse.Namespace, folder: Path) -> None:
-    database, queries = (sorted((options.data / part).iterdir()) for part in SETS[name][:2])
+    database, queries = photos_of(name, options.data)
     index = opened(name, options.data / SETS[name][0], options, folder)
     rows, seen = by_file(index, database), [index.see(query) for query in queries]
     frames = np.stack([frame.descriptor for frame in seen]).astype(float)
     scores = np.asarray(frames @ rows.T, np.float64)
-    right = truth(name, options.data, folder, [q.name for q in queries], [d.name for d in database])
+    right = right_rows(name, options.data, folder)
     motion = OrderedMotion([len(database)])
     likeness = learn(lambda photos: rows[photos], motion)
     nearly = [{photo + by for photo in of for by in range(-3, 4)} for of in right]
@@ -288,7 +286,7 @@ def walk(options: argparse.Namespace, folder: Path) -> None:
 
 
 def cost(photos: int) -> None:
-    """Milliseconds a frame of the filter alone, search and network aside."""
+    """Milliseconds a frame of the filter alone, without search and network."""
     generator = np.random.default_rng(0)
     side = int(photos**0.5)
     numbers = np.arange(photos, dtype=np.float64)

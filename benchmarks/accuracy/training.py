@@ -1,14 +1,13 @@
-"""Whether a short training run on a CPU finds more, on streets that it never saw: three seeds.
+"""Recall after a short training run on a CPU, on streets that it never saw: three seeds.
 
     python -m benchmarks.accuracy.training
 
-Cambridge-street is parted by squares of land into three thirds. For each, `train_model` trains pooling and
-reduction over frozen VGG16 on the photos that are not within 25 m of it; of those it holds out a part itself,
-to choose the epoch by. Then the photos of the third are asked, before and after, by models that saw neither
-them nor their surroundings: "views", each among all other photos, right within 25 m and looking the same way
-(photos as near that look another way are left out, they share its day, not its view); "queries", those of
-`queries/` among `database/`, right within 25 m, as the field has it. The seed, one a third, draws clusters,
-batches and what is held out.
+Cambridge-street is divided into thirds by squares of land. For each third, `train_model` trains pooling and
+reduction over frozen VGG16 on all photos that are not within 25 m of it, and holds out a part to choose the
+epoch. Then the photos of the third are queried, before and after training. "Views": each among all other
+photos, right within 25 m with the same heading (near photos with another heading are left out). "Queries":
+those of `queries/` among `database/`, right within 25 m. Each third has one seed, for clusters, batches and
+what is held out.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.recall import RememberedMaps
+from benchmarks.common import RememberedMaps
 from indexer.geo import to_local
 from indexer.options import BuildOptions
 from indexer.photos.scan import scan
@@ -36,13 +35,13 @@ from model.training.mining import TrainingSet
 from model.training.trainer import TrainOptions
 
 SQUARE, RADIUS = 100.0, 25.0
-"""Metres: the sides of the squares that are dealt out, and what is right."""
+"""Sides of the squares, and the radius of right photos, in metres."""
 
 Floats = NDArray[np.float64]
 
 
 class Epochs(Silent):
-    """Prints what each epoch found."""
+    """Prints the result of each epoch."""
 
     def epoch(self, line: str) -> None:
         print(f"    {line}", flush=True)
@@ -57,7 +56,7 @@ def positions(photos: list[TrainingPhoto]) -> Floats:
 
 
 def thirds(at: Floats) -> NDArray[np.int64]:
-    """Which third each photo belongs to, by squares that chance deals out, n."""
+    """The third of each photo, by randomly dealt squares, n."""
     _, square = np.unique(np.floor(at / SQUARE), axis=0, return_inverse=True)
     order = np.random.default_rng(0).permutation(square.max() + 1)
     before = np.concatenate([[0], np.bincount(square)[order].cumsum()[:-1]])  # photos in squares dealt before
@@ -68,7 +67,7 @@ def thirds(at: Floats) -> NDArray[np.int64]:
 
 
 def hits(model: PlaceModel, photos: list[TrainingPhoto], data: TrainingSet) -> tuple[Floats, Floats]:
-    """1 where the first answer is right, else 0: of the views that have a right one, and of the queries."""
+    """1 if the first answer is right, else 0: for views that have a right photo, and for queries."""
     embedder = Embedder(model)
     size = model.config.image_size
     rows = np.concatenate([embedder.embed([read_photo(photo.path, size)]) for photo in photos])
@@ -86,7 +85,7 @@ def hits(model: PlaceModel, photos: list[TrainingPhoto], data: TrainingSet) -> t
 
 
 def interval(before: Floats, after: Floats) -> str:
-    """95 % of the gain in points, by drawing queries again."""
+    """95 % interval of the gain in points, by a bootstrap over queries."""
     rng = np.random.default_rng(0)
     drawn = rng.integers(len(before), size=(10_000, len(before)))
     low, high = np.percentile(100 * (after - before)[drawn].mean(1), [2.5, 97.5])
@@ -94,7 +93,7 @@ def interval(before: Floats, after: Floats) -> str:
 
 
 def cells(before: Floats, after: Floats) -> str:
-    """How many were asked, recall@1 in % before and after, and the gain's interval."""
+    """Number of queries, recall@1 in % before and after, and the gain's interval."""
     found = f"{100 * before.mean():.1f} | {100 * after.mean():.1f}"
     return f"{len(before)} | {found} | {interval(before, after)}"
 
@@ -102,7 +101,7 @@ def cells(before: Floats, after: Floats) -> str:
 def run(
     photos: list[TrainingPhoto], options: argparse.Namespace, seed: int, folder: Path
 ) -> list[tuple[Floats, Floats]]:
-    """Views and queries, each before and after."""
+    """Results of views and queries, before and after."""
     at = positions(photos)
     aside = thirds(at) == seed
     near = np.linalg.norm(at[:, None] - at[None, aside], axis=2).min(1) <= RADIUS

@@ -1,8 +1,8 @@
-"""What verification costs a query and what it gains, in one run: the same photos asked with and without.
+"""Cost and gain of verification: the same queries with and without it.
 
     python -m benchmarks.accuracy.verification INDEX QUERIES [--truth FILE] [--frames N] [--photos 100]
 
-Each photo is asked both ways, one after the other and in turns, decoding and network included.
+Each photo is queried both ways in turns, with decoding and network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     index = Index.open(options.index)
     files = find_queries(options.queries)
     photos = [file.path for file in files[:: max(1, len(files) // options.photos)]]
-    timed(index, photos[0], verify=True)  # warm
+    timed(index, photos[0], verify=True)  # warm-up
     pairs = []
     for number, photo in enumerate(photos):
         turns = (False, True) if number % 2 else (True, False)

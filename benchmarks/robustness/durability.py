@@ -1,11 +1,10 @@
-"""A service killed again and again while photos are POSTed to it: is each acknowledged one there afterwards?
+"""Acknowledged photos after a service is killed again and again while photos are POSTed to it.
 
     python -m benchmarks.robustness.durability ../shared/data/campus-phone/small --image-size 224
 
-A real service on a free port of this machine over an index of some photos, `--callers` at a time posting
-others, SIGKILL at a random moment of each `--posts`/`--kills` acknowledgements, and the service started anew.
-After each start every acknowledged photo is fetched and compared; at the end each is also queried and must
-find itself.
+A service on a free port has an index of some photos. `--callers` clients post other photos. After each
+`--posts`/`--kills` acknowledgements, SIGKILL comes at a random moment, and the service starts again. After
+each start, every acknowledged photo is fetched and compared. At the end each is queried and must find itself.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from service.settings import KEYS_FILE
 
 @dataclass
 class Posted:
-    """What the callers know."""
+    """What the clients know."""
 
     acknowledged: dict[str, bytes] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
@@ -52,7 +51,7 @@ class Posted:
 
 
 def variant(path: Path, number: int) -> bytes:
-    """A photo's own cut, unlike every other number's: as bytes that are in no index yet."""
+    """A crop of a photo with new bytes, different for each number."""
     with Image.open(path) as image:
         left, top = 3 * (number % 40), 3 * (number // 40 % 40)
         image.draft("RGB", (640, 640))
@@ -64,7 +63,7 @@ def variant(path: Path, number: int) -> bytes:
 
 
 def start(index: Path, headers: dict[str, str]) -> tuple[subprocess.Popen[str], httpx.Client, float]:
-    """The service on a free port, ready, and how many seconds that took."""
+    """Start the service on a free port; return it when ready, and the seconds that took."""
     begun = time.perf_counter()
     command = [sys.executable, "-m", "loci", "serve", "--index", str(index), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -100,7 +99,7 @@ def until_killed(
     posted: Posted,
     callers: int,
 ) -> None:
-    """Post until the goal is acknowledged, then kill the service amid the requests that are under way."""
+    """Post until the goal is acknowledged, then kill the service amid requests."""
 
     def call() -> None:
         while process.poll() is None:
@@ -119,7 +118,7 @@ def until_killed(
 
 
 def missing(client: httpx.Client, posted: Posted) -> int:
-    """How many acknowledged photos are not there, byte for byte."""
+    """Number of acknowledged photos that are not there, byte for byte."""
     return sum(
         client.get(f"/v1/photos/{id}/image").content != photo for id, photo in posted.acknowledged.items()
     )

@@ -1,15 +1,14 @@
 """Ten thousand damaged photos and requests: the service must not crash, hang, fail or grow.
 
     python -m benchmarks.robustness.fuzz                      # 10,000 cases by seed 0
-    python -m benchmarks.robustness.fuzz --only 4711          # one of them again
+    python -m benchmarks.robustness.fuzz --only 4711          # repeat one of them
 
-A real service process over a small real index is sent each case over a connection of its own: photos of
-every format with bits flipped, parts cut, doubled, swapped and zeroed; headers that announce huge
-dimensions; PNG chunks that unpack to far more than they are; a JPEG of ten thousand scans; SVG, HTML, PDF
-and ZIP files that call themselves photos; multipart bodies, headers, chunks, methods, targets and
-parameters of all wrong kinds. What counts: every complete request is answered within 5 s, by no 5xx but
-503; the process lives, and answers a control photo as it did before; its memory at the end is what it
-was after the first quarter.
+A service process over a small index gets each case on its own connection: photos of every format with bits
+flipped and parts cut, doubled, swapped or zeroed; headers with huge dimensions; PNG chunks that unpack to
+huge sizes; a JPEG of ten thousand scans; SVG, HTML, PDF and ZIP files named as photos; wrong multipart
+bodies, headers, chunks, methods, targets and parameters. Every complete request must be answered within 5 s,
+without any 5xx except 503. The process must live, answer a control photo as before, and end with the memory
+it had after the first quarter.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.common import memory_mib
 from indexer.build.run import build_index
 from indexer.options import BuildOptions
 
@@ -48,7 +48,7 @@ Random = random.Random
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is sent, and whether an answer must come."""
+    """A request, and whether it must be answered."""
 
     kind: str
     sent: bytes
@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came: a status, 0 where the connection was closed without one, -1 where nothing came in time."""
+    """The result: a status, 0 if the connection was closed without one, -1 after a time-out."""
 
     case: Case
     number: int
@@ -66,7 +66,7 @@ class Outcome:
 
 
 def base_images() -> list[bytes]:
-    """One photo in every format that the service reads, and in some of their variants."""
+    """One photo in every supported format, and some variants."""
     photo = Image.open(next(iter(sorted(PHOTOS.glob("*.jpg"))))).convert("RGB").resize((160, 120))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -137,7 +137,7 @@ def zero(data: bytes, generator: Random) -> bytes:
 
 
 def number(data: bytes, generator: Random) -> bytes:
-    """Put a number that decoders trip over where a length may be."""
+    """Write a dangerous number where a length may be."""
     value = generator.choice(
         (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
     )
@@ -158,7 +158,7 @@ MUTATIONS: tuple[Callable[[bytes, Random], bytes], ...] = (
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes], rows: int = 0) -> bytes:
-    """A grey PNG of these dimensions, with further chunks, and so many rows of zeros."""
+    """A grey PNG of these dimensions, with extra chunks and some rows of zeros."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -172,7 +172,9 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], rows: int = 0) ->
 
 
 def scan_bomb(scans: int) -> bytes:
-    """A progressive JPEG of 65,000×1,500 pixels, each of whose scans is a few bytes for a pass over all."""
+    """A progressive JPEG of 65,000×1,500 pixels with many scans; each scan is a few bytes for a pass over all
+    pixels.
+    """
     table = (
         bytes([0x10]) + bytes([0, 2]) + bytes(14) + bytes([0x00, 0xE0])
     )  # an EOBRUN of up to 32,767 blocks
@@ -192,7 +194,7 @@ def scan_bomb(scans: int) -> bytes:
 
 
 def bombs() -> dict[str, bytes]:
-    """Files made to cost far more than they are."""
+    """Files that are very expensive to decode."""
     zeros = zlib.compress(bytes(50_000_000), 9)
     text = [(b"zTXt", b"k\0\0" + zeros), (b"iTXt", b"k\0\1\0\0\0" + zeros), (b"iCCP", b"k\0\0" + zeros)]
     named = {name.decode(): png(64, 64, (name, data), rows=64) for name, data in text}
@@ -242,7 +244,7 @@ def request(path: str, body: bytes, *headers: str, method: str = "POST", length:
 
 
 def image_case(kind: str, image: bytes, generator: Random) -> Case:
-    """Send an image, raw or as a part, under any image's type, to any route that takes one."""
+    """A request with an image, raw or multipart, of any image type, to any route that takes one."""
     path = generator.choice(("/v1/query", "/v1/query?k=1", "/v1/query/clip", "/v1/embed"))
     media = generator.choice(
         ("image/jpeg", "image/png", "image/svg+xml", "image/x", "application/octet-stream")
@@ -303,14 +305,14 @@ TARGETS += ["*", "http://localhost/v1/places/{}", f"/v1/places{'?' * 3000}", f"/
 
 
 def odd_header(image: bytes, generator: Random) -> Case:
-    """Headers that servers trip over, beside a good photo."""
+    """A request with a good photo and dangerous headers."""
     name = generator.choice([*HEADERS, letters(generator)])
     value = generator.choice([*VALUES, letters(generator, 200), f"text/html; charset={letters(generator)}"])
     return Case("header", request("/v1/query", image, f"{name}: {value}"), answered=False)
 
 
 def odd_target(image: bytes, generator: Random) -> Case:
-    """Methods and targets that no route is for."""
+    """A request with a method and target that no route has."""
     method = generator.choice(METHODS)
     path = generator.choice(TARGETS).format(generator.choice([*IDS, letters(generator)]))
     return Case("target", request(path, image if method == "POST" else b"", method=method), answered=False)
@@ -361,7 +363,7 @@ def odd_chunks(image: bytes, generator: Random) -> Case:
 
 
 def odd_bytes(image: bytes, generator: Random) -> Case:
-    """A whole request, damaged anywhere in its head."""
+    """A request with a damaged head."""
     whole = request("/v1/query", image, "Content-Type: image/jpeg", "X-A: b")
     head, _, body = whole.partition(b"\r\n\r\n")
     return Case("bytes", mutate(head, generator) + b"\r\n\r\n" + body, answered=False)
@@ -376,7 +378,7 @@ ODD = (odd_header, odd_target, odd_multipart, odd_chunks, odd_bytes, half)
 
 
 def make_case(seed: int, number: int, images: list[bytes], made: dict[str, bytes]) -> Case:
-    """The case of this number: of ten, six are damaged photos, three odd requests, and one is a bomb."""
+    """The case of a number: of ten, six are damaged photos, three odd requests, and one is a bomb."""
     generator = random.Random(f"{seed}-{number}")
     image = generator.choice(images)
     draw = generator.random()
@@ -394,7 +396,7 @@ def make_case(seed: int, number: int, images: list[bytes], made: dict[str, bytes
 
 
 def send(address: tuple[str, int], case: Case, number: int, patience: float = 60) -> Outcome:
-    """Send a case on a connection of its own, and wait for its answer as long as one must come."""
+    """Send a case on its own connection, and wait for the answer."""
     begun = time.perf_counter()
     status = 0
     wait = patience if case.answered else 0.3
@@ -415,7 +417,7 @@ def send(address: tuple[str, int], case: Case, number: int, patience: float = 60
 
 @contextlib.contextmanager
 def serving(index: Path) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
-    """A service process on a free port; its log goes beside the index."""
+    """A service process on a free port; its log goes next to the index."""
     command = [sys.executable, "-m", "loci", "serve", "--index", str(index), "--port", "0"]
     with (index.parent / "log").open("w") as log:
         process = subprocess.Popen(
@@ -435,14 +437,8 @@ def serving(index: Path) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int
             process.wait()
 
 
-def memory(process: subprocess.Popen[str]) -> float:
-    """Megabytes that the process holds."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
 def processor_seconds(process: subprocess.Popen[str]) -> float:
-    """How long the process has computed so far."""
+    """Processor seconds that a process has used."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -450,14 +446,14 @@ def processor_seconds(process: subprocess.Popen[str]) -> float:
 def judge(
     process: subprocess.Popen[str], address: tuple[str, int], outcome: Outcome
 ) -> tuple[Outcome, float]:
-    """Send a slow case again, alone, and tell how long the service computed; a clock counts others too."""
+    """Send a slow case again, alone; return the service's processor seconds."""
     before = processor_seconds(process)
     again = send(address, outcome.case, outcome.number, patience=120)
     return again, processor_seconds(process) - before
 
 
 def control(address: tuple[str, int]) -> object:
-    """What the service says to a good photo, without its timings."""
+    """The service's answer to a good photo, without timings."""
     photo = sorted(PHOTOS.glob("*.jpg"))[7].read_bytes()
     with socket.create_connection(address, timeout=60) as connection:
         connection.sendall(request("/v1/query", photo, "Content-Type: image/jpeg"))
@@ -469,7 +465,7 @@ def control(address: tuple[str, int]) -> object:
 
 
 def unexplained(log: Path) -> dict[str, int]:
-    """What the log's exceptions say, and how often."""
+    """Exceptions in the log, with their counts."""
     entries = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     return collections.Counter(
         f"{entry['message'][:60]}: {entry['exception'].splitlines()[-1]}"
@@ -500,7 +496,7 @@ def main() -> int:
                     outcomes += pool.map(
                         lambda n: send(address, make_case(options.seed, n, images, made), n), group
                     )
-                    grown.append(memory(process))
+                    grown.append(memory_mib("VmRSS", process.pid))
                     print(f"  {len(outcomes)} sent, {grown[-1]:.0f} MB", file=sys.stderr, flush=True)
                     if process.poll() is not None:
                         break
@@ -522,7 +518,7 @@ def report(
     same: bool,
     exceptions: dict[str, int],
 ) -> int:
-    """Print what came of it; 1 when it should not have."""
+    """Print the results; return 1 if any is wrong."""
     answered = [outcome for outcome in outcomes if outcome.case.answered]
     failed = [o for o in outcomes if o.status in range(500, 600) and o.status not in (501, 503)]
     silent = [outcome for outcome in answered if outcome.status <= 0 and outcome.case.kind != "multipart"]

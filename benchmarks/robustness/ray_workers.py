@@ -2,8 +2,8 @@
 
     python -m benchmarks.robustness.ray_workers ../shared/data/corridor --photos 200
 
-Both nodes are on this machine, each with half of its cores; the second one's raylet and worker get SIGKILL
-once half of the photos are embedded. Compared are photos, descriptors and the ten nearest of every photo.
+Both nodes are on this machine, each with half of its cores. The second node's raylet and worker get SIGKILL
+after half of the photos. Photos, descriptors and the ten nearest of every photo are compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 
 
 def start(*arguments: str, cores: int) -> subprocess.Popen[bytes]:
-    """A node, in a process group of its own."""
+    """A node, in its own process group."""
     command = [str(RAY), "start", "--block", f"--num-cpus={cores}", "--disable-usage-stats", *arguments]
     return subprocess.Popen(
         command,
@@ -54,7 +54,7 @@ def kill(node: subprocess.Popen[bytes]) -> None:
 
 
 class Killing(Silent):
-    """Kills a node once so many photos are embedded."""
+    """Kills a node after a number of photos."""
 
     def __init__(self, node: subprocess.Popen[bytes] | None, after: int) -> None:
         self._node, self._left = node, after

@@ -1,10 +1,10 @@
-"""An indexing run killed at random moments against one that was left alone.
+"""An indexing run killed at random moments, against an undisturbed one.
 
     set=../shared/data/thumbs/SPED_Test
     python -m benchmarks.robustness.resume $set/reference --queries $set/query
 
-Kills the run with SIGKILL ten times, lets it finish, and compares: photo ids, descriptors, answers, and how
-often each photo went through the network.
+Kills the run with SIGKILL ten times, lets it finish, and compares photo ids, descriptors, answers, and how
+often each photo passed the network.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from model.embedder import Embedder
 
 
 def child(folder: Path, into: Path, log: Path, image_size: int) -> None:
-    """Index, writing down each photo's id when the network is about to see it."""
+    """Index, and log each photo's id before the network gets it."""
     embed = Embedder._send_batch
 
     def logged(self: Embedder, batch: list, stage: str) -> list:  # type: ignore[type-arg]
@@ -44,7 +44,7 @@ def child(folder: Path, into: Path, log: Path, image_size: int) -> None:
 
 
 def run_killed(command: list[str], kills: int, seconds: float, rng: random.Random) -> int:
-    """Run `command` again and again until it finishes, killing the first `kills` runs; how many were."""
+    """Run `command` until it finishes, and kill the first `kills` runs; return how many were killed."""
     killed = 0
     while True:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def unit(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1: fp16 leaves stored ones some ten-thousandths off."""
+    """Rows scaled to length 1: fp16 storage changes lengths by some ten-thousandths."""
     lengths: NDArray[np.float32] = np.linalg.norm(descriptors, axis=1, keepdims=True)
     return descriptors / lengths
 

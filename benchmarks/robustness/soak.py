@@ -1,16 +1,15 @@
-"""64 clients, photos that come and go, snapshots that change: no wrong answer, no lost photo, memory flat.
+"""64 clients, photos that come and go, new snapshots: no wrong answer, no lost photo, constant memory.
 
     python -m benchmarks.robustness.soak ../shared/data/campus-phone/small
 
-An index of part of the photos is served by a process of its own; the others are added over HTTP, deleted
-and added again all the while, `loci index` runs beside the service and publishes snapshots, and 64 clients
-ask until 1,000 answers came: a tenth of their requests leaves at a random moment, a tenth is rubbish.
+A process serves an index of part of the photos. The other photos are added over HTTP, deleted and added again
+all the time. `loci index` runs beside the service and publishes snapshots. 64 clients send queries until
+there are 1,000 answers. A tenth of the requests is cut off at a random moment, and a tenth is invalid.
 
-Each answer is compared with the scores that the same model gives offline, in this process. What a photo
-that is just being added or deleted may do is not known to the millisecond; so: every photo in an answer
-has its offline score and may have been there, and the best one is no worse than every photo that surely
-was. When all is quiet again, the answers must equal `Index.query` on the folder. All photos whose adding
-was acknowledged, and whose deletion was not asked for, must be there.
+Each answer is compared with the scores of the same model in this process. A photo that is just being added or
+deleted may or may not be in an answer. So: every photo in an answer has its offline score and may have been
+in the collection; the best one is no worse than every photo that surely was. At the end, answers must equal
+`Index.query` on the folder, and all acknowledged photos must be there.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common import memory_mib
 from indexer.build.run import build_index
 from indexer.index import Index
 from indexer.options import BuildOptions
@@ -45,17 +45,16 @@ from indexer.storage.files import sha256_of
 from service.security.keys import KeyFile, Role
 
 PRECISION, TOLERANCE = "fp32", 0.003
-"""Of a score. In bf16 it depends in the second digit on what else is in the batch, which is no wrong answer,
-but would hide one."""
+"""Tolerance of a score. In bf16 the second digit depends on the rest of the batch."""
 Address = tuple[str, int]
 
 
 @dataclass
 class Presence:
-    """When a photo was surely in the collection, and when it may have been; by time.monotonic()."""
+    """When a photo was surely in the collection, and when it may have been, by time.monotonic()."""
 
     changes: list[tuple[float, float, bool]] = field(default_factory=list)
-    """Asked at, acknowledged at (infinity until then), added (else deleted)."""
+    """Requested at, acknowledged at (infinity until then), added (else deleted)."""
 
     def may_be_there(self, begun: float, ended: float) -> bool:
         """Whether it may have been there at a moment between `begun` and `ended`."""
@@ -81,13 +80,13 @@ class Presence:
 
 @dataclass
 class Soak:
-    """What is known offline, and what has been seen."""
+    """Offline scores, and results so far."""
 
     ids: list[str]
-    """Of the photos by number."""
+    """Presence of the photos by number."""
     bodies: list[bytes]
     scores: NDArray[np.float32]
-    """Of photo n as a query, to photo m: N N."""
+    """Score of photo m for query n, N N."""
     presence: list[Presence]
     wanted: int
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -102,7 +101,7 @@ class Soak:
         return self.answers >= self.wanted
 
     def check(self, query: int, answer: dict[str, Any], begun: float, ended: float) -> None:
-        """Compare an answer with what is known offline."""
+        """Compare an answer with the offline scores."""
         number = {id: n for n, id in enumerate(self.ids)}
         complaints = []
         best = -1.0
@@ -124,7 +123,7 @@ class Soak:
 
 
 def ask(address: Address, method: str, path: str, body: bytes = b"", key: str = "") -> tuple[int, bytes]:
-    """One request on a connection of its own; a body is a photo."""
+    """Send one request on its own connection; a body is a photo."""
     connection = http.client.HTTPConnection(*address, timeout=300)
     with contextlib.closing(connection):
         headers = {"Content-Type": "image/jpeg"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -134,7 +133,7 @@ def ask(address: Address, method: str, path: str, body: bytes = b"", key: str = 
 
 
 def client(address: Address, soak: Soak, generator: random.Random) -> None:
-    """Ask, leave, and send rubbish until there are enough answers."""
+    """Send queries, cut-off queries and invalid ones until there are enough answers."""
     while not soak.done:
         query = generator.randrange(len(soak.bodies))
         body = soak.bodies[query]
@@ -158,7 +157,7 @@ def client(address: Address, soak: Soak, generator: random.Random) -> None:
 
 
 def leave(address: Address, body: bytes, generator: random.Random) -> None:
-    """Send part of a query, or all of it, and go without an answer."""
+    """Send part of a query, or all of it, and disconnect."""
     head = f"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     whole = head + body
     with contextlib.suppress(OSError), socket.create_connection(address, timeout=30) as connection:
@@ -167,7 +166,7 @@ def leave(address: Address, body: bytes, generator: random.Random) -> None:
 
 
 def change(address: Address, soak: Soak, key: str, numbers: list[int], generator: random.Random) -> None:
-    """Add and delete these photos until there are enough answers; leaves them added."""
+    """Add and delete these photos until there are enough answers; leave them added."""
     there = dict.fromkeys(numbers, False)
     while not soak.done or not all(there.values()):
         number = generator.choice([n for n in numbers if not there[n]] if soak.done else numbers)
@@ -192,7 +191,7 @@ def change(address: Address, soak: Soak, key: str, numbers: list[int], generator
 
 
 def publish(soak: Soak, folder: Path, index: Path, more: list[Path], numbers: list[int]) -> None:
-    """Let `loci index` take up one more file at a time, and so publish snapshots."""
+    """Let `loci index` index one more file at a time, and so publish snapshots."""
     for path, number in zip(more, numbers, strict=True):
         if soak.done:
             return
@@ -206,7 +205,7 @@ def publish(soak: Soak, folder: Path, index: Path, more: list[Path], numbers: li
 
 @contextlib.contextmanager
 def serving(index: Path) -> Iterator[tuple[subprocess.Popen[str], Address]]:
-    """A service process on a free port, ready."""
+    """Start a service process on a free port; return it when ready."""
     command = [sys.executable, "-m", "loci", "serve", "--index", str(index), "--port", "0"]
     command += ["--precision", PRECISION]
     environment = os.environ | {"LOCI_RATE_LIMIT": "0", "LOCI_REFRESH_SECONDS": "0.5"}
@@ -226,17 +225,16 @@ def serving(index: Path) -> Iterator[tuple[subprocess.Popen[str], Address]]:
 
 
 def watch(process: subprocess.Popen[str], soak: Soak, megabytes: list[tuple[int, float]]) -> None:
-    """Note the service's memory by how many answers it has given."""
+    """Record the service's memory with the number of answers."""
     while not soak.done and process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        megabytes.append((soak.answers, int(status.partition("VmRSS:")[2].split()[0]) / 1024))
+        megabytes.append((soak.answers, memory_mib("VmRSS", process.pid)))
         time.sleep(0.5)
 
 
 def run(
     process: subprocess.Popen[str], soak: Soak, threads: list[threading.Thread]
 ) -> list[tuple[int, float]]:
-    """Run all threads to their end; gives the memory."""
+    """Run all threads to their end; return the memory."""
     megabytes: list[tuple[int, float]] = []
     threads.append(threading.Thread(target=watch, args=(process, soak, megabytes)))
     for thread in threads:
@@ -247,7 +245,7 @@ def run(
 
 
 def lost(address: Address, soak: Soak) -> list[int]:
-    """Photos that should be there and are not, asked for by id and by themselves."""
+    """Photos that should be there and are not, by id and by querying themselves."""
     missing = []
     for number, presence in enumerate(soak.presence):
         now = time.monotonic()
@@ -262,13 +260,13 @@ def lost(address: Address, soak: Soak) -> list[int]:
 
 
 def differing(address: Address, index: Path, soak: Soak) -> list[int]:
-    """Queries that are not answered as `Index.query` answers them, now that all is quiet."""
+    """Queries that are answered differently from `Index.query`, at the end."""
     opened = Index.open(index, precision=PRECISION)
     different = []
     for number, body in enumerate(soak.bodies):
         status, sent = ask(address, "POST", "/v1/query", body)
         served = json.loads(sent)
-        if served.get("snapshot") != opened.snapshot:  # the last rebuild was still under way
+        if served.get("snapshot") != opened.snapshot:  # the last rebuild was still running
             opened = opened.latest()
         asked = opened.query(body).to_json()
         same = status == 200 and all(
@@ -280,7 +278,7 @@ def differing(address: Address, index: Path, soak: Soak) -> list[int]:
 
 
 def listed(answer: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Places and photos of an answer in their order."""
+    """Places and photos of an answer in order."""
     return [(place["id"], [photo["id"] for photo in place["photos"]]) for place in answer["places"]]
 
 
@@ -335,7 +333,7 @@ def report(
     different: list[int],
     alive: bool,
 ) -> int:
-    """Print what came of it; 1 when it should not have."""
+    """Print the results; return 1 if any is wrong."""
     failed = {s: n for s, n in soak.statuses.items() if s >= 500 and s != 503}
     quarter = [mb for answers, mb in megabytes if answers >= soak.wanted / 4]
     part = max(1, len(quarter) // 5)

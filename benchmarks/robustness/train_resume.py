@@ -1,10 +1,10 @@
-"""A training run killed at random moments against one that was left alone.
+"""A training run killed at random moments, against an undisturbed one.
 
     python -m benchmarks.robustness.train_resume ../shared/data/cambridge-street/database --photos 160
 
-Trains on the first photos of a folder, kills the run with SIGKILL ten times at moments drawn over its whole
-length, lets it finish, and compares: the model's tensors, the checkpoint's, the log, and how often each photo
-went through the frozen layers.
+Trains on the first photos of a folder, kills the run with SIGKILL ten times at random moments, lets it
+finish, and compares the tensors of model and checkpoint, the log, and how often each photo passed the frozen
+layers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from model.training.trainer import TrainOptions
 
 
 class Log:
-    """Writes a line a stage, and a line a batch that is about to go through the frozen layers."""
+    """Logs each stage, and each batch before it passes the frozen layers."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,7 +57,7 @@ class Log:
 
 
 def child(options: argparse.Namespace) -> None:
-    """Train, writing down what happens."""
+    """Train, and log events."""
     into, path = options.child
     log = Log(path)
     embed = Embedder._send_batch
@@ -78,10 +78,11 @@ def child(options: argparse.Namespace) -> None:
 
 
 def run_killed(command: list[str], log: Path, kills: int, work: int, rng: random.Random) -> list[str]:
-    """Run `command` until it finishes, killed `kills` times while it does `work`; the stages of the kills.
+    """Run `command` until it finishes, and kill it `kills` times during `work`; return the stages of the
+    kills.
 
-    Each time after a number of batches that is drawn, and then a moment: counted in batches and not in
-    seconds, so that a busy machine changes nothing.
+    Each kill comes a moment after a random number of batches. Batches are counted instead of seconds, so a
+    busy machine changes nothing.
     """
     stages: list[str] = []
     while True:
@@ -98,7 +99,7 @@ def run_killed(command: list[str], log: Path, kills: int, work: int, rng: random
 
 
 def batches(log: Path) -> int:
-    """How many went through the frozen layers or were trained on, in all runs together."""
+    """Photos that passed the frozen layers or were trained on, over all runs."""
     return log.read_text().count('["advance"') if log.exists() else 0
 
 
@@ -107,7 +108,7 @@ def read(log: Path) -> list[list[str]]:
 
 
 def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    """In words, how far two files' tensors are apart."""
+    """The difference of two files' tensors, in words."""
     most = max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in theirs)
     equal = sum(ours[name].equal(theirs[name]) for name in theirs)
     return f"{equal} of {len(theirs)} equal, largest absolute difference {most:g}"

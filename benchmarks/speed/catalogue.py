@@ -1,12 +1,12 @@
-"""An index of 100,000 photos without their photos: what the catalogue costs, and what nothing to do costs.
+"""Time of runs on a catalogue of 100,000 photos, and of a run with nothing to do.
 
     loci index ../shared/data/*/ --into real --image-size 320
     python -m benchmarks.speed.catalogue real --photos 100000
 
-The folder holds as many tiny files, 500 to a folder; the index is as `loci index` would have left it, with
-the model of a real one and descriptors as `large.py` draws them: photos 8 m apart along streets, their local
-features left out. Each step runs in a process of its own, after its imports. The network is replaced by one
-that costs nothing: what is measured is everything else.
+The folder holds that many tiny files, 500 to a folder. The index looks as `loci index` would have left it,
+with the model of a real index and drawn descriptors: photos 8 m apart along streets, without local features.
+Each step runs in its own process, after its imports. A stand-in replaces the network, so everything else is
+measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.large import draw, memory, near_in, real
+from benchmarks.common import DescriptorSource, memory_mib, stored_descriptors
 from indexer.build.publish import publish
 from indexer.build.rebuild import rebuild
 from indexer.build.run import build_index
@@ -47,11 +47,11 @@ A_FOLDER = 500
 CHUNK = 10_000
 COUNTED = ("counting after a first POST", "counting after a second POST")
 FEW = 1000
-"""Photos that are added, and that are deleted."""
+"""Photos to add, and to delete."""
 
 
 def picture(number: int) -> bytes:
-    """A tiny PNG, each of other bytes."""
+    """A tiny PNG, different for each number."""
     import io
 
     from PIL import Image
@@ -66,7 +66,7 @@ def relative(number: int) -> str:
 
 
 def metadata(number: int) -> PhotoMetadata:
-    """Along streets of 500 photos, 8 m apart; streets lie 200 m apart."""
+    """Streets of 500 photos, 8 m apart; streets are 200 m apart."""
     street, house = divmod(number, A_FOLDER)
     return PhotoMetadata(
         lat=48.0 + street % 300 * 0.0018,
@@ -77,7 +77,7 @@ def metadata(number: int) -> PhotoMetadata:
 
 
 def make(folder: Path, source: Path, count: int, *, files: bool) -> None:
-    """The folder of photos, and their index."""
+    """Make the folder of photos, and their index."""
     layout, of = Layout(folder / "index"), Layout(source)
     layout.folder.mkdir(parents=True)
     manifest = read_manifest(of, of.current())
@@ -85,14 +85,13 @@ def make(folder: Path, source: Path, count: int, *, files: bool) -> None:
     shutil.copy(of.model(1), layout.model(1))
     fitted = load_options(of.options(1)).fit
     save_options(layout.options(1), Options(fitted, PlaceOptions(), SearchOptions()))
-    rows = real(source)
-    near, generator = near_in(rows), np.random.default_rng(0)
+    drawn, generator = DescriptorSource(stored_descriptors(source)), np.random.default_rng(0)
     catalogue = Catalogue(layout.folder, create=True)
     writer = ShardWriter(layout.shards(1), manifest.dim, None)
     photos = folder / "photos"
     for start in range(0, count, CHUNK):
         numbers = range(start, min(start + CHUNK, count))
-        slots = writer.append(draw(rows, near, len(numbers), generator))
+        slots = writer.append(drawn.draw(len(numbers), generator))
         made = []
         with catalogue.transaction() as db:
             for number in numbers:
@@ -122,7 +121,7 @@ def write(path: Path, data: bytes, photo: str) -> FileRow:
 
 
 def walk(photos: Path) -> int:
-    """Every file's size and time, as cheaply as Python can."""
+    """Read the size and time of every file, as cheaply as Python can."""
     found = 0
     waiting = [str(photos)]
     while waiting:
@@ -137,7 +136,7 @@ def walk(photos: Path) -> int:
 
 
 def free(self: Embedder, items: Iterable[Any], *_: Any) -> Iterator[list[Any]]:
-    """In place of `Embedder.stream`: descriptors of noise, at no cost."""
+    """Stand-in for `Embedder.stream`: random descriptors at no cost."""
     generator = np.random.default_rng(1)
     left = list(items)
     for start in range(0, len(left), 8):
@@ -150,7 +149,7 @@ def free(self: Embedder, items: Iterable[Any], *_: Any) -> Iterator[list[Any]]:
 
 
 def step(name: str, folder: Path) -> Callable[[], object]:
-    """What is timed, by its name; what it needs is done before."""
+    """Return the timed step of a name; its preparation runs first."""
     photos, into = folder / "photos", folder / "index"
     if name == "walk and stat":
         return lambda: walk(photos)
@@ -176,7 +175,7 @@ def step(name: str, folder: Path) -> Callable[[], object]:
     index = first()
     if name in COUNTED:
         for number in range(1 + COUNTED.index(name)):
-            index.counts()  # of the photo before
+            index.counts()  # of the previous photo
             data = picture(2**24 - 1 - number)
             index.posting().add(read_new(data, PhotoMetadata()), asked[None])
         return index.counts
@@ -202,7 +201,7 @@ STEPS: dict[str, Callable[[Path, int], None] | None] = {
     "rebuild after 1,000 deletions": lambda photos, count: remove(photos.parent / "index", count),
     **dict.fromkeys(COUNTED),
 }
-"""In their order, and what is changed before them."""
+"""Steps in order, each with the change made before it."""
 
 
 def add(photos: Path, count: int) -> None:
@@ -228,11 +227,11 @@ def remove(index: Path, count: int) -> None:
 def child(name: str, folder: Path) -> dict[str, float]:
     Embedder.stream = free  # type: ignore
     act = step(name, folder)
-    before = memory("RssAnon")
+    before = memory_mib("RssAnon")
     begun = time.perf_counter()
     act()
     taken = time.perf_counter() - begun
-    return {"seconds": taken, "mib": memory("RssAnon") - before, "peak": memory("VmHWM")}
+    return {"seconds": taken, "mib": memory_mib("RssAnon") - before, "peak": memory_mib("VmHWM")}
 
 
 def main() -> None:

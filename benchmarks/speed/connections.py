@@ -1,17 +1,16 @@
-"""Locally connected layers at DeepFace's sizes, against the plain form and against the memory's own speed.
+"""Locally connected layers at DeepFace's sizes, against the plain form and the machine's limits.
 
     python -m benchmarks.speed.connections
 
-The plain form is `einsum` over `unfold`, with its weights as it is mostly written, O J P, and in our order,
-P O J. All three take turns in one run; medians, in milliseconds. At least, a forward pass reads the weights
-once; with backward they are read twice and their gradient is written once. What that takes at the speed at
-which this machine reads (a sum) and writes (a fill) memory is the memory's limit. A large batch has more to
-multiply than to read: each image multiplies every weight once forward, and twice more backward, which at the
-speed of a large matrix product is the processor's limit. All are measured between the turns; the share is of
-the higher limit.
+The plain form is `einsum` over `unfold`, with weights in the usual order O J P, and in our order P O J. All
+three run in turns; times are medians in milliseconds. A forward pass reads the weights at least once; with
+backward they are read twice and their gradient is written once. The time of that at this machine's speed of
+reading (a sum) and writing (a fill) is the memory's limit. Each image multiplies every weight once forward,
+and twice backward; the time of that at the speed of a large matrix product is the processor's limit. The
+share is of the higher limit.
 
-A gradient as large as L4's weights is given back to the system at each step and its pages come back one
-fault at a time. Where that is slow, let the allocator keep them:
+A gradient as large as L4's weights is returned to the system at each step, and its pages come back one fault
+at a time. If that is slow, let the allocator keep them:
 
     MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 python -m benchmarks.speed.connections
 """
@@ -32,9 +31,9 @@ from model.connections import LocallyConnected
 from model.deepface import LOCAL_LAYERS, MAPS
 
 MEASURED = 1 << 28
-"""Bytes that are read and written to know the memory's speed."""
+"""Bytes read and written to measure the memory's speed."""
 SQUARE = 1536
-"""Rows and columns of the matrix product that tells the processor's speed."""
+"""Side of the matrices that measure the processor's speed."""
 
 
 class Plain(nn.Module):
@@ -66,7 +65,7 @@ def forward(layer: nn.Module, x: Tensor) -> None:
 
 
 def both_ways(layer: nn.Module, x: Tensor) -> None:
-    """As in training: gradients of weights, biases and input, made anew."""
+    """One step of training: gradients of weights, biases and input."""
     layer.zero_grad()
     x.grad = None
     layer(x).sum().backward()

@@ -1,10 +1,10 @@
-"""What it changes that a GPU decodes and resizes JPEGs otherwise than the CPU: pixels, descriptors, recall.
+"""Differences between GPU and CPU decoding: pixels, descriptors, recall.
 
     loci index ../shared/data/cambridge-street/database --into decoding --image-size 320
     python -m benchmarks.speed.decoding decoding ../shared/data/cambridge-street/queries
 
-The index was made of the CPU's pixels; its queries are read by both. Where there is no GPU, its reader
-computes the same on the CPU: all but nvJPEG, in whose place libjpeg decodes the whole photo.
+The index is made from the CPU's pixels; its queries are read both ways. Without a GPU, the GPU reader
+computes the same on the CPU, except that libjpeg decodes the photo instead of nvJPEG.
 """
 
 from __future__ import annotations

@@ -1,19 +1,17 @@
-"""A GPU: the network in every precision, recorded or not; and from file to descriptor, by both decoders.
+"""The network on a GPU in every precision, with and without CUDA graphs, and from file to descriptor.
 
     python -m benchmarks.speed.gpu ../shared/data/cambridge-street/database
 
-In one run and in turn, each against PyTorch as scripts in this field drive it: VGG16 to conv5_3 in fp32, one
-image at a time, on the same GPU (its convolutions multiply in TF32 where the GPU can, as PyTorch has it). The
-limit is a large matrix product in the same format. Then from files to descriptors and local features, as
-indexing and as a single query go. Without a GPU nothing is measured, and that is what it prints;
-`--device cpu` runs all of it there, for a look at the script.
+The baseline is VGG16 to conv5_3 in PyTorch, fp32, one image at a time, on the same GPU (convolutions in TF32
+if the GPU has it, PyTorch's default). The limit is a large matrix product in the same format. Then from files
+to descriptors and local features, in batches and for one query, with both decoders. All runs take turns.
+Without a GPU, nothing is measured; `--device cpu` runs everything on the CPU, to try the script.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.speed.network import SIDE, multiplications, seconds
+from benchmarks.common import MATRIX_SIDE, Run, median_seconds, multiplications
 from indexer.photos.scan import scan
 from model.embedder import DTYPES, Embedder
 from model.gpu_decoding import GpuReader
@@ -30,12 +28,11 @@ from model.images import read_photo
 from model.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig, PlaceModel
 
-Run = Callable[[], Any]
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def done(run: Callable[[], torch.Tensor]) -> Run:
-    """The run until its result is there."""
+    """Run and wait for the result."""
     return lambda: float(run().flatten()[0])
 
 
@@ -45,7 +42,7 @@ def without_graphs(embedder: Embedder) -> Embedder:
 
 
 def network(model: PlaceModel, images: list[np.ndarray], device: str, options: argparse.Namespace) -> None:
-    """Time and cosine of the convolutions, one image and a batch at a time."""
+    """Time and cosine of the convolutions, for one image and for a batch."""
     giga = multiplications(model.backbone, *images[0].shape[:2])
     on_gpu = copy.deepcopy(model).to(device)
 
@@ -63,9 +60,9 @@ def network(model: PlaceModel, images: list[np.ndarray], device: str, options: a
         runs[f"{name} step by step"] = lambda e=stepwise[name]: e.outputs(images[:1], "pooled")  # type: ignore[misc]
         runs[f"{name} recorded"] = lambda e=embedders[name]: e.outputs(images[:1], "pooled")  # type: ignore[misc]
         runs[f"{name} batch"] = lambda e=embedders[name]: e.outputs(batch[: options.batch], "pooled")  # type: ignore[misc]
-        a, b = (torch.randn(SIDE, SIDE, device=device).to(DTYPES[name]) for _ in range(2))
+        a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device).to(DTYPES[name]) for _ in range(2))
         runs[f"{name} limit"] = done(lambda a=a, b=b: a @ b)  # type: ignore[misc]
-    took = seconds(runs, options.rounds)
+    took = median_seconds(runs, options.rounds)
     height, width = images[0].shape[:2]
     print(f"{width}×{height} pixels, {giga:.0f} billion multiplications")
     print(f"plain fp32, one at a time: {1000 * took['plain']:.2f} ms an image")
@@ -79,7 +76,7 @@ def network(model: PlaceModel, images: list[np.ndarray], device: str, options: a
             [F.cosine_similarity(a, b, dim=0).flatten() for a, b in zip(found, wanted, strict=True)]
         )
         each = took[f"{name} batch"] / options.batch
-        limit = SIDE**3 / 1e9 / took[f"{name} limit"]
+        limit = MATRIX_SIDE**3 / 1e9 / took[f"{name} limit"]
         cells = [
             *(name, f"{1000 * took[f'{name} step by step']:.2f}", f"{1000 * took[f'{name} recorded']:.2f}"),
             *(f"{1000 * each:.2f}", f"{took['plain'] / each:.1f}"),
@@ -90,7 +87,7 @@ def network(model: PlaceModel, images: list[np.ndarray], device: str, options: a
 
 
 def end_to_end(model: PlaceModel, files: list[Path], device: str, options: argparse.Namespace) -> None:
-    """Photos a second from files to descriptors, and milliseconds a single one takes, by each decoder."""
+    """Photos a second from files to descriptors, and milliseconds for one photo, with each decoder."""
     embedder = Embedder(model, device=device, batch_size=options.batch)
     step = without_graphs(Embedder(model, device=device, batch_size=options.batch))
     readers: dict[str, Any] = {"CPU": read_photo}
@@ -112,15 +109,8 @@ def end_to_end(model: PlaceModel, files: list[Path], device: str, options: argpa
 
     runs: dict[str, Run] = {"CPU, in turn": lambda: in_turn(read_photo)}
     runs |= {f"{name}, overlapped": lambda r=r: streamed(r) for name, r in readers.items()}  # type: ignore[misc]
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(options.rounds + 1):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            if number:
-                taken[name].append(time.perf_counter() - begun)
-    rates = {name: len(files) / float(np.median(each)) for name, each in taken.items()}
-    singles = seconds(
+    rates = {name: len(files) / each for name, each in median_seconds(runs, options.rounds).items()}
+    singles = median_seconds(
         {
             "CPU, in turn": lambda: step.see([[read_photo(files[0])]]),
             **{f"{n}, overlapped": lambda r=r: embedder.see([[r(files[0])]]) for n, r in readers.items()},  # type: ignore[misc]

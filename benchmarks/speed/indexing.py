@@ -1,14 +1,12 @@
-"""Indexing and querying end to end: against the bare network, and against one fp32 image at a time; memory.
+"""Indexing and querying end to end, against the bare network and against a script; with peak memory.
 
     python -m benchmarks.speed.indexing ../shared/data/cambridge-street/database --photos 300
 
-On the same photos, in one run and in turn: `build_index` from folder to published index, in a process of its
-own whose peak memory is read; the network alone on images that lie decoded in memory (the precision and
-batches that indexing uses); and the model that was fitted, with the same clusters and reduction, driven as
-scripts in this field do: fp32, one image at a time, decoded as it comes. Then single queries, from the file
-to the answer, not verified and verified, against such a script that looks its descriptor up in an array. What
-indexing does besides (hashing, fitting, calibrating, local features) counts; the ratios are what counts on a
-noisy machine.
+On the same photos, in turns: `build_index` from folder to published index, in its own process; the network
+alone on decoded images (with indexing's precision and batches); and a script with the same model, clusters
+and reduction in fp32, one image at a time. Then single queries, from file to answer, with and without
+verification, against the script with an array of descriptors. Hashing, fitting, calibration and local
+features count for `build_index`. On a noisy machine, compare the ratios.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from model.modelfile import PlaceModel, load_model
 
 
 def bare_network(model: PlaceModel, paths: list[Path], precision: str) -> float:
-    """Images per second of the convolutions alone, as indexing runs them."""
+    """Images a second of the convolutions alone, as indexing runs them."""
     embedder = Embedder(model, precision=precision)
     seconds = 0.0
     step = 8 * embedder.batch_size
@@ -52,7 +50,7 @@ def bare_network(model: PlaceModel, paths: list[Path], precision: str) -> float:
 
 
 def plain(model: PlaceModel, path: Path) -> torch.Tensor:
-    """A photo's descriptor in fp32, as scripts in this field make it."""
+    """Descriptor of a photo in fp32, by the script."""
     image = torch.from_numpy(read_photo(path, model.config.image_size)).permute(2, 0, 1)[None]
     with torch.inference_mode():
         found: torch.Tensor = model(image.contiguous())
@@ -60,7 +58,7 @@ def plain(model: PlaceModel, path: Path) -> torch.Tensor:
 
 
 def one_at_a_time(model: PlaceModel, paths: list[Path]) -> float:
-    """Images per second, decoding included: fp32, batches of one, nothing overlapped."""
+    """Images a second of the script, with decoding: batches of one, nothing overlapped."""
     begun = time.perf_counter()
     for path in paths:
         plain(model, path)
@@ -68,7 +66,7 @@ def one_at_a_time(model: PlaceModel, paths: list[Path]) -> float:
 
 
 def end_to_end(folder: Path, into: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """Images per second and peak memory in GB of `build_index`, in a process of its own."""
+    """Images a second and peak memory in GB of `build_index`, in its own process."""
     command = [sys.executable, __file__, str(folder), "--image-size", str(options.image_size)]
     command += ["--precision", options.precision, "--child", str(into)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -84,7 +82,7 @@ def child(options: argparse.Namespace) -> None:
 
 
 def one_query(index: Index, model: PlaceModel, paths: list[Path]) -> dict[str, float]:
-    """Median seconds of a query, in turn: ours, verified, and the script's."""
+    """Median seconds of a query, in turns: ours, ours verified, and the script."""
     _, descriptors = index.descriptors()
     table = np.ascontiguousarray(descriptors)
     runs: dict[str, Callable[[Path], Any]] = {
@@ -97,7 +95,7 @@ def one_query(index: Index, model: PlaceModel, paths: list[Path]) -> dict[str, f
         for name, run in runs.items():
             begun = time.perf_counter()
             run(path)
-            if number:  # the first is to warm up
+            if number:  # the first is a warm-up
                 taken[name].append(time.perf_counter() - begun)
     return {name: float(np.median(each)) for name, each in taken.items()}
 
@@ -127,7 +125,7 @@ def main() -> None:
 
 
 def measure(paths: list[Path], copied: Path, into: Path, options: argparse.Namespace) -> None:
-    """One round of everything."""
+    """Run one round of everything."""
     few = paths[:: max(1, len(paths) // options.slow_photos)][: options.slow_photos]
     half = len(few) // 2
     whole, peak = end_to_end(copied, into, options)

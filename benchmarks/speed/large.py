@@ -1,17 +1,14 @@
-"""A million descriptors: build time, memory and search time, beside flat FAISS, hnswlib and usearch.
+"""Search of a million descriptors: build time, memory, query time, beside flat FAISS, hnswlib and usearch.
 
     loci index ../shared/data/*/ --into real --image-size 320
     pip install hnswlib usearch
     python -m benchmarks.speed.large real --count 1000000
 
-The descriptors are made of those of real photos: each lies at a random point between a real one and one of
-its ten nearest; to this unit vector 0.8 times the direction from one random photo to another is added, and
-0.5 times a random direction. Queries are drawn in the same way and are not among the descriptors.
-
-Every engine runs in a process of its own, on the same shards, queries and threads. Asked are the ten nearest,
-one query at a time; recall is their share among the exact ten. hnswlib and usearch are searched with the
-smallest of a doubling series of efforts that reaches the recall on the first half of the queries, measured is
-the second half; ours is searched as `loci index` tuned it, which does not know the queries.
+`DescriptorSource` draws the descriptors and the queries from those of real photos. Every engine runs in its
+own process, on the same shards, queries and threads. Queries run one at a time, for ten nearest; recall is
+their share among the exact ten. hnswlib and usearch use the smallest of a doubling series of efforts that
+reaches the recall on the first half of the queries; the second half is measured. Ours uses the effort that
+`loci index` tuned without these queries.
 """
 
 from __future__ import annotations
@@ -32,65 +29,31 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common import Descriptors, DescriptorSource, memory_mib, stored_descriptors
 from indexer.options import SearchOptions
-from indexer.snapshots.manifest import read_manifest
 from indexer.snapshots.saved_store import StoreKind, make_store, open_store
-from indexer.storage.catalogue import Catalogue
-from indexer.storage.layout import Layout, generation_of
 from indexer.storage.rows import Slot
 from indexer.storage.shards import ShardWriter, read_slots
 
-Floats = NDArray[np.float32]
-Search = Callable[[Floats], NDArray[np.int64]]
-"""From a query (d) to the numbers of its nearest (K)."""
+Search = Callable[[Descriptors], NDArray[np.int64]]
+"""From a query (d) to the numbers of its K nearest."""
 K = 10
 BLOCK = 65_536
 QUERIES = 1000
 
 
-def real(index: Path) -> Floats:
-    """All descriptors of an index."""
-    layout = Layout(index)
-    manifest = read_manifest(layout, layout.current())
-    generation = generation_of(manifest.snapshot)
-    live = Catalogue(index).live_descriptors(generation)
-    return np.concatenate(list(read_slots(layout.shards(generation), [s for *_, s in live], manifest.dim)))
-
-
-def near_in(rows: Floats) -> NDArray[np.intp]:
-    """The numbers of each row's ten nearest others."""
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, -2)
-    return np.argsort(-cosines, axis=1)[:, :10]
-
-
-def draw(real: Floats, near: NDArray[np.intp], count: int, generator: np.random.Generator) -> Floats:
-    """Descriptors made of real ones, as the module says."""
-    one = generator.integers(0, len(real), count)
-    other = near[one, generator.integers(0, near.shape[1], count)]
-    share = generator.random((count, 1), np.float32)
-    between = unit((1 - share) * real[one] + share * real[other])
-    first, second = generator.integers(0, len(real), (2, count))
-    random = unit(generator.standard_normal((count, real.shape[1]), np.float32))
-    return unit(between + 0.8 * unit(real[first] - real[second]) + 0.5 * random)
-
-
-def unit(rows: Floats) -> Floats:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), np.float32)
-
-
 def make(folder: Path, index: Path, count: int) -> None:
-    """Shards of `count` descriptors, queries and their exact answers, in a folder."""
-    rows = real(index)
-    near = near_in(rows)
+    """Write shards of `count` descriptors, queries and their exact answers to a folder."""
+    rows = stored_descriptors(index)
+    source = DescriptorSource(rows)
     generator = np.random.default_rng(0)
-    queries = draw(rows, near, QUERIES, generator)
+    queries = source.draw(QUERIES, generator)
     writer = ShardWriter(folder / "shards", rows.shape[1], None)
     slots: list[Slot] = []
     best = np.full((QUERIES, K), -np.inf, np.float32)
     answers = np.zeros((QUERIES, K), np.int64)
     for start in range(0, count, BLOCK):
-        block = draw(rows, near, min(BLOCK, count - start), generator).astype(np.float16).astype(np.float32)
+        block = source.draw(min(BLOCK, count - start), generator).astype(np.float16).astype(np.float32)
         slots += writer.append(block)
         found = np.concatenate([best, queries @ block.T], axis=1)
         numbers = np.concatenate(
@@ -104,12 +67,12 @@ def make(folder: Path, index: Path, count: int) -> None:
 
 
 class Collection:
-    """What `make` made, and where engines put their files."""
+    """The folder that `make` wrote, and where engines put their files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shards = folder / "shards"
-        self.queries: Floats = np.load(folder / "queries.npy")
+        self.queries: Descriptors = np.load(folder / "queries.npy")
         self.answers = np.load(folder / "answers.npy")
         self.slots = [Slot(*slot) for slot in np.load(folder / "slots.npy").tolist()]
         self.dim = self.queries.shape[1]
@@ -119,7 +82,7 @@ class Collection:
         return read_slots(self.shards, self.slots, self.dim, block=BLOCK)
 
     def recall(self, search: Search, part: slice) -> float:
-        """Of a search, for a part of the queries."""
+        """Recall of a search on a part of the queries."""
         pairs = zip(self.queries[part], self.answers[part], strict=True)
         return float(np.mean([len(np.intersect1d(search(query), exact)) / K for query, exact in pairs]))
 
@@ -135,7 +98,7 @@ class Collection:
 
 @dataclasses.dataclass(frozen=True)
 class Ours:
-    """As `loci index` and an opened index have it."""
+    """As `loci index` builds it and an opened index searches it."""
 
     graph: bool = False
 
@@ -197,7 +160,7 @@ class Hnswlib:
         index.load_index(str(of.folder / "hnswlib"))
         index.set_num_threads(options.threads)
 
-        def search(query: Floats) -> NDArray[np.int64]:
+        def search(query: Descriptors) -> NDArray[np.int64]:
             return np.asarray(index.knn_query(query[None], K)[0][0], np.int64)
 
         return settled(of, options.recall, search, index.set_ef)
@@ -221,7 +184,7 @@ class Usearch:
         index = self._new(of, options)
         index.load(str(of.folder / "usearch"))
 
-        def search(query: Floats) -> NDArray[np.int64]:
+        def search(query: Descriptors) -> NDArray[np.int64]:
             return np.asarray(index.search(query, K, threads=1).keys, np.int64)
 
         return settled(of, options.recall, search, lambda effort: setattr(index, "expansion_search", effort))
@@ -234,13 +197,13 @@ class Usearch:
 
 
 class Engine(Protocol):
-    """What is measured."""
+    """An engine to measure."""
 
     def build(self, of: Collection, options: argparse.Namespace) -> str:
-        """Make its files; says how."""
+        """Write its files; return a description."""
 
     def open(self, of: Collection, options: argparse.Namespace) -> Search:
-        """Read them."""
+        """Read its files."""
 
 
 ENGINES: dict[str, Engine] = {
@@ -262,25 +225,23 @@ def settled(of: Collection, recall: float, search: Search, set_effort: Callable[
     return search
 
 
-def memory(name: str) -> float:
-    """MiB of this process, by a field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
-
-
 def child(options: argparse.Namespace) -> dict[str, Any]:
-    """One engine's step, in a process of its own."""
+    """One step of one engine, in its own process."""
     faiss.omp_set_num_threads(options.threads)
     of, engine = Collection(options.folder), ENGINES[options.child[0]]
-    before, resident = memory("RssAnon"), memory("VmRSS")
+    before, resident = memory_mib("RssAnon"), memory_mib("VmRSS")
     start = time.perf_counter()
     if options.child[1] == "build":
         told = engine.build(of, options)
-        return {"told": told, "build_s": time.perf_counter() - start, "build_mib": memory("VmHWM") - resident}
+        return {
+            "told": told,
+            "build_s": time.perf_counter() - start,
+            "build_mib": memory_mib("VmHWM") - resident,
+        }
     search = engine.open(of, options)
     for query in of.queries[: QUERIES // 2]:
         search(query)
-    taken = memory("RssAnon") - before
+    taken = memory_mib("RssAnon") - before
     p50, p99 = of.milliseconds(search)
     recall = of.recall(search, slice(QUERIES // 2, None))
     return {"p50": p50, "p99": p99, "recall": recall, "mib": taken}
@@ -311,7 +272,7 @@ def main() -> None:
 
 
 def steps(engine: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Build and search in processes of their own; what both found."""
+    """Build and search in two processes; return both results."""
     found: dict[str, Any] = {}
     for step in ("build", "search"):
         command = [sys.executable, __file__, str(options.index), "--folder", str(options.folder)]

@@ -1,12 +1,11 @@
-"""The same answers from an index's folder and from Milvus, and what each costs.
+"""Answers from an index's folder and from Milvus: equality and cost.
 
     loci index ../shared/data/cambridge-street/database --into cambridge --image-size 320
     python -m benchmarks.speed.milvus cambridge ../shared/data/cambridge-street/queries milvus:file.db
     python -m benchmarks.speed.milvus cambridge ../shared/data/cambridge-street/queries milvus://127.0.0.1:19530/bench
 
-The snapshot is sent to the store; then each query is embedded once and asked of both, verified and not, and
-under filters. Answers are compared whole: places, photos, scores, positions, confidences, matches. What is
-measured is the search with its verification, in turn.
+The snapshot is sent to Milvus. Then each query is embedded once and runs on both, with and without
+verification, and with filters. Answers are compared whole. Search and verification are timed, in turns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the NetVLAD layer costs: time and peak memory against the two public forms, forward and backward.
+"""The NetVLAD layer: time and peak memory against two public forms, forward and backward.
 
     python -m benchmarks.speed.netvlad
 
-One run, turns about, medians of time; K = 64, D = 512. The public forms are the loop over clusters and the
-broadcast B×K×D×N residual. Peak memory is what is allocated beyond the inputs, by PyTorch's own profiler.
+K = 64, D = 512; medians, in turns. The public forms are the loop over clusters and the broadcast residual
+B×K×D×N. Peak memory is the allocation beyond the inputs, measured by PyTorch's profiler.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def backward(form: Form, layer: NetVLAD, maps: Tensor) -> None:
 
 
 def peak_bytes(work: Pass, form: Form, layer: NetVLAD, maps: Tensor) -> int:
-    """The largest sum of what was allocated and not freed since the beginning."""
+    """The largest sum of allocated and not yet freed bytes."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work(form, layer, maps)
     now = peak = 0

@@ -1,26 +1,22 @@
-"""The network in every precision: against plain fp32, and against what the machine multiplies at most.
+"""The network in every precision, against plain fp32 and against the machine's limit.
 
     python -m benchmarks.speed.network ../shared/data/cambridge-street/database
 
-In one run and in turn: VGG16 to conv5_3 as `Embedder` runs it in fp32, bf16 and int8, and as plain PyTorch
-runs it in fp32, one image at a time; and a large matrix product in each of these formats, whose rate is the
-limit. Then the same from photo to descriptor, decoding included. The cosine is that of each local descriptor
-of conv5_3 to plain fp32's.
+VGG16 to conv5_3 in `Embedder` (fp32, bf16, int8) and in plain PyTorch (fp32), one image at a time, in turns.
+The limit is a large matrix product in the same format. Then the same from photo to descriptor, with decoding.
+The cosine compares local descriptors of conv5_3 with plain fp32.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.common import MATRIX_SIDE, Run, median_seconds, multiplications
 from indexer.build.fit import RANGE_PHOTOS, RANGE_SIDE
 from indexer.photos.scan import scan
 from model.embedder import DTYPES, Embedder, with_ranges
@@ -28,52 +24,26 @@ from model.images import read_photo
 from model.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig, PlaceModel
 
-SIDE = 4096  # of the matrices
-Run = Callable[[], Any]
-
-
-def seconds(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median of each, in turn, after one that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - begun)
-    return {name: float(np.median(each)) for name, each in times.items()}
-
-
-def multiplications(backbone: nn.Module, height: int, width: int) -> float:
-    """Of a forward pass, in 10⁹."""
-    count, x = 0, torch.zeros(1, 3, height, width)
-    for layer in backbone.children():
-        with torch.inference_mode():
-            x = layer(x)
-        if isinstance(layer, nn.Conv2d):
-            count += x.shape[2] * x.shape[3] * layer.weight.numel()
-    return count / 1e9
-
 
 def products() -> dict[str, Run]:
-    """A product of two matrices in each format."""
+    """A matrix product in each format."""
     runs: dict[str, Run] = {}
     for name in ("fp32", "bf16"):
-        a, b = (torch.randn(SIDE, SIDE).to(DTYPES[name]) for _ in range(2))
+        a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(DTYPES[name]) for _ in range(2))
         runs[name] = lambda a=a, b=b: a @ b  # type: ignore[misc]
     import openvino
     from openvino import opset13 as ops
 
-    given = ops.parameter([SIDE, SIDE], np.float32)
+    given = ops.parameter([MATRIX_SIDE, MATRIX_SIDE], np.float32)
     low, high = (ops.constant(np.full((1, 1), bound, np.float32)) for bound in (-128 / 127, 1.0))
-    codes = np.random.default_rng(0).integers(-127, 128, (SIDE, SIDE), np.int8)
+    codes = np.random.default_rng(0).integers(-127, 128, (MATRIX_SIDE, MATRIX_SIDE), np.int8)
     weights = ops.multiply(
         ops.convert(ops.constant(codes), np.float32), ops.constant(np.full((1, 1), 1 / 127, np.float32))
     )
     product = ops.matmul(ops.fake_quantize(given, low, high, low, high, 256), weights, False, False)
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     network = openvino.Core().compile_model(openvino.Model([product], [given]), "CPU", settings)
-    values = np.random.default_rng(1).uniform(-1, 1, (SIDE, SIDE)).astype(np.float32)
+    values = np.random.default_rng(1).uniform(-1, 1, (MATRIX_SIDE, MATRIX_SIDE)).astype(np.float32)
     runs["int8"] = lambda: network(values, share_outputs=True)
     return runs
 
@@ -111,7 +81,7 @@ def main() -> None:
         for name, e in embedders.items()
     }
     runs |= {f"limit {name}": run for name, run in products().items()}
-    took = seconds(runs, options.rounds)
+    took = median_seconds(runs, options.rounds)
     size, threads = f"{image.shape[1]}×{image.shape[0]} pixels", torch.get_num_threads()
     print(f"{size}, {giga:.0f} billion multiplications, {threads} threads")
     print(f"plain fp32, one at a time: {took['plain']:.3f} s, with decoding {took['plain, decoding']:.3f} s")
@@ -119,7 +89,7 @@ def main() -> None:
     print("| precision | s | against plain | of the limit | to descriptor, to plain | cosine, mean, least |")
     print("|---|---|---|---|---|---|")
     for name, embedder in embedders.items():
-        limit = SIDE**3 / 1e9 / took[f"limit {name}"]
+        limit = MATRIX_SIDE**3 / 1e9 / took[f"limit {name}"]
         cosines = []
         for each in images:
             found = torch.from_numpy(embedder.outputs([each], "maps")[0])

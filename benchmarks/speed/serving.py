@@ -1,17 +1,15 @@
-"""What the service costs beside the library: throughput at many clients, latency of one.
+"""The service against the library: throughput with many clients, latency of one.
 
     loci index ../shared/data/campus-phone/small --into /tmp/index --image-size 224
     python -m benchmarks.speed.serving /tmp/index ../shared/data/campus-phone/small
 
-A real service process over a real index is asked over HTTP, and the same index is asked in this process,
-in turn and on the same photos; medians of the rounds' ratios are what counts. Where other processes take
-more than `--others` of the processors during a round, it is not counted and another one is run: threads
-that wait for one another in a network suffer out of all proportion.
+A service process and this process answer the same photos from the same index, in turns. Results are medians
+of the ratios of rounds. If other processes use more than `--others` of the processors during a round, it is
+repeated, because waiting threads distort the ratio.
 
-Throughput: photos a second that `--clients` keep-alive connections get answered, against
-`Embedder.stream` from files to descriptors, and against the network alone on decoded photos. Latency: one
-client's request after request, against `Index.query` on the same bytes (decode, network and search), a
-photo here and a photo there. The clients are one thread that sends prepared bytes.
+Throughput: photos a second over `--clients` keep-alive connections, against `Embedder.stream` from files to
+descriptors, and against the network alone on decoded photos. Latency: single requests against `Index.query`
+on the same bytes. One thread sends prepared bytes for all clients.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Photos a second, and the seconds of one client's photos."""
+    """Photos a second, and the seconds of each photo of one client."""
 
     served: float
     offline: float
@@ -51,7 +49,7 @@ class Round:
 
 
 class Client:
-    """One connection that sends prepared requests and counts answers by status."""
+    """A connection that sends prepared requests and counts answers by status."""
 
     def __init__(self, address: Address) -> None:
         self.socket = socket.create_connection(address)
@@ -63,7 +61,7 @@ class Client:
         self.socket.sendall(request)
 
     def receive(self) -> int | None:
-        """Take what has come; the status when an answer is whole."""
+        """Receive data; return the status if an answer is complete."""
         part = self.socket.recv(1 << 18)
         if not part:
             raise ConnectionError("the service closed the connection")
@@ -82,7 +80,7 @@ class Client:
 
 
 def prepare(photo: bytes, *, verify: bool) -> bytes:
-    """One POST /v1/query as it goes over the wire."""
+    """The bytes of one POST /v1/query."""
     path = f"/v1/query?verify={'true' if verify else 'false'}"
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
     return f"{head}Content-Length: {len(photo)}\r\n\r\n".encode() + photo
@@ -90,7 +88,7 @@ def prepare(photo: bytes, *, verify: bool) -> bytes:
 
 @contextlib.contextmanager
 def serving(index: Path) -> Iterator[tuple[int, Address]]:
-    """A service process on a free port, ready; gives its number and its address."""
+    """Start a service process on a free port; return its number and address when it is ready."""
     command = [sys.executable, "-m", "loci", "serve", "--index", str(index), "--port", "0"]
     environment = os.environ | {"LOCI_RATE_LIMIT": "0", "LOCI_KEEP_ALIVE_SECONDS": "600"}
     with subprocess.Popen(
@@ -118,7 +116,7 @@ def is_ready(address: Address) -> bool:
 
 
 def throughput(address: Address, requests: list[bytes], clients: int, count: int) -> float:
-    """Photos a second that many clients get answered; `count` are asked about in all."""
+    """Photos a second that many clients get answered, over `count` queries."""
     with selectors.DefaultSelector() as selector:
         sent = done = 0
         begun = time.perf_counter()
@@ -147,7 +145,7 @@ def throughput(address: Address, requests: list[bytes], clients: int, count: int
 
 
 def offline(index: Index, paths: list[Path], count: int) -> float:
-    """Photos a second from files to descriptors, as indexing goes."""
+    """Photos a second from files to descriptors."""
     asked = [paths[number % len(paths)] for number in range(count)]
     begun = time.perf_counter()
     done = sum(len(batch) for batch in index.embedder.stream(asked, lambda path: [index.read(path)]))
@@ -166,7 +164,7 @@ def bare(index: Index, paths: list[Path], count: int) -> float:
 def latency(
     address: Address, index: Index, photos: list[bytes], *, verify: bool
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each photo over HTTP and in this process, a photo here and a photo there."""
+    """Seconds of each photo over HTTP and in this process, in turns."""
     client = Client(address)
     served, asked = [], []
     for photo in photos:
@@ -190,7 +188,7 @@ def p50(seconds: list[float]) -> float:
 def measure(
     address: Address, index: Index, paths: list[Path], requests: list[bytes], options: argparse.Namespace
 ) -> Round:
-    """Take one round: half of the library, the service, the other half, and one client."""
+    """One round: half of the library, the service, the other half, and one client."""
     half = options.photos // 2
     before = offline(index, paths, half)
     served = throughput(address, requests, options.clients, options.photos)
@@ -203,14 +201,14 @@ def measure(
 
 
 class Others:
-    """What other processes take of the processors from now on."""
+    """Start measuring the share of other processes."""
 
     def __init__(self, service: int) -> None:
         self._service = service
         self._begun = self._now()
 
     def share(self) -> float:
-        """Give their part of all processor time since."""
+        """Return their share of all processor time since then."""
         busy, total, own = (now - then for now, then in zip(self._now(), self._begun, strict=True))
         return max(0.0, (busy - own) / total)
 
