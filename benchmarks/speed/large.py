@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Descriptors, DescriptorSource, memory_mib, stored_descriptors
 from indexer.options import SearchOptions
-from indexer.snapshots.saved_store import Described, make_store, open_store
+from indexer.snapshots.saved_store import StoreKind, make_store, open_store
 from indexer.storage.rows import Slot
 from indexer.storage.shards import ShardWriter, read_slots
 
@@ -115,7 +115,7 @@ class Ours:
 
     def open(self, of: Collection, options: argparse.Namespace) -> Search:  # noqa: ARG002
         snapshot = of.folder / "snapshot"
-        kind = Described(**json.loads((snapshot / "kind.json").read_text()))
+        kind = StoreKind(**json.loads((snapshot / "kind.json").read_text()))
         size = (snapshot / "index.faiss").stat().st_size
         store = open_store(
             snapshot, of.shards, of.dim, len(of.live), size, kind, lambda: of.live, lambda: None

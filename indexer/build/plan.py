@@ -9,7 +9,7 @@ from indexer.build.pace import Pace
 from indexer.confidence.self_queries import QUERIES
 from indexer.errors import UsageError
 from indexer.options import FitOptions, SearchOptions
-from indexer.snapshots.choice import Choice, choose, lists_for
+from indexer.snapshots.choice import StoreChoice, choose, lists_for
 from indexer.snapshots.compressed import CONSTRUCTION, HELD_OUT, LINKS, POINTS_A_LIST
 from model.local_features import DIM
 
@@ -105,7 +105,7 @@ def make_plan(
     )
 
 
-def _search_s(choice: Choice, descriptors: int, dim: int, search: SearchOptions, pace: Pace) -> float:
+def _search_s(choice: StoreChoice, descriptors: int, dim: int, search: SearchOptions, pace: Pace) -> float:
     """Of calibrating, and of fitting, filling and tuning an inverted file, or linking and tuning a graph."""
     multiplications = 2 * QUERIES * descriptors * dim
     if choice.hnsw:

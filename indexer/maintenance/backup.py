@@ -149,11 +149,6 @@ def _walk(layout: Layout, snapshot: str) -> Iterator[Path]:
 
 
 def _delete_what_waited(index: Path) -> None:
-    reader = Catalogue(index)
-    newest = reader.is_newest
-    reader.close()
-    if not newest:  # who backs an index up before an upgrade has not asked for that
-        return
     catalogue = Catalogue(index, create=True)
     try:
         with os_errors_explained(index):

@@ -39,7 +39,7 @@ def check_index(path: Path) -> list[str]:
         problems = [
             *problems,
             *_model_problems(layout, manifest),
-            *manifest.saved.problems(layout.snapshot(manifest.snapshot)),
+            *manifest.files.problems(layout.snapshot(manifest.snapshot)),
             *_descriptor_problems(layout, catalogue, manifest),
             *_local_problems(layout, catalogue, manifest),
             *(_stored_problems(catalogue) if integrity == "ok" else []),

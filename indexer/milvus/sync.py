@@ -193,5 +193,5 @@ def _sample(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> str:
 
 def _ranks(catalogue: Catalogue, manifest: Manifest) -> dict[str, int]:
     """Photos' numbers in file order, where so many frames are a place."""
-    frames = (manifest.calibration or {}).get("frames")
+    frames = manifest.calibration.get("frames")
     return frame_ranks(catalogue.place_photos(), int(frames)) if frames else {}

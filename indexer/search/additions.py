@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from indexer.errors import IndexerError
-from indexer.snapshots.exact import FaissStore
+from indexer.snapshots.exact import ExactStore
 from indexer.snapshots.store import Floats, Ids, Store
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, generation_of
@@ -28,7 +28,7 @@ class Searched:
     """The stores at one moment; their descriptors differ."""
 
     snapshot: Store
-    added: tuple[FaissStore, ...] = ()
+    added: tuple[ExactStore, ...] = ()
     change: int = 0
     """Number of the last change that they take in."""
 
@@ -85,9 +85,9 @@ class Additions:
         snapshot: str,
         dim: int,
         store: Store,
-        since: int | None = None,
+        since: int,
     ) -> None:
-        """Of a snapshot; `since` is the number of the last change that it takes in, None where unknown."""
+        """Of a snapshot; `since` is the number of the last change that it contains."""
         self._layout = layout
         self._catalogue = catalogue
         self._generation = generation_of(snapshot)
@@ -109,9 +109,7 @@ class Additions:
                 self._searched = Searched(searched.snapshot, searched.added, change)
             return self._searched
 
-    def _live(self, since: int | None) -> Ids:
-        if since is None:
-            return np.array(self._catalogue.live_ids(self._generation), np.int64)
+    def _live(self, since: int) -> Ids:
         rows = self._catalogue.searched_rows(self._generation, since)
         return np.array([row.id for row in rows if row.live], np.int64)
 
@@ -130,13 +128,13 @@ class Additions:
             return searched
         return Searched(searched.snapshot, _merged((*searched.added, store), self._dim), searched.change)
 
-    def _read(self, ids: Sequence[int]) -> FaissStore:
+    def _read(self, ids: Sequence[int]) -> ExactStore:
         try:
             return self._read_once(ids)
         except IndexerError:  # moved, between the row and its bytes
             return self._read_once(ids)
 
-    def _read_once(self, ids: Sequence[int]) -> FaissStore:
+    def _read_once(self, ids: Sequence[int]) -> ExactStore:
         slots = self._catalogue.slots(self._generation, ids)
         found = np.array([number for number, _ in slots], np.int64)
         blocks = read_slots(self._layout.shards(self._generation), [slot for _, slot in slots], self._dim)
@@ -145,12 +143,12 @@ class Additions:
         for block in blocks:
             parts.append((found[start : start + len(block)], block))
             start += len(block)
-        return FaissStore.build(self._dim, parts)
+        return ExactStore.build(self._dim, parts)
 
 
-def _merged(stores: tuple[FaissStore, ...], dim: int) -> tuple[FaissStore, ...]:
+def _merged(stores: tuple[ExactStore, ...], dim: int) -> tuple[ExactStore, ...]:
     """As few stores as halving allows: each is more than twice the next, so that adding one stays cheap."""
     while len(stores) > 1 and stores[-2].count <= 2 * stores[-1].count:
         parts = [(store.ids, store.vectors(store.ids)) for store in stores[-2:]]
-        stores = (*stores[:-2], FaissStore.build(dim, parts))
+        stores = (*stores[:-2], ExactStore.build(dim, parts))
     return stores

@@ -199,13 +199,12 @@ class Table:
         catalogue: Catalogue,
         generation: int,
         saved: Path,
-        change: int | None,
+        change: int,
         damaged: Callable[[], object],
     ) -> None:
         """Of a generation; `saved` is a file of them that takes in all up to the change of this number.
 
         Args:
-            change: None: unknown, and the file is not read.
             damaged: called where the file is damaged.
         """
         self._damaged = damaged
@@ -256,7 +255,7 @@ class Table:
 
     def _first(self, change: int) -> tuple[Columns, int]:
         """The columns, and the number of the last change that they surely take in."""
-        if self._saved_change is not None and self._saved.exists():  # versions without left none
+        if self._saved.exists():
             columns = _load(self._saved, self._places)
             if columns is not None:
                 return columns, self._saved_change

@@ -20,7 +20,7 @@ LINK_BYTES = 2 * LINKS * 4 * 17 // 16
 
 
 @dataclass(frozen=True)
-class Choice:
+class StoreChoice:
     """A kind of index."""
 
     factory: str
@@ -39,7 +39,7 @@ class Choice:
         return self.factory != FLAT
 
 
-def choose(count: int, dim: int, memory: int, recall: float, *, hnsw: bool = False) -> Choice:
+def choose(count: int, dim: int, memory: int, recall: float, *, hnsw: bool = False) -> StoreChoice:
     """The kind of index for `count` descriptors of `dim` numbers.
 
     Exact in memory while that is quick; else an inverted file of codes: RaBitQ's, of a bit a number, or where
@@ -54,20 +54,20 @@ def choose(count: int, dim: int, memory: int, recall: float, *, hnsw: bool = Fal
     Raises:
         UsageError: not even the shortest codes fit.
     """
-    flat = Choice(FLAT, count * dim * 4)
+    flat = StoreChoice(FLAT, count * dim * 4)
     if flat.memory <= min(memory, QUICK_BYTES) or (recall >= 1 and flat.memory <= memory):
         return flat
     if recall >= 1:
-        return Choice(SHARDS, count * ROW_BYTES)
+        return StoreChoice(SHARDS, count * ROW_BYTES)
     linked = count * (dim + LINK_BYTES + ROW_BYTES)
     if hnsw and linked <= memory:
-        return Choice(f"HNSW{LINKS},SQ8", linked)
+        return StoreChoice(f"HNSW{LINKS},SQ8", linked)
     lists = lists_for(count, dim, memory)
     fitting = 0
     for kind, code in _codes(dim):
         fitting = count * (code + ROW_BYTES) + lists * dim * 4
         if fitting <= memory:
-            return Choice(f"IVF{lists},{kind}", fitting)
+            return StoreChoice(f"IVF{lists},{kind}", fitting)
     raise UsageError(
         f"`memory` is too small for {count:,} descriptors of {dim} numbers: they need "
         f"{-(-fitting // 2**20):,} MiB"

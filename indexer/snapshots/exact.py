@@ -18,14 +18,14 @@ FLAT = "Flat"
 """FAISS's description of an index that holds the descriptors themselves."""
 
 
-class FaissStore:
+class ExactStore:
     """Descriptors, unit length, searched by cosine."""
 
     def __init__(self, index: faiss.Index) -> None:
         self._index = index
 
     @classmethod
-    def build(cls, dim: int, blocks: Iterable[tuple[Ids, Floats]]) -> FaissStore:
+    def build(cls, dim: int, blocks: Iterable[tuple[Ids, Floats]]) -> ExactStore:
         """From blocks of ids (n) and descriptors (n d)."""
         index = faiss.IndexIDMap(faiss.index_factory(dim, FLAT, faiss.METRIC_INNER_PRODUCT))
         for ids, descriptors in blocks:
@@ -33,7 +33,7 @@ class FaissStore:
         return cls(index)
 
     @classmethod
-    def load(cls, path: Path) -> FaissStore:
+    def load(cls, path: Path) -> ExactStore:
         """Read a store. Raises IndexerError when the file is damaged."""
         return cls(load_index(path))
 

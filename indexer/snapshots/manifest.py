@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from indexer.errors import FormatTooNew, IndexerError, ModelMismatch
-from indexer.options import SearchOptions
-from indexer.snapshots.saved_store import Described, Saved, open_store
+from indexer.snapshots.saved_store import StoreFiles, StoreKind, open_store
 from indexer.snapshots.store import Store
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, generation_of
@@ -31,35 +30,35 @@ class Manifest:
     places_by: str
     """How photos became places: see `PlaceOptions.describe`."""
     factory: str
-    """As `Described`, like the next."""
+    """As `StoreKind`, like the next three."""
     recall: float
-    calibration: dict[str, Any] | None
-    """How sure answers are, as `Calibration.to_json` writes it; None from versions without."""
+    probes: int
+    depth: int
+    calibration: dict[str, Any]
+    """How sure answers are, as `Calibration.to_json` writes it."""
     content: str
     """Digest of what the snapshot was made from, to see whether another is due."""
     index_bytes: int
-    """As `Saved`, like the next."""
+    """As `StoreFiles`, like the next three."""
     index_sha256: str
+    rows_sha256: str
+    columns_sha256: str
     created_at: str
+    change: int
+    """Number of the catalogue's last change that the snapshot contains."""
+    search_by: str
+    """How descriptors are searched: see `SearchOptions.describe`."""
     format: int = FORMAT
-    probes: int = 0
-    depth: int = 0
-    rows_sha256: str = ""
-    columns_sha256: str = ""
-    change: int | None = None
-    """Number of the catalogue's last change that it takes in; None from versions without."""
-    search_by: str = SearchOptions().describe()
-    """What was asked of the search: see `SearchOptions.describe`."""
 
     @property
-    def described(self) -> Described:
+    def kind(self) -> StoreKind:
         """Its store."""
-        return Described(self.factory, self.recall, self.probes, self.depth)
+        return StoreKind(self.factory, self.recall, self.probes, self.depth)
 
     @property
-    def saved(self) -> Saved:
+    def files(self) -> StoreFiles:
         """Its store's files."""
-        return Saved(self.index_bytes, self.index_sha256, self.rows_sha256, self.columns_sha256)
+        return StoreFiles(self.index_bytes, self.index_sha256, self.rows_sha256, self.columns_sha256)
 
 
 def read_manifest(layout: Layout, name: str) -> Manifest:
@@ -95,7 +94,7 @@ def opened_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> St
         manifest.dim,
         manifest.count,
         manifest.index_bytes,
-        manifest.described,
+        manifest.kind,
         lambda: catalogue.live_descriptors(generation),
         layout.mark_damaged,
     )

@@ -11,9 +11,9 @@ import numpy as np
 
 from indexer.errors import IndexerError
 from indexer.options import SearchOptions
-from indexer.snapshots.choice import SHARDS, Choice, choose
+from indexer.snapshots.choice import SHARDS, StoreChoice, choose
 from indexer.snapshots.compressed import CompressedStore, Setting
-from indexer.snapshots.exact import FLAT, FaissStore
+from indexer.snapshots.exact import FLAT, ExactStore
 from indexer.snapshots.shard_rows import Rows
 from indexer.snapshots.store import Floats, Ids, Store
 from indexer.snapshots.tuning import tune
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Saved:
+class StoreFiles:
     """A snapshot's files, as its manifest says them."""
 
     index_bytes: int
@@ -40,10 +40,10 @@ class Saved:
     rows_sha256: str
     """Of the table of rows, where there is one."""
     columns_sha256: str
-    """Of the columns for filters; "" of versions that kept none, or not its digest."""
+    """Of the columns for filters."""
 
     @classmethod
-    def of(cls, folder: Path) -> Saved:
+    def of(cls, folder: Path) -> StoreFiles:
         """The files that are there."""
         index = folder / INDEX
         digests = [
@@ -55,8 +55,8 @@ class Saved:
         """Whether a folder has these files, by their sizes alone."""
         index, rows = folder / INDEX, folder / ROWS
         size = index.stat().st_size if index.is_file() else 0
-        columns = not self.columns_sha256 or (folder / COLUMNS).is_file()
-        return size == self.index_bytes and rows.is_file() == bool(self.rows_sha256) and columns
+        whole = size == self.index_bytes and rows.is_file() == bool(self.rows_sha256)
+        return whole and (folder / COLUMNS).is_file()
 
     def problems(self, folder: Path) -> list[str]:
         """What is wrong with their bytes, a sentence for each file."""
@@ -72,7 +72,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Described:
+class StoreKind:
     """A store's kind, as its snapshot's manifest says it."""
 
     factory: str
@@ -87,7 +87,7 @@ class Described:
 
 def make_store(
     folder: Path, shards: Path, dim: int, live: Sequence[Live], options: SearchOptions
-) -> tuple[Store, Described]:
+) -> tuple[Store, StoreKind]:
     """A store of descriptors, saved in a snapshot's folder.
 
     Raises:
@@ -96,23 +96,23 @@ def make_store(
     """
     choice = choose(len(live), dim, options.memory_bytes(), options.recall, hnsw=options.hnsw)
     if not choice.compressed:
-        store = FaissStore.build(dim, _blocks(shards, dim, live))
+        store = ExactStore.build(dim, _blocks(shards, dim, live))
         replace_file(folder / INDEX, store.save)
-        return store, Described(FLAT, 1.0, 0, 0)
+        return store, StoreKind(FLAT, 1.0, 0, 0)
     rows = _rows(shards, dim, live)
     rows.open()
     replace_file(folder / ROWS, rows.save)
     return _compressed(folder, rows, choice, options.recall)
 
 
-def _compressed(folder: Path, rows: Rows, choice: Choice, recall: float) -> tuple[Store, Described]:
+def _compressed(folder: Path, rows: Rows, choice: StoreChoice, recall: float) -> tuple[Store, StoreKind]:
     if choice.factory == SHARDS:
-        return CompressedStore(rows), Described(SHARDS, 1.0, 0, 0)
+        return CompressedStore(rows), StoreKind(SHARDS, 1.0, 0, 0)
     built = CompressedStore.build(rows, choice.factory)
     setting, reached = tune(built, recall)
     built.completed()
     replace_file(folder / INDEX, built.save)
-    return built.tuned(setting), Described(choice.factory, round(reached, 4), setting.probes, setting.depth)
+    return built.tuned(setting), StoreKind(choice.factory, round(reached, 4), setting.probes, setting.depth)
 
 
 def open_store(
@@ -121,7 +121,7 @@ def open_store(
     dim: int,
     count: int,
     size: int,
-    kind: Described,
+    kind: StoreKind,
     live: Callable[[], Sequence[Live]],
     damaged: Callable[[], object],
 ) -> Store:
@@ -147,13 +147,13 @@ def open_store(
         log.warning("%s; searching what the shards hold instead", error)
         damaged()
     if kind.factory == FLAT:
-        return FaissStore.build(dim, _blocks(shards, dim, live()))
+        return ExactStore.build(dim, _blocks(shards, dim, live()))
     return CompressedStore(_rows(shards, dim, live()))
 
 
-def _opened(folder: Path, shards: Path, dim: int, kind: Described) -> Store:
+def _opened(folder: Path, shards: Path, dim: int, kind: StoreKind) -> Store:
     if kind.factory == FLAT:
-        return FaissStore.load(folder / INDEX)
+        return ExactStore.load(folder / INDEX)
     rows = Rows.load(folder / ROWS, shards, dim)
     if kind.factory == SHARDS:
         return CompressedStore(rows)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from indexer.errors import DiskFull, FormatTooNew, IndexBusy, IndexerError, IndexMissing
-from indexer.storage.schema import MIGRATIONS, OLDER_FORMATS, migrate, version_of
+from indexer.storage.schema import MIGRATIONS, migrate, version_of
 
 FILE = "catalogue.sqlite"
 ASKED_AT_ONCE = 10_000  # values a statement; SQLite allows 32,766
-MIGRATED = 0  # a writer's connection is never of an older format
 
 _KINDS = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_BUSY: IndexBusy}
 
@@ -35,11 +34,11 @@ class Database:
         self._writable = create
         with self._explained("read"):
             version = version_of(self._db)
-        if version > len(MIGRATIONS):
+        if version > max(MIGRATIONS):
             self.close()
             raise FormatTooNew(
                 f"the catalogue of {folder} has format {version}: a newer loci reads it, this one up to "
-                f"{len(MIGRATIONS)}"
+                f"{max(MIGRATIONS)}"
             )
         if create:
             with self._explained("written"):
@@ -49,9 +48,6 @@ class Database:
     def _db(self) -> sqlite3.Connection:
         """This thread's connection."""
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is not None and self._local.version in OLDER_FORMATS and version_of(db) != self._local.version:
-            self.close()  # a writer has migrated it
-            db = None
         if db is None:
             db = self._local.db = self._connect()
         return db
@@ -59,14 +55,11 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         try:
             if not self._writable:
-                db = _connect_to_read(self.path)
-                self._local.version = _fill_in(db)
-                return db
+                return _connect_to_read(self.path)
             db = sqlite3.connect(self.path, timeout=30)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
-            self._local.version = MIGRATED
             return db
         except sqlite3.Error as error:
             raise IndexerError(f"the catalogue {self.path} cannot be opened: {error}") from error
@@ -106,25 +99,12 @@ class Database:
             db.execute("BEGIN IMMEDIATE")
             yield db
 
-    @property
-    def is_newest(self) -> bool:
-        """Whether it is in this version's format, so that a writer would not migrate it."""
-        return version_of(self._db) == len(MIGRATIONS)
-
     def integrity(self) -> str:
         """SQLite's own check of every page: "ok" or what is wrong."""
         try:
             return str(self._db.execute("PRAGMA integrity_check").fetchone()[0])
         except sqlite3.Error as error:
             return str(error)
-
-
-def _fill_in(db: sqlite3.Connection) -> int:
-    """Give a reader of an older format empty tables where it lacks them; which format it is."""
-    version = version_of(db)
-    for statement in OLDER_FORMATS.get(version, ()):
-        db.execute(statement)
-    return version
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:

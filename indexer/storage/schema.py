@@ -1,10 +1,10 @@
-"""The catalogue's tables. A change is a new function at the end, so that every older index stays readable."""
+"""The tables of the catalogue. A new migration at the end brings older indexes up to date."""
 
 from __future__ import annotations
 
 import sqlite3
 
-_M001 = (
+_M002 = (
     """
     CREATE TABLE photos(
         id TEXT PRIMARY KEY,               -- first 16 hex digits of sha256
@@ -33,15 +33,6 @@ _M001 = (
         UNIQUE (photo, view, generation), UNIQUE (generation, shard, row))
     """,
     "CREATE TABLE places(id TEXT PRIMARY KEY, name TEXT, medoid TEXT NOT NULL, lat REAL, lon REAL)",
-)
-
-
-def _m001_photos_files_descriptors_places(db: sqlite3.Connection) -> None:
-    for statement in _M001:
-        db.execute(statement)
-
-
-_M002 = (
     """
     CREATE TABLE stored(                   -- photos that were POSTed
         photo TEXT PRIMARY KEY REFERENCES photos(id),
@@ -74,33 +65,26 @@ _M002 = (
     "CREATE INDEX places_lat ON places(lat) WHERE lat IS NOT NULL",
 )
 
-OLDER_FORMATS = {
-    1: (
-        "PRAGMA temp_store = MEMORY",  # where nothing can be written, a file neither
-        "CREATE TEMP TABLE stored(photo TEXT PRIMARY KEY, file TEXT, name TEXT)",
-        "CREATE TEMP TABLE changes(photo TEXT PRIMARY KEY, number INTEGER)",
-    )
-}
-"""Empty tables in the place of those that an older format lacks, for a reader, which may not migrate."""
 
-
-def _m002_stored_photos_and_changes(db: sqlite3.Connection) -> None:
+def _m002_tables(db: sqlite3.Connection) -> None:
     for statement in _M002:
         db.execute(statement)
 
 
-MIGRATIONS = (_m001_photos_files_descriptors_places, _m002_stored_photos_and_changes)
+MIGRATIONS = {2: _m002_tables}
+"""Migrations by the format that they lead to, oldest first. Format 1 was never released."""
 
 
 def version_of(db: sqlite3.Connection) -> int:
-    """The format that a catalogue is in; 0 before it has any table."""
+    """Return the format of a catalogue; 0 before it has tables."""
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def migrate(db: sqlite3.Connection) -> None:
-    """Bring a catalogue up to this version's format, each step whole or not at all."""
-    for number in range(version_of(db), len(MIGRATIONS)):
-        with db:
-            db.execute("BEGIN IMMEDIATE")  # else each statement that creates would be a step of its own
-            MIGRATIONS[number](db)
-            db.execute(f"PRAGMA user_version = {number + 1}")
+    """Bring a catalogue up to the newest format. Each migration is atomic."""
+    for number, migration in MIGRATIONS.items():
+        if number > version_of(db):
+            with db:
+                db.execute("BEGIN IMMEDIATE")  # otherwise each CREATE would be committed by itself
+                migration(db)
+                db.execute(f"PRAGMA user_version = {number}")

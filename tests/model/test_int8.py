@@ -168,6 +168,6 @@ def test_why_it_cannot_be(model: PlaceModel, monkeypatch: pytest.MonkeyPatch) ->
         Embedder(known, device="cuda:1", precision="int8")
     monkeypatch.setattr("model.embedder.has_runtime", lambda: False)
     with pytest.raises(
-        ModelError, match=r"^int8 takes OpenVINO, which is not installed: pip install 'loci\[int8\]'$"
+        ModelError, match=r"^int8 needs OpenVINO, which is not installed: pip install 'geniusloci\[int8\]'$"
     ):
         Embedder(known, device="cpu", precision="int8")

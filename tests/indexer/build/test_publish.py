@@ -14,7 +14,7 @@ import pytest
 from indexer.build.run import remove_photos
 from indexer.errors import FormatTooNew, IndexerError, IndexMissing
 from indexer.maintenance.check import check_index
-from indexer.snapshots.exact import FaissStore
+from indexer.snapshots.exact import ExactStore
 from indexer.snapshots.manifest import FORMAT, read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
@@ -112,7 +112,7 @@ def test_a_damaged_current_is_mended_and_never_taken_for_an_unfinished_run(
     with pytest.raises(IndexerError):
         world.open()
     if options:
-        with pytest.raises(IndexerError, match="this index was made with --clusters 4, not 3"):
+        with pytest.raises(IndexerError, match="this index was made with `clusters` 4, not 3"):
             world.build(**options)
         return
     report = world.build()
@@ -158,10 +158,9 @@ def test_the_manifest_says_what_is_there(made: World) -> None:
     manifest = read_manifest(layout, layout.current())
     assert (manifest.count, manifest.photos, manifest.places, manifest.dim) == (8, 8, 4, 2048)
     assert (manifest.recall, manifest.format) == (1.0, FORMAT)
-    assert manifest.calibration is not None
     assert manifest.calibration["reason"] == (
-        "8 of its 8 photos have another of their place, and it takes 40: add photos of places that are "
-        "there, or use --places folder or frames:N where folders or order tell"
+        "8 of 8 photos share a place with another photo, and calibration needs 40: add photos of "
+        "these places, or set `places` to folder or frames:N if folders or order show places"
     )
     assert manifest.index_bytes == (snapshot(made) / "index.faiss").stat().st_size
 
@@ -203,9 +202,9 @@ def test_a_missing_shard_is_one_sentence_where_nothing_else_can_answer(world: Wo
 def test_the_store_searches_like_a_naive_product(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
     ids = np.arange(100, 150)
-    store = FaissStore.build(16, [(ids[:30], rows[:30]), (ids[30:], rows[30:])])
+    store = ExactStore.build(16, [(ids[:30], rows[:30]), (ids[30:], rows[30:])])
     store.save(tmp_path / "a")
-    loaded = FaissStore.load(tmp_path / "a")
+    loaded = ExactStore.load(tmp_path / "a")
     scores, found = loaded.search(rows[:3], 7)
     products = rows[:3] @ rows.T
     order = np.argsort(-products, axis=1)[:, :7]
@@ -216,6 +215,6 @@ def test_the_store_searches_like_a_naive_product(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [1, 20_000])
 def test_a_store_that_does_not_fit_the_disk_says_so(rows: int) -> None:
-    store = FaissStore.build(16, [(np.arange(rows), np.ones((rows, 16), np.float32))])
+    store = ExactStore.build(16, [(np.arange(rows), np.ones((rows, 16), np.float32))])
     with pytest.raises(OSError, match="No space left on device"):
         store.save(Path("/dev/full"))

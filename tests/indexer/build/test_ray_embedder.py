@@ -208,13 +208,13 @@ def test_a_file_that_is_gone_is_left_to_the_worker(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["", "ray://", "http://head:1", "head:10001", "ray://head/index"])
 def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(UsageError, match="--workers must be ray://HOST:PORT or ray://local"):
+    with pytest.raises(UsageError, match="`workers` must be ray://HOST:PORT or ray://local"):
         check_address(address)
 
 
 def test_ray_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"--workers needs Ray.*pip install 'geniusloci\[ray\]'"):
+    with pytest.raises(UsageError, match=r"`workers` needs Ray.*pip install 'geniusloci\[ray\]'"):
         check_address("ray://head:10001")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sqlite3
@@ -47,7 +46,7 @@ def test_a_first_run(empty: World) -> None:
 
 def test_a_target_that_is_a_file(empty: World) -> None:
     empty.index.write_text("mine")
-    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: name another"):
+    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: use another"):
         empty.build()
     assert empty.index.read_text() == "mine"
 
@@ -55,7 +54,7 @@ def test_a_target_that_is_a_file(empty: World) -> None:
 def test_a_target_that_is_not_empty(empty: World) -> None:
     empty.index.mkdir()
     (empty.index / "thesis.tex").write_text("mine")
-    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: name another"):
+    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: use another"):
         empty.build()
     assert [file.name for file in empty.index.iterdir()] == ["thesis.tex"]
     with pytest.raises(IndexerError, match="is neither"):
@@ -205,7 +204,7 @@ def test_a_model_that_does_not_fit(empty: World, monkeypatch: pytest.MonkeyPatch
 
 def test_other_options_need_refit(world: World) -> None:
     expected = (
-        r"^this index was made with --clusters 4, not 5, --seed 0, not 1: leave that out, or say --refit"
+        r"^this index was made with `clusters` 4, not 5, `seed` 0, not 1: leave that out, or set `refit`"
     )
     with pytest.raises(IndexerError, match=expected):
         world.build(clusters=5, seed=1)
@@ -375,7 +374,7 @@ def test_a_missing_model_file_is_refused(world: World) -> None:
     (world.index / "generations/01/model.safetensors").unlink()
     with pytest.raises(ModelError, match="no model file"):
         world.open()
-    with pytest.raises(IndexerError, match=r"the model file .* is missing: put it back, or say --refit"):
+    with pytest.raises(IndexerError, match=r"the model file .* is missing: restore it, or set `refit`"):
         world.build()
     assert world.build(refit=True).snapshot == "02/000001"
 
@@ -401,28 +400,15 @@ def test_remove_from_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
-def test_an_index_from_before_keeps_small_photos_small_and_unverified(world: World) -> None:
-    path = Layout(world.index).options(1)
-    values = json.loads(path.read_text())
-    assert (values["min_image_size"], values["local_features"]) == (256, 500)
-    del values["min_image_size"], values["local_features"], values["layers"]
-    path.write_text(json.dumps(values))
-    fitted = load_options(path).fit
-    assert (fitted.min_image_size, fitted.local_features, fitted.layers) == (0, 0, "conv5_3")
-    assert world.build().embedded == 0
-    with pytest.raises(IndexerError, match="made with --local-features 0, not 500: leave that out, or say"):
-        world.build(local_features=500)
-
-
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"layers": "conv3_3"}, "--layers must be conv5_3 or conv4_3+conv5_3, got 'conv3_3'"),
+        ({"layers": "conv3_3"}, "`layers` must be conv5_3 or conv4_3+conv5_3, got 'conv3_3'"),
         (
             {"layers": "conv4_3+conv5_3", "pooling": "average"},
-            "--layers is for netvlad and vlad and ghostvlad, not for average",
+            "`layers` is for netvlad and vlad and ghostvlad, not for average",
         ),
-        ({"clusters": 1}, "--clusters must be at least 2 for two layers, got 1"),
+        ({"clusters": 1}, "`clusters` must be at least 2 for two layers, got 1"),
     ],
 )
 def test_layers_that_cannot_be(told: dict[str, Any], said: str) -> None:
@@ -444,7 +430,7 @@ def test_an_index_of_one_layer_stays_one(world: World) -> None:
     world.build()
     assert world.open().info()["layers"] == "conv5_3"
     with pytest.raises(
-        IndexerError, match=r"made with --layers conv5_3, not conv4_3\+conv5_3: leave that out"
+        IndexerError, match=r"made with `layers` conv5_3, not conv4_3\+conv5_3: leave that out"
     ):
         world.build(layers="conv4_3+conv5_3")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from indexer.confidence.evidence import WEIGHED, Level, evidence_of, share_out, weights
-from indexer.snapshots.exact import FaissStore
+from indexer.snapshots.exact import ExactStore
 from indexer.snapshots.store import SAMPLE, sample_of, sampled
 
 
@@ -81,7 +81,7 @@ def test_the_sample_is_spread_over_all_ids() -> None:
 
 def test_the_sample_of_a_store() -> None:
     vectors = np.random.default_rng(2).standard_normal((30, 4)).astype(np.float32)
-    store = FaissStore.build(4, [(np.arange(30) * 3, vectors)])
+    store = ExactStore.build(4, [(np.arange(30) * 3, vectors)])
     assert sample_of(store).tolist() == vectors.tolist()
 
 

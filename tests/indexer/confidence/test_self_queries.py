@@ -27,7 +27,7 @@ from indexer.confidence.self_queries import (
 from indexer.geo import from_local, haversine_m
 from indexer.places.neighbourhood import PlaceRule
 from indexer.search.localisation import LOCATE_BY, locate
-from indexer.snapshots.exact import FaissStore
+from indexer.snapshots.exact import ExactStore
 
 Floats = NDArray[np.float32]
 DIM = 32
@@ -56,7 +56,7 @@ def collection(
     ranks: dict[str, int] | None = None,
 ) -> Collection:
     numbers = list(range(len(rows))) if owners is None else owners
-    store = FaissStore.build(rows.shape[1], [(np.arange(len(rows)) * 2 + 5, rows)])
+    store = ExactStore.build(rows.shape[1], [(np.arange(len(rows)) * 2 + 5, rows)])
     known = {photo.id: photo for photo in photos}
     ids = [photos[i].id for i in numbers]
     return Collection.of(store, known, ids, places or {}, PlaceRule.of(rule, 25.0), ranks)

@@ -30,7 +30,6 @@ from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.posting import read_new
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.lock import backup_lock, is_backed_up, write_lock
-from indexer.storage.schema import MIGRATIONS
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Handmade, Paint, StartChild, World
@@ -162,23 +161,6 @@ def test_only_what_answers_is_taken(thirty: Handmade, tmp_path: Path) -> None:
     back = restored(thirty, tmp_path / "saved.tar", tmp_path / "back")
     assert not Catalogue(back.folder).is_embedded(photo, 2)
     assert rows(back) == rows(thirty)
-
-
-def test_an_index_of_an_older_format_keeps_it(thirty: Handmade, tmp_path: Path) -> None:
-    """So that whoever upgraded can go back with the backup, and with the index."""
-    Catalogue(thirty.folder, create=True).close()
-    backup(thirty.folder, tmp_path / "saved.tar")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "indexer.storage.database.MIGRATIONS", (*MIGRATIONS, lambda db: db.execute("CREATE TABLE a(b)"))
-        )
-        patch.setattr(
-            "indexer.storage.schema.MIGRATIONS", (*MIGRATIONS, lambda db: db.execute("CREATE TABLE a(b)"))
-        )
-        backup(thirty.folder, tmp_path / "upgraded.tar")
-        assert not Catalogue(thirty.folder).is_newest
-    assert Catalogue(thirty.folder).is_newest
-    assert rows(restored(thirty, tmp_path / "upgraded.tar", tmp_path / "back")) == rows(thirty)
 
 
 # Of one moment

@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import shutil
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from indexer.index import Index
 from indexer.maintenance.check import check_index
 from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.posting import given_metadata, read_new
-from indexer.storage import schema
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.lock import write_lock
 from indexer.storage.stored_files import sweep
@@ -458,51 +456,6 @@ def test_a_moved_index_keeps_its_photos(world: World, paint: Paint, tmp_path: Pa
     assert index.query(photo).places[0].photos[0].id == id
 
 
-def as_first_format(folder: Path) -> None:
-    """Take what the second format added out of a catalogue."""
-    db = sqlite3.connect(folder / "catalogue.sqlite")
-    for kind, name in (
-        ("TRIGGER", "descriptors_added"),
-        ("TRIGGER", "photos_changed"),
-        ("TABLE", "stored"),
-        ("TABLE", "changes"),
-        ("INDEX", "photos_named"),
-        ("INDEX", "places_named"),
-        ("INDEX", "places_lat"),
-    ):
-        db.execute(f"DROP {kind} {name}")
-    db.execute("PRAGMA user_version = 1")
-    db.commit()
-    db.close()
-
-
-def test_an_index_of_the_first_format_opens_unchanged_and_takes_photos(
-    world: World, paint: Paint, tmp_path: Path
-) -> None:
-    as_first_format(world.index)
-    schema_of = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY 1, 2"
-    with sqlite3.connect(tmp_path / "first.sqlite") as fresh:
-        schema._m001_photos_files_descriptors_places(fresh)
-        expected = fresh.execute(schema_of).fetchall()
-    fresh.close()
-    with sqlite3.connect(world.index / "catalogue.sqlite") as db:
-        assert [row for row in db.execute(schema_of) if row[1] != "sqlite_sequence"] == [
-            row for row in expected if row[1] != "sqlite_sequence"
-        ]
-    db.close()
-    data = (world.index / "catalogue.sqlite").read_bytes()
-    index = world.open()
-    assert len(index.query(world.photo(0), k=9).places) == 4
-    assert (
-        len(index.nearest(index.embed([world.photo(0)])[0], 9, Filters(lat=52.0, lon=0.25, radius_m=9))) == 2
-    )
-    assert (world.index / "catalogue.sqlite").read_bytes() == data
-    photo = paint(tmp_path / "new.jpg", 9)
-    id, _ = post(world, photo)
-    assert index.query(photo).places[0].photos[0].id == id  # one opened before sees it, too
-    assert world.build().photos == 9
-
-
 def test_check_looks_at_stored_files(thirty: Handmade, unit: Unit) -> None:
     index = thirty.open()
     stored = [thirty.new(number) for number in range(3)]
@@ -604,12 +557,3 @@ def test_killed_at_any_write_all_of_it_is_there_or_nothing(
     assert killed.open().posting().add(thirty.new(1), descriptor[None])[1]
     assert killed.open().nearest(descriptor, 1)[0].id == thirty.new(1).id
     assert problems(killed.folder) == []
-
-
-def test_a_reader_of_an_old_connection_needs_no_new_one(tmp_path: Path) -> None:
-    """A thread's connection is kept while the format stays."""
-    Catalogue(tmp_path, create=True)
-    reader = Catalogue(tmp_path)
-    connection = reader._db
-    reader.count()
-    assert reader._db is connection

@@ -17,7 +17,7 @@ import pytest
 
 from indexer.errors import FormatTooNew, IndexerError, IndexMissing, NotFound
 from indexer.photos.metadata import PhotoMetadata
-from indexer.storage import database, schema
+from indexer.storage import schema
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.rows import FileRow, PhotoFacts, Slot
 
@@ -61,12 +61,12 @@ def test_a_run_killed_while_it_made_the_tables_leaves_none(
         pass
 
     def half(db: sqlite3.Connection) -> None:
-        for statement in schema._M001[:3]:
+        for statement in schema._M002[:3]:
             db.execute(statement)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (half,))
+        patch.setitem(schema.MIGRATIONS, 2, half)
         with pytest.raises(Killed):
             Catalogue(tmp_path, create=True)
     with sqlite3.connect(tmp_path / "catalogue.sqlite") as db:
@@ -84,8 +84,7 @@ def test_a_later_migration_keeps_what_is_there(
     def more(db: sqlite3.Connection) -> None:
         db.execute("ALTER TABLE photos ADD COLUMN quality REAL")
 
-    for where in (schema, database):
-        monkeypatch.setattr(where, "MIGRATIONS", (*schema.MIGRATIONS, more))
+    monkeypatch.setitem(schema.MIGRATIONS, 3, more)
     assert Catalogue(tmp_path, create=True).photo(photo).width == 4
     with sqlite3.connect(tmp_path / "catalogue.sqlite") as db:
         assert db.execute("PRAGMA user_version").fetchone() == (3,)
@@ -258,9 +257,9 @@ def read_elsewhere(folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def read_only(world: World, tmp_path: Path) -> Path:
     """An index whose folder and files nobody may write."""
-    for folder in (tmp_path, *tmp_path.parents[:3]):  # three more with pytest-xdist, else two
-        if folder.stat().st_uid == os.getuid() and folder != Path(tempfile.gettempdir()):
-            folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to(tempfile.gettempdir()) and folder.owner() == tmp_path.owner():
+            folder.chmod(folder.stat().st_mode | 0o055)
     world.index.chmod(0o555)
     for file in world.index.iterdir():
         file.chmod(0o555)
