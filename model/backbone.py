@@ -12,49 +12,38 @@ CHANNELS = 512
 STRIDE = 16
 MIDDLE = 23
 """Layers to conv4_3 and its ReLU."""
-
-# The layers of configuration D up to conv5_3; "M" is a 2×2 max-pool.
-_CONFIGURATION: tuple[int | str, ...] = (
-    *(64, 64, "M", 128, 128, "M", 256, 256, 256, "M"),
-    *(512, 512, 512, "M", 512, 512, 512),
-)
+LAYERS = 29
+"""Layers to conv5_3, before its ReLU and pool: where NetVLAD cuts VGG16 (Arandjelović et al., 2016)."""
 
 
 class VGG16(nn.Sequential):
-    """VGG16's layers up to conv5_3; see `vgg16_conv5`."""
+    """The first 29 layers of torchvision's `vgg16().features`.
+
+    Input: B 3 H W, RGB 0–255 minus the ImageNet mean. Output: B 512 H/16 W/16.
+    """
 
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """conv4_3 after its ReLU, B 512 H/8 W/8, and conv5_3, B 512 H/16 W/16."""
+        """Return conv4_3 after its ReLU, B 512 H/8 W/8, and conv5_3, B 512 H/16 W/16."""
         middle = self[:MIDDLE](images)
         return middle, self[MIDDLE:](middle)
 
 
 def vgg16_conv5() -> VGG16:
-    """VGG16 to conv5_3, before its ReLU and pool, as NetVLAD cuts it (Arandjelović et al., 2016).
+    """Return VGG16 up to conv5_3 on the meta device: load a state dict with `assign=True`."""
+    from torchvision.models import vgg16  # late: importing torchvision takes about two seconds
 
-    The layers are numbered like torchvision's `vgg16().features`, 0 to 28.
-    Input: B 3 H W, RGB 0–255 minus the ImageNet mean. Output: B 512 H/16 W/16.
-    """
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in _CONFIGURATION:
-        if isinstance(width, str):
-            layers.append(nn.MaxPool2d(2, 2))
-        else:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
-            channels = width
-    return VGG16(*layers[:-1])
+    with torch.device("meta"):
+        return VGG16(*vgg16(weights=None, init_weights=False).features[:LAYERS])
 
 
 def imagenet_state() -> dict[str, Tensor]:
-    """The shipped ImageNet convolutions (Oxford's, CC BY 4.0): a state dict of `vgg16_conv5`, fp16."""
+    """Return the shipped ImageNet convolutions (Oxford's, CC BY 4.0): a state dict of `vgg16_conv5`, fp16."""
     data = resources.files("model").joinpath("data/vgg16-imagenet-fp16.safetensors").read_bytes()
     return {name.removeprefix("features."): tensor for name, tensor in load(data).items()}
 
 
 def imagenet_backbone() -> VGG16:
-    """`vgg16_conv5` with the ImageNet convolutions, fp32."""
-    with torch.device("meta"):
-        backbone = vgg16_conv5()
+    """Return `vgg16_conv5` with the ImageNet convolutions, fp32."""
+    backbone = vgg16_conv5()
     backbone.load_state_dict({k: v.float() for k, v in imagenet_state().items()}, assign=True)
     return backbone

@@ -160,7 +160,7 @@ def _build(
     backbone = vgg16_conv5()
     for name, tensor in backbone.state_dict().items():
         _expect(path, f"the convolution {name}", state[name], tuple(tensor.shape))
-    backbone.load_state_dict(state)
+    backbone.load_state_dict(state, assign=True)
     reduction = None if whitening is None else _reduction(path, *whitening, channels=clusters * CHANNELS)
     config = ModelConfig(
         clusters=clusters,

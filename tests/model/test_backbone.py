@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from model.backbone import CHANNELS, STRIDE, imagenet_backbone, imagenet_state, vgg16_conv5
+from model.modelfile import ModelConfig, PlaceModel
+from model.poolings import ONE_LAYER
 
-# torchvision numbers vgg16().features so.
 CONVOLUTIONS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256}
 CONVOLUTIONS |= dict.fromkeys((17, 19, 21, 24, 26, 28), 512)
 POOLINGS = (4, 9, 16, 23)
@@ -17,7 +18,7 @@ def backbone() -> nn.Sequential:
     return imagenet_backbone()
 
 
-def test_layers_are_numbered_like_torchvisions() -> None:
+def test_layers_are_those_of_the_paper() -> None:
     layers = list(vgg16_conv5())
     assert len(layers) == 29
     channels = 3
@@ -29,6 +30,29 @@ def test_layers_are_numbered_like_torchvisions() -> None:
             channels = layer.out_channels
         else:
             assert isinstance(layer, nn.MaxPool2d if number in POOLINGS else nn.ReLU)
+
+
+def test_outputs_equal_those_of_plain_layers(backbone: nn.Sequential) -> None:
+    layers: list[nn.Module] = []
+    channels = 3
+    for number in range(29):
+        if number in CONVOLUTIONS:
+            layers.append(nn.Conv2d(channels, channels := CONVOLUTIONS[number], 3, padding=1))
+        else:
+            layers.append(nn.MaxPool2d(2, 2) if number in POOLINGS else nn.ReLU(inplace=True))
+    plain = nn.Sequential(*layers)
+    plain.load_state_dict({name: tensor.float() for name, tensor in imagenet_state().items()})
+    images = torch.rand(2, 3, 64, 80) * 255 - 120
+    with torch.inference_mode():
+        assert torch.equal(backbone(images.clone()), plain(images.clone()))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "fingerprint"), [("average", "2cae380f70d2cbdc"), ("gem", "2465f31b1acf198f")]
+)
+def test_fingerprints_stay_what_they_were(pooling: str, fingerprint: str) -> None:
+    config = ModelConfig(pooling=pooling, clusters=0, layers=ONE_LAYER)
+    assert PlaceModel.unfitted(config).fingerprint == fingerprint
 
 
 def test_cut_is_before_the_relu(backbone: nn.Sequential) -> None:

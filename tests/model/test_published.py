@@ -37,7 +37,7 @@ class Published:
     def descriptors(self, images: Tensor, *, whitened: bool = True) -> NDArray[np.float64]:
         """From images already normalised, in float64 and by the formulas as they were published."""
         backbone = vgg16_conv5()
-        backbone.load_state_dict({k: torch.from_numpy(v) for k, v in self.convolutions.items()})
+        backbone.load_state_dict({k: torch.from_numpy(v) for k, v in self.convolutions.items()}, assign=True)
         with torch.inference_mode():
             maps = backbone(images).flatten(2).double().numpy()  # B D N
         rows = []
