@@ -75,7 +75,7 @@ def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifes
         problems.append(f"the descriptors cannot be read: {error}")
     if bad:
         problems.append(
-            f"{bad} descriptors are not of unit length: 'loci index' with --refit makes them again"
+            f"{bad} descriptors are not of unit length: 'loci index' with `refit` makes them again"
         )
     return problems
 
@@ -96,7 +96,7 @@ def _local_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) ->
         return []
     return [
         f"{missing} descriptors have no local features, and their photos are not verified: 'loci index' with "
-        "--refit makes them again"
+        "`refit` makes them again"
     ]
 
 

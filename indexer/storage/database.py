@@ -30,7 +30,7 @@ class Database:
         self.path = folder / FILE
         self._local = threading.local()
         if not create and not self.path.is_file():
-            raise IndexMissing(f"no index in {folder}: make one with 'loci index PHOTOS --into {folder}'")
+            raise IndexMissing(f"no index in {folder}: make one with 'loci index'")
         self._writable = create
         with self._explained("read"):
             version = version_of(self._db)

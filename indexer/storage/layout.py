@@ -85,15 +85,14 @@ class Layout:
             raise IndexerError(f"{path} cannot be read: {error.strerror}") from error
         if not re.fullmatch(r"\d{2,}/\d{6,}", name, re.ASCII):
             raise IndexerError(
-                f"{path} is damaged, it names no snapshot: run 'loci index PHOTOS --into {self.folder}' again"
+                f"{path} is damaged, it names no snapshot: run 'loci index' on {self.folder} again"
             )
         return name
 
     def _missing(self) -> IndexMissing:
-        again = f"'loci index PHOTOS --into {self.folder}'"
         if self.newest_generation():
-            return IndexMissing(f"the index {self.folder} is not finished: run {again} again")
-        return IndexMissing(f"no index in {self.folder}: make one with {again}")
+            return IndexMissing(f"the index {self.folder} is not finished: run 'loci index' again")
+        return IndexMissing(f"no index in {self.folder}: make one with 'loci index'")
 
     def last_finished(self) -> str | None:
         """`current`, or where that is missing or damaged, the last snapshot that is whole; None without."""

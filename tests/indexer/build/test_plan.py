@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.build.pace import Pace, measure_pace
-from indexer.build.plan import Plan, make_plan
+from indexer.build.plan import Pace, Plan, make_plan, measure_pace
 from indexer.errors import UsageError
 from indexer.options import FitOptions, SearchOptions
 from indexer.photos.metadata import PhotoMetadata
@@ -55,11 +54,11 @@ def test_machines_for_a_time(hours: float, machines: int) -> None:
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(UsageError, match="--photos must be at least 1"):
+    with pytest.raises(UsageError, match="`photos` must be at least 1"):
         plan(0)
-    with pytest.raises(UsageError, match="--within must be more than 0"):
+    with pytest.raises(UsageError, match="`within` must be more than 0"):
         plan(1, within_s=0)
-    with pytest.raises(UsageError, match="--memory is too little for 1,000,000,000 descriptors"):
+    with pytest.raises(UsageError, match="`memory` is too little for 1,000,000,000 descriptors"):
         plan(10**9)
 
 

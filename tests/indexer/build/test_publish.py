@@ -112,7 +112,7 @@ def test_a_damaged_current_is_mended_and_never_taken_for_an_unfinished_run(
     with pytest.raises(IndexerError):
         world.open()
     if options:
-        with pytest.raises(IndexerError, match="this index was made with --clusters 4, not 3"):
+        with pytest.raises(IndexerError, match="this index was made with `clusters` 4, not 3"):
             world.build(**options)
         return
     report = world.build()
@@ -125,7 +125,7 @@ def test_what_is_wrong_with_current_is_said(world: World, tmp_path: Path) -> Non
     with pytest.raises(IndexerError, match="CURRENT is damaged, it names no snapshot: run 'loci"):
         world.open()
     (world.index / "CURRENT").unlink()
-    with pytest.raises(IndexMissing, match=r"is not finished: run 'loci index PHOTOS --into .*' again$"):
+    with pytest.raises(IndexMissing, match=r"is not finished: run 'loci index' again$"):
         world.open()
     (world.index / "CURRENT").mkdir()
     with pytest.raises(IndexerError, match="cannot be read: Is a directory"):

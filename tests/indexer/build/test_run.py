@@ -46,7 +46,7 @@ def test_a_first_run(empty: World) -> None:
 
 def test_a_target_that_is_a_file(empty: World) -> None:
     empty.index.write_text("mine")
-    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: name another"):
+    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: set `into` to"):
         empty.build()
     assert empty.index.read_text() == "mine"
 
@@ -54,7 +54,7 @@ def test_a_target_that_is_a_file(empty: World) -> None:
 def test_a_target_that_is_not_empty(empty: World) -> None:
     empty.index.mkdir()
     (empty.index / "thesis.tex").write_text("mine")
-    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: name another"):
+    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: set `into` to"):
         empty.build()
     assert [file.name for file in empty.index.iterdir()] == ["thesis.tex"]
     with pytest.raises(IndexerError, match="is neither"):
@@ -204,7 +204,7 @@ def test_a_model_that_does_not_fit(empty: World, monkeypatch: pytest.MonkeyPatch
 
 def test_other_options_need_refit(world: World) -> None:
     expected = (
-        r"^this index was made with --clusters 4, not 5, --seed 0, not 1: leave that out, or say --refit"
+        r"^this index was made with `clusters` 4, not 5, `seed` 0, not 1: leave that out, or set `refit`"
     )
     with pytest.raises(IndexerError, match=expected):
         world.build(clusters=5, seed=1)
@@ -374,7 +374,7 @@ def test_a_missing_model_file_is_refused(world: World) -> None:
     (world.index / "generations/01/model.safetensors").unlink()
     with pytest.raises(ModelError, match="no model file"):
         world.open()
-    with pytest.raises(IndexerError, match=r"the model file .* is missing: put it back, or say --refit"):
+    with pytest.raises(IndexerError, match=r"the model file .* is missing: put it back, or set `refit`"):
         world.build()
     assert world.build(refit=True).snapshot == "02/000001"
 
@@ -403,12 +403,12 @@ def test_remove_from_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"layers": "conv3_3"}, "--layers must be conv5_3 or conv4_3+conv5_3, got 'conv3_3'"),
+        ({"layers": "conv3_3"}, "`layers` must be conv5_3 or conv4_3+conv5_3, got 'conv3_3'"),
         (
             {"layers": "conv4_3+conv5_3", "pooling": "average"},
-            "--layers is for netvlad and vlad and ghostvlad, not for average",
+            "`layers` is for netvlad and vlad and ghostvlad, not for average",
         ),
-        ({"clusters": 1}, "--clusters must be at least 2 for two layers, got 1"),
+        ({"clusters": 1}, "`clusters` must be at least 2 for two layers, got 1"),
     ],
 )
 def test_layers_that_cannot_be(told: dict[str, Any], said: str) -> None:
@@ -430,7 +430,7 @@ def test_an_index_of_one_layer_stays_one(world: World) -> None:
     world.build()
     assert world.open().info()["layers"] == "conv5_3"
     with pytest.raises(
-        IndexerError, match=r"made with --layers conv5_3, not conv4_3\+conv5_3: leave that out"
+        IndexerError, match=r"made with `layers` conv5_3, not conv4_3\+conv5_3: leave that out"
     ):
         world.build(layers="conv4_3+conv5_3")
 
@@ -516,7 +516,7 @@ def test_a_photo_posted_meanwhile_is_in_the_next_run_s_snapshot(world: World, pa
 
 
 def test_too_little_memory_is_said_before_anything_is_embedded_and_not_remembered(empty: World) -> None:
-    with pytest.raises(UsageError, match="--memory is too little for 4 descriptors of 512 numbers"):
+    with pytest.raises(UsageError, match="`memory` is too little for 4 descriptors of 512 numbers"):
         empty.build(memory="10")
     assert not (empty.index / "generations/01/model.safetensors").exists()
     assert empty.build().photos == 4

@@ -454,8 +454,8 @@ def test_weights_that_are_brought_keep_what_they_are(photos: Path, into: Path, t
     assert changed(into, beside(again) / "initial.safetensors") == set()
     name = f"street@{load_model(into).fingerprint}"
     for said, sentence in (
-        ({"clusters": 8}, f"--clusters 8 cannot be: the weights {name} bring 4"),
-        ({"pooling": "gem"}, f"--pooling gem cannot be: the weights {name} bring netvlad"),
+        ({"clusters": 8}, f"`clusters` cannot be 8: the weights {name} were made with 4"),
+        ({"pooling": "gem"}, f"`pooling` cannot be gem: the weights {name} were made with netvlad"),
         ({"dim": 64}, f"--dim 64 cannot be: the weights {name} are not reduced"),
     ):
         with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):

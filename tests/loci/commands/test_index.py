@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from indexer.build.run import BuildReport, Failure
+from indexer.build.report import BuildReport, Failure
 from indexer.milvus.sync import send
 from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
@@ -269,7 +269,7 @@ def test_missing_index_is_one_sentence(loci: Loci, tmp_path: Path, question: Pat
     }
     result = loci(command, *arguments.get(command, (index,)))
     assert result.exit_code == 1
-    assert result.stderr == f"loci: no index in {index}: make one with 'loci index PHOTOS --into {index}'\n"
+    assert result.stderr == f"loci: no index in {index}: make one with 'loci index'\n"
     assert result.stdout == ""
     assert not index.exists()
 
