@@ -253,7 +253,7 @@ def _as_brought(brought: ModelConfig, base: FitOptions, changes: dict[str, Any])
     for name, value in own.items():
         if changes.get(name, value) != value:
             raise UsageError(
-                f"`{name}` cannot be {changes[name]}: the weights {brought.weights} were made with {value}"
+                f"`{name}` {changes[name]} is impossible: the weights {brought.weights} have {value}"
             )
     if base.weights != brought.weights:
         own["image_size"] = brought.image_size

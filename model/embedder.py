@@ -251,7 +251,7 @@ class Embedder:
                 height, width = images[indices[0]].shape[:2]
                 raise ModelError(
                     f"not enough memory on {self.device} for one image of {width}×{height}: "
-                    "use a smaller --image-size"
+                    "use a smaller `image_size`"
                 ) from error
         half = len(indices) // 2
         self.batch_size = max(half, 1)
@@ -418,16 +418,15 @@ def _check_int8(device: torch.device, model: PlaceModel) -> None:
     if device.type != "cpu":
         raise ModelError(f"int8 runs on a CPU, not on {device}")
     if not has_runtime():
-        raise ModelError("int8 takes OpenVINO, which is not installed: pip install 'loci[int8]'")
+        raise ModelError("int8 needs OpenVINO, which is not installed: pip install 'geniusloci[int8]'")
     if not model.config.activation_ranges:
         raise ModelError(
-            "this model does not know its ranges for int8: those of an index are measured when it is made "
-            "('loci index --refit' makes it anew)"
+            "this model has no int8 ranges: they are measured when an index is made (set `refit` to "
+            "make it again)"
         )
     if not computes_int8():
         raise ModelError(
-            "this processor does not compute in int8: it has neither VNNI nor AMX, without which sums of "
-            "8-bit products overflow"
+            "this processor cannot compute in int8: without VNNI or AMX, sums of 8-bit products overflow"
         )
 
 

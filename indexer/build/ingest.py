@@ -259,8 +259,8 @@ def _refuse_unmounted(before: _Before, scanned: ScanResult, vanished: set[str]) 
         lost = below & vanished
         if len(lost) > VANISHED_SHARE * len(below):
             raise IndexerError(
-                f"{len(lost)} of {len(below)} photos are gone from {root}: if that is right, set `prune`; "
-                "if a disk is not mounted, mount it; nothing was removed"
+                f"{len(lost)} of {len(below)} photos are gone from {root}; nothing was removed. "
+                "If a disk is not mounted, mount it. If the photos were deleted, set `prune`"
             )
 
 

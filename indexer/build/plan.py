@@ -105,7 +105,7 @@ def make_plan(
     if photos < 1:
         raise UsageError(f"`photos` must be at least 1, got {photos}")
     if within_s is not None and not within_s > 0:
-        raise UsageError("`within` must be more than 0 hours")
+        raise UsageError("`within` must be above 0 hours")
     descriptors = photos * (fit.panoramas or 1)
     choice = choose(descriptors, fit.dim, search.memory_bytes(), search.recall, hnsw=search.hnsw)
     embedding_s = descriptors / pace.photos

@@ -87,8 +87,8 @@ def notes_on(collected: Collected, scanned: ScanResult, config: ModelConfig, man
     fitted_on = int(config.provenance.get("cluster_photos", 0))
     if 0 < fitted_on < SAMPLE_PHOTOS and manifest.photos >= GROWN * fitted_on:
         notes.append(
-            f"the model was fitted on {fitted_on} photos and the index now has {manifest.photos}: "
-            "`refit` fits it again"
+            f"the model was fitted on {fitted_on} photos, and the index now has {manifest.photos}: "
+            "set `refit` to fit it again"
         )
     return notes
 

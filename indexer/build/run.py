@@ -178,8 +178,8 @@ class _Run:
         )
         if manifest.recall < search.recall - SHORT:
             self._progress.note(
-                f"a search finds {manifest.recall:.1%} of the nearest, not {search.recall:.1%}: "
-                "more `memory` would help"
+                f"a search finds {manifest.recall:.1%} of the nearest photos, not {search.recall:.1%}: "
+                "set a larger `memory`"
             )
         Spool(self._layout.spool(generation)).clear()
         return manifest, embedded, model.config
@@ -232,7 +232,7 @@ class _Run:
             return PlaceModel.unfitted(options.model_config())
         if self._brought is None:
             raise UsageError(
-                f"the unfinished run has other weights, {options.weights}: set `weights` to them again"
+                f"the interrupted run was started with `weights` {options.weights}: set `weights` again"
             )
         return self._brought.fitted(
             image_size=options.image_size,
@@ -255,12 +255,12 @@ class _Run:
         if wanted != fitted:
             raise IndexerError(
                 f"this index was made with {differences(fitted, wanted)}: leave that out, "
-                "or set `refit` to fit the model again"
+                "or set `refit` to make the index again"
             )
         if self._lost_model(finished):
             raise IndexerError(
-                f"the model file {self._layout.model(finished)} is missing: put it back, "
-                "or set `refit` to fit the model again"
+                f"the model file {self._layout.model(finished)} is missing: restore it, "
+                "or set `refit` to make the index again"
             )
         return finished
 

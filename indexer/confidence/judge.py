@@ -15,11 +15,8 @@ from indexer.places.neighbourhood import PlaceRule, Whereabouts
 from indexer.search.verification import cosine
 from indexer.snapshots.store import Floats
 
-NOT_YET = (
-    "the index was made by a version that could not say how sure it is: run 'loci index PHOTOS --into INDEX' "
-    "again, which embeds nothing anew"
-)
-UNVERIFIED = "confidence was calibrated without verification, and says nothing of a verified answer"
+NOT_CALIBRATED = "the index is not calibrated: run 'loci index' on its photos again, which embeds nothing"
+UNVERIFIED = "confidence was calibrated without verification, so it does not apply to a verified answer"
 
 
 @dataclass(frozen=True)
@@ -78,11 +75,11 @@ class Judge:
         """
         calibration = self._calibration
         if calibration is None:
-            return Judgement(None, {}, NOT_YET)
+            return Judgement(None, {}, NOT_CALIBRATED)
         if not places:
             return Judgement(None, {}, None)
         if calibration.model is None:
-            return Judgement(None, {}, f"it cannot be told how sure this is: {calibration.reason}")
+            return Judgement(None, {}, f"there is no confidence: {calibration.reason}")
         sample, ranks = self._needed(calibration)
         # By einsum, in this thread: to wake BLAS's others takes longer than so small a product.
         level = Level.of(np.einsum("nd,d->n", sample, descriptor))

@@ -155,14 +155,12 @@ def _plain(found: Sequence[Found]) -> list[Found]:
 
 
 def _too_few(collection: Collection, partnered: int) -> str:
-    how = (
-        "add photos of places that are there, or use --places folder or frames:N where folders or order tell"
-    )
+    how = "add photos of these places, or set `places` to folder or frames:N if folders or order show places"
     if not partnered:
-        return f"every photo is a place of its own, and none shows how the same place is found again: {how}"
+        return f"no two photos show the same place, so confidence cannot be calibrated: {how}"
     return (
-        f"{partnered} of its {len(collection.photos)} photos have another of their place, and it takes "
-        f"{LEAST}: {how}"
+        f"{partnered} of {len(collection.photos)} photos share a place with another photo, and "
+        f"calibration needs {LEAST}: {how}"
     )
 
 

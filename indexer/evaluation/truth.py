@@ -84,7 +84,7 @@ class _Views:
             views = [(hit.photo, hit.yaw) for hit in hits.values()]
         located = [(photo, yaw) for photo, yaw in views if photo.lat is not None and photo.lon is not None]
         if not located:
-            raise IndexerError("the index has no positions: name the right answers with --truth FILE")
+            raise IndexerError("the index has no positions: set `truth` to a file of right answers")
         self._ids = [photo.id for photo, _ in located]
         self._lat = np.array([photo.lat for photo, _ in located], np.float64)
         self._lon = np.array([photo.lon for photo, _ in located], np.float64)

@@ -80,17 +80,17 @@ class GeotagOptions:
     def check(self) -> None:
         """Raise UsageError for what cannot be."""
         if not 0 <= self.min_confidence <= 1:
-            raise UsageError(f"--min-confidence is a probability, 0 to 1, not {self.min_confidence:g}")
+            raise UsageError(f"`min_confidence` must be between 0 and 1, not {self.min_confidence:g}")
         if self.min_score is not None and not math.isfinite(self.min_score):
-            raise UsageError(f"--min-score must be a number, not {self.min_score:g}")
+            raise UsageError(f"`min_score` must be a number, not {self.min_score:g}")
         if self.max_radius_m is not None and not self.max_radius_m > 0:
-            raise UsageError(f"--max-radius must be more than 0 metres, not {self.max_radius_m:g}")
+            raise UsageError(f"`max_radius_m` must be above 0 metres, not {self.max_radius_m:g}")
         if self.limit is not None and self.limit < 1:
-            raise UsageError(f"--limit must be at least 1, not {self.limit}")
+            raise UsageError(f"`limit` must be at least 1, not {self.limit}")
         if self.to is not None and self.to_sidecars:
-            raise UsageError("--to and --xmp exclude each other: run once for each")
+            raise UsageError("`to` and `xmp` exclude each other: run once for each")
         if self.write and self.to is None and not self.to_sidecars:
-            raise UsageError("--write needs to know where: --to FILE.csv, or --xmp")
+            raise UsageError("`write` needs a target: set `to` or `xmp`")
 
     @property
     def to_sidecars(self) -> bool:
@@ -264,8 +264,8 @@ class _Run:
         self._calibrated = self._calibrated or answer.confidence is not None
         if not self._calibrated and self._options.min_score is None:
             raise NotCalibrated(
-                f"nothing is written by the index {self._index.path}: {answer.note}; --min-score S "
-                "goes by how alike photos are instead, and --min-score 0 without --write shows the scores"
+                f"the index {self._index.path} is not calibrated ({answer.note}). Use `min_score` to "
+                "threshold on similarity instead; 0 without `write` shows the scores"
             )
 
     def _tag(self, file: ScannedFile, estimate: Estimate) -> Outcome:

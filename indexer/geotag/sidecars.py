@@ -84,7 +84,7 @@ class Sidecars:
         if self._naming == "full":
             return Sidecar(self._home(file) / f"{file.path.name}.xmp", None)
         if shared:
-            raise XmpError("would be another photo's, too: see --xmp-name")
+            raise XmpError("its name is shared with another photo: see `xmp_name`")
         return Sidecar(self._home(file) / f"{file.path.stem}.xmp", None)
 
     def _home(self, file: ScannedFile) -> Path:
@@ -127,9 +127,9 @@ def check_writable(sidecar: Sidecar) -> None:
         raise XmpError(f"cannot be written: {error.strerror}") from None
     folder = next(folder for folder in sidecar.target.parents if folder.exists())
     if not folder.is_dir():
-        raise XmpError(f"cannot be written, since {folder} is no folder")
+        raise XmpError(f"cannot be written, because {folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise XmpError(f"cannot be written, since {folder} may not be changed: see --xmp-into")
+        raise XmpError(f"cannot be written, because {folder} is read-only: see `xmp_into`")
 
 
 def write_estimate(

@@ -75,7 +75,7 @@ def _descriptor_problems(layout: Layout, catalogue: Catalogue, manifest: Manifes
         problems.append(f"the descriptors cannot be read: {error}")
     if bad:
         problems.append(
-            f"{bad} descriptors are not of unit length: 'loci index' with `refit` makes them again"
+            f"{bad} descriptors do not have length 1: run 'loci index' with `refit` to make them again"
         )
     return problems
 
@@ -95,8 +95,8 @@ def _local_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) ->
     if not missing:
         return []
     return [
-        f"{missing} descriptors have no local features, and their photos are not verified: 'loci index' with "
-        "`refit` makes them again"
+        f"{missing} descriptors have no local features, so their photos are not verified: run 'loci index' "
+        "with `refit` to make them again"
     ]
 
 

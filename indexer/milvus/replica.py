@@ -74,7 +74,7 @@ class Replica(Index):
         check_known_share(known_share)
         if model is None:
             raise UsageError(
-                f"{address} needs --model: the file generations/NN/model.safetensors of its index"
+                f"{address} needs `model`: the file generations/NN/model.safetensors of its index"
             )
         milvus = Milvus(Address.parse(address))
         collection = _current(milvus)
@@ -253,8 +253,8 @@ def _current(milvus: Milvus) -> str:
     collection = milvus.current()
     if collection is None:
         raise IndexMissing(
-            f"no index on {milvus.address.uri} named {milvus.address.name}: send one with "
-            "'loci index PHOTOS --into INDEX --store milvus://HOST/NAME'"
+            f"no index on {milvus.address.uri} named {milvus.address.name}: send one by setting `store` in "
+            "'loci index'"
         )
     return collection
 

@@ -69,7 +69,7 @@ def choose(count: int, dim: int, memory: int, recall: float, *, hnsw: bool = Fal
         if fitting <= memory:
             return StoreChoice(f"IVF{lists},{kind}", fitting)
     raise UsageError(
-        f"`memory` is too little for {count:,} descriptors of {dim} numbers: they need "
+        f"`memory` is too small for {count:,} descriptors of {dim} numbers: they need "
         f"{-(-fitting // 2**20):,} MiB"
     )
 

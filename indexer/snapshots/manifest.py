@@ -72,9 +72,7 @@ def read_manifest(layout: Layout, name: str) -> Manifest:
     try:
         return manifest_of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IndexerError(
-            f"{path} is damaged ({error}): run 'loci index' on {layout.folder} again to rebuild it"
-        ) from error
+        raise IndexerError(f"{path} is damaged ({error}): run 'loci index' again to rebuild it") from error
 
 
 def manifest_of(values: dict[str, Any]) -> Manifest:
@@ -120,7 +118,7 @@ def other_model(manifest: Manifest, fingerprint: str) -> ModelMismatch:
     """The error for a model file that is not the one a snapshot was made by."""
     return ModelMismatch(
         f"the snapshot {manifest.snapshot} was made by the model {manifest.model}, but the model file is "
-        f"{fingerprint}: put the right file back, or run 'loci index' with `refit`"
+        f"{fingerprint}: restore the right file, or run 'loci index' with `refit`"
     )
 
 

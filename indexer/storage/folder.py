@@ -25,9 +25,7 @@ def writable_folder(into: Path) -> Iterator[None]:
     """
     with os_errors_explained(into):
         if into.exists() and not (into.is_dir() and (is_index(into) or _is_blank(into))):
-            raise IndexerError(
-                f"{into} is neither an index nor an empty folder: set `into` to another folder"
-            )
+            raise IndexerError(f"{into} is neither an index nor an empty folder: use another folder")
         made = not into.exists()
         into.mkdir(parents=True, exist_ok=True)
         with write_lock(into):

@@ -84,9 +84,7 @@ class Layout:
         except OSError as error:
             raise IndexerError(f"{path} cannot be read: {error.strerror}") from error
         if not re.fullmatch(r"\d{2,}/\d{6,}", name, re.ASCII):
-            raise IndexerError(
-                f"{path} is damaged, it names no snapshot: run 'loci index' on {self.folder} again"
-            )
+            raise IndexerError(f"{path} is damaged, it names no snapshot: run 'loci index' again")
         return name
 
     def _missing(self) -> IndexMissing:

@@ -143,24 +143,24 @@ def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingS
 def _check(found: TrainingSet, how: Supervision) -> None:
     if how.classify and found.classes < 2:
         raise IndexerError(
-            "the photos to train on show one place, and a softmax needs two to tell apart: --places, or a "
-            "place in the metadata, says what a place is"
+            "the training photos show one place, and a softmax needs two: set `places`, or give places in "
+            "the metadata"
         )
     if not len(found.queries):
         raise IndexerError(
-            f"every photo lies within {how.negative_radius_m:g} m of a held-out one, so that none is left to "
-            "train on: photos from further apart are needed, or a smaller --negative-radius"
+            f"every photo is within {how.negative_radius_m:g} m of a held-out one, so none is left to train "
+            "on: use photos from farther apart, or a smaller `negative_radius_m`"
         )
     if not (how.classify or _any_found(found.queries, found.positives, found.database)):
         raise IndexerError(
-            "no two photos to train on show the same place: training needs photos with positions (in their "
-            f"EXIF or names, or by --metadata) within {how.reach_m:g} m of each other, looking the "
-            "same way, or with a place in the metadata, or --places"
+            "no two training photos show the same place: training needs photos with positions (in EXIF, "
+            f"names or `metadata`) within {how.reach_m:g} m of each other that look the same way, or places "
+            "(in `metadata` or by `places`)"
         )
     if not _any_found(found.held_queries, found.right, found.held_database):
         raise IndexerError(
-            "no held-out photo has another of its place to be found by, so that nothing could be measured: "
-            "more photos are needed, or another --held-out or --seed"
+            "no held-out photo shares a place with another photo, so recall cannot be measured: "
+            "use more photos, or another `held_out` or `seed`"
         )
 
 
@@ -249,8 +249,8 @@ def _hold_cells(photos: Sequence[TrainingPhoto], how: Supervision) -> NDArray[np
             cells.append(f"{east:.0f}:{north:.0f}")
     if len(set(cells) - {None}) == 1:
         raise IndexerError(
-            f"all photos lie in one square of {side:g} m, so that no other could be held out: photos from "
-            "further apart are needed, or a smaller --negative-radius, which makes the squares smaller"
+            f"all photos are in one square of {side:g} m, so none can be held out: use photos from "
+            "farther apart, or a smaller `negative_radius_m`, which makes the squares smaller"
         )
     return _hold(cells, how)
 
@@ -260,8 +260,7 @@ def _hold_places(places: Sequence[int], how: Supervision) -> NDArray[np.bool_]:
     counts = Counter(places)
     if len(counts) == 1:
         raise IndexerError(
-            "all photos show one place, so that no other could be held out: --places, or a place in the "
-            "metadata, says what a place is"
+            "all photos show one place, so none can be held out: set `places`, or give places in the metadata"
         )
     return _hold([str(place) if counts[place] > 1 else None for place in places], how)
 

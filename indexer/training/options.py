@@ -38,35 +38,35 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         if self.backbone == "deepface" and self.parts not in (None, "all"):
-            raise UsageError("--backbone deepface starts from nothing and is trained whole, by --parts all")
+            raise UsageError("`backbone` deepface has no pretrained weights and needs `parts` all")
         if self.backbone == "deepface" and self._said_of_the_model():
-            flag = next(iter(self._said_of_the_model())).replace("_", "-")
-            raise UsageError(f"--{flag} is for --backbone vgg16: deepface has its own sizes")
+            name = next(iter(self._said_of_the_model()))
+            raise UsageError(f"`{name}` needs `backbone` vgg16: deepface has its own sizes")
         if self.backbone != "deepface" and self.connection is not None:
-            raise UsageError("--connection is of --backbone deepface: vgg16 is made of convolutions")
+            raise UsageError("`connection` needs `backbone` deepface: vgg16 has convolutions only")
         for name, known, value in (
-            ("--backbone", ("vgg16", "deepface"), self.backbone),
-            ("--parts", PARTS, self.learning),
-            ("--loss", LOSSES, self.train.loss),
-            ("--optimizer", OPTIMIZERS, self.train.optimizer),
+            ("backbone", ("vgg16", "deepface"), self.backbone),
+            ("parts", PARTS, self.learning),
+            ("loss", LOSSES, self.train.loss),
+            ("optimizer", OPTIMIZERS, self.train.optimizer),
         ):
             if value not in known:
-                raise UsageError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
+                raise UsageError(f"`{name}` must be {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
         how = self.supervision
         if not 0 < how.held_out < 1:
-            raise UsageError(f"--held-out must be between 0 and 1, got {how.held_out:g}")
+            raise UsageError(f"`held_out` must be between 0 and 1, got {how.held_out:g}")
         if not 0 < how.reach_m <= how.negative_radius_m:
             raise UsageError(
-                f"--positive-radius must be above 0 m and at most --negative-radius, "
+                f"`positive_radius_m` must be above 0 and at most `negative_radius_m`, "
                 f"got {how.reach_m:g} and {how.negative_radius_m:g}"
             )
-        for flag, number in (("--lr", self.train.lr), ("--margin", self.train.margin)):
+        for name, number in (("lr", self.train.lr), ("margin", self.train.margin)):
             if not 0 < number <= MOST:
-                raise UsageError(f"{flag} must be above 0 and at most {MOST}, got {number:g}")
+                raise UsageError(f"`{name}` must be above 0 and at most {MOST}, got {number:g}")
         if self.train.crop is not None and not 0 < self.train.crop <= 1:
-            raise UsageError(f"--crop must be above 0 and at most 1, got {self.train.crop:g}")
+            raise UsageError(f"`crop` must be above 0 and at most 1, got {self.train.crop:g}")
         if not 0 <= self.train.average < 1:
-            raise UsageError(f"--average must be at least 0 and below 1, got {self.train.average:g}")
+            raise UsageError(f"`average` must be at least 0 and below 1, got {self.train.average:g}")
 
     @property
     def learning(self) -> str:

@@ -114,7 +114,7 @@ class TrainingRun:
 
         embedder = Embedder(self._start, device=self._options.device, precision=self._options.precision)
         if (self._folder / CHECKPOINT).exists() and not self._best.exists():
-            raise IndexerError(f"{self._best} is gone, the run's best model so far: --restart begins anew")
+            raise IndexerError(f"{self._best}, the run's best model, is missing: set `restart` to start over")
         trainer = Trainer(
             self._initial(data, ids, inputs),
             self._cut,
@@ -219,12 +219,14 @@ def _starting_model(options: TrainingOptions) -> PlaceModel:
     config = model.config
     if config.layers != ONE_LAYER:
         raise UsageError(
-            f"the weights {config.weights} pool {config.layers}, and training goes by {ONE_LAYER} alone: "
-            f"leave --weights out, or take those of an index made with --layers {ONE_LAYER}"
+            f"the weights {config.weights} pool {config.layers}, and training needs {ONE_LAYER}: "
+            f"leave `weights` out, or use those of an index made with layers {ONE_LAYER}"
         )
     fit = options.fit.fit_over(TRAINED, config)  # refuses what the weights have otherwise
     if options.fit.dim not in (None, config.dim):
-        raise UsageError(f"--dim {options.fit.dim} cannot be: the weights {config.weights} are not reduced")
+        raise UsageError(
+            f"`dim` {options.fit.dim} is impossible: the weights {config.weights} have no reduction"
+        )
     return model.fitted(
         image_size=fit.image_size,
         min_image_size=fit.min_image_size,

@@ -96,12 +96,12 @@ def _notes(scanned: ScanResult, table: MetadataTable | None) -> list[str]:
 
 def _check_target(into: Path) -> None:
     if into.is_dir():
-        raise UsageError(f"--into names the model's file, but {into} is a folder")
+        raise UsageError(f"`into` must be a model file, but {into} is a folder")
     if into.exists():
         try:
             read_header(into)
         except ModelError:
-            raise IndexerError(f"{into} is there already and is no model: name another") from None
+            raise IndexerError(f"{into} exists and is not a model: use another file") from None
     into.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -122,8 +122,8 @@ def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
         found = {}
     if found != wanted:
         raise IndexerError(
-            f"{folder} holds a run with other options ({_differences(found, wanted)}): say the same "
-            "again to go on with it, or --restart to begin anew"
+            f"{folder} holds a run with other options ({_differences(found, wanted)}): use the same "
+            "options to resume it, or set `restart` to start over"
         )
 
 

@@ -40,4 +40,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
         return load_file(path), state
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ModelError(f"the checkpoint {path} cannot be read: {error}; --restart begins anew") from error
+        raise ModelError(
+            f"the checkpoint {path} cannot be read: {error}; set `restart` to start over"
+        ) from error

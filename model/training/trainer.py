@@ -238,9 +238,7 @@ class Trainer:
         for loss, count in self._losses(queries):
             if loss is not None:
                 if not torch.isfinite(loss):
-                    raise ModelError(
-                        f"the loss is not a number any more in epoch {state.epoch}: use a lower --lr"
-                    )
+                    raise ModelError(f"the loss is not a number in epoch {state.epoch}: use a lower `lr`")
                 torch.autograd.backward(self._scaler.scale(loss / options.accumulate))
                 state.loss_sum += float(loss.detach()) * count
                 batches += 1
@@ -411,8 +409,8 @@ class Trainer:
         tensors, state = load_checkpoint(self._checkpoint)
         if state["identity"] != self._identity():
             raise ModelError(
-                f"{self._checkpoint} is of a run with other options or photos: say the same again, "
-                "or --restart to begin anew"
+                f"{self._checkpoint} belongs to a run with other options or photos: use the same ones, "
+                "or set `restart` to start over"
             )
         self._parts.load_state_dict(
             {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}

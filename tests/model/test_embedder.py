@@ -144,7 +144,7 @@ def test_one_image_that_does_not_fit(embedder: Embedder, monkeypatch: pytest.Mon
     Memory(0).install(monkeypatch)
     with pytest.raises(ModelError) as caught:
         embedder.embed(photos((48, 64), (48, 64), (48, 64)))
-    message = "not enough memory on cpu for one image of 64×48: use a smaller --image-size"
+    message = "not enough memory on cpu for one image of 64×48: use a smaller `image_size`"
     assert str(caught.value) == message
     assert embedder.batch_size == 1
 

@@ -157,17 +157,17 @@ def test_another_backbone_and_no_photo_leave_a_model_as_it_is(model: PlaceModel)
 
 
 def test_why_it_cannot_be(model: PlaceModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match=r"^this model does not know its ranges for int8: .*--refit"):
+    with pytest.raises(ModelError, match=r"^this model has no int8 ranges: .*`refit`"):
         Embedder(model, device="cpu", precision="int8")
     known = measured(model, "auto").model
     monkeypatch.setattr("model.embedder.computes_int8", lambda: False)
-    with pytest.raises(ModelError, match=r"^this processor does not compute in int8: "):
+    with pytest.raises(ModelError, match=r"^this processor cannot compute in int8: "):
         Embedder(known, device="cpu", precision="int8")
     monkeypatch.setattr("model.embedder._device", lambda name: torch.device(name))
     with pytest.raises(ModelError, match=r"^int8 runs on a CPU, not on cuda:1$"):
         Embedder(known, device="cuda:1", precision="int8")
     monkeypatch.setattr("model.embedder.has_runtime", lambda: False)
     with pytest.raises(
-        ModelError, match=r"^int8 takes OpenVINO, which is not installed: pip install 'loci\[int8\]'$"
+        ModelError, match=r"^int8 needs OpenVINO, which is not installed: pip install 'geniusloci\[int8\]'$"
     ):
         Embedder(known, device="cpu", precision="int8")

@@ -232,7 +232,7 @@ def test_more_epochs_go_on_with_a_finished_run(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path, epochs=1).run()
-    with pytest.raises(ModelError, match="is of a run with other options or photos"):
+    with pytest.raises(ModelError, match="belongs to a run with other options or photos"):
         trainer(tmp_path, epochs=1, margin=0.2).run()
 
 
@@ -241,12 +241,12 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     save_checkpoint(path, {"x": torch.zeros(1000)}, {"a": 1})
     assert load_checkpoint(path)[1] == {"a": 1}
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"cannot be read: .*--restart begins anew"):
+    with pytest.raises(ModelError, match=r"cannot be read: .*set `restart` to start over"):
         load_checkpoint(path)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="the loss is not a number any more in epoch 1: use a lower --lr"):
+    with pytest.raises(ModelError, match="the loss is not a number in epoch 1: use a lower `lr`"):
         trainer(tmp_path, loss="softmax", optimizer="sgd", lr=1e38, batch=2).run()
 
 

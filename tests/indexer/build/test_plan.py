@@ -56,9 +56,9 @@ def test_machines_for_a_time(hours: float, machines: int) -> None:
 def test_what_cannot_be() -> None:
     with pytest.raises(UsageError, match="`photos` must be at least 1"):
         plan(0)
-    with pytest.raises(UsageError, match="`within` must be more than 0"):
+    with pytest.raises(UsageError, match="`within` must be above 0"):
         plan(1, within_s=0)
-    with pytest.raises(UsageError, match="`memory` is too little for 1,000,000,000 descriptors"):
+    with pytest.raises(UsageError, match="`memory` is too small for 1,000,000,000 descriptors"):
         plan(10**9)
 
 

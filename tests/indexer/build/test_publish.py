@@ -159,8 +159,8 @@ def test_the_manifest_says_what_is_there(made: World) -> None:
     assert (manifest.count, manifest.photos, manifest.places, manifest.dim) == (8, 8, 4, 2048)
     assert (manifest.recall, manifest.format) == (1.0, FORMAT)
     assert manifest.calibration["reason"] == (
-        "8 of its 8 photos have another of their place, and it takes 40: add photos of places that are "
-        "there, or use --places folder or frames:N where folders or order tell"
+        "8 of 8 photos share a place with another photo, and calibration needs 40: add photos of "
+        "these places, or set `places` to folder or frames:N if folders or order show places"
     )
     assert manifest.index_bytes == (snapshot(made) / "index.faiss").stat().st_size
 

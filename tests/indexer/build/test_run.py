@@ -46,7 +46,7 @@ def test_a_first_run(empty: World) -> None:
 
 def test_a_target_that_is_a_file(empty: World) -> None:
     empty.index.write_text("mine")
-    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: set `into` to"):
+    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: use another"):
         empty.build()
     assert empty.index.read_text() == "mine"
 
@@ -54,7 +54,7 @@ def test_a_target_that_is_a_file(empty: World) -> None:
 def test_a_target_that_is_not_empty(empty: World) -> None:
     empty.index.mkdir()
     (empty.index / "thesis.tex").write_text("mine")
-    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: set `into` to"):
+    with pytest.raises(IndexerError, match="is neither an index nor an empty folder: use another"):
         empty.build()
     assert [file.name for file in empty.index.iterdir()] == ["thesis.tex"]
     with pytest.raises(IndexerError, match="is neither"):
@@ -374,7 +374,7 @@ def test_a_missing_model_file_is_refused(world: World) -> None:
     (world.index / "generations/01/model.safetensors").unlink()
     with pytest.raises(ModelError, match="no model file"):
         world.open()
-    with pytest.raises(IndexerError, match=r"the model file .* is missing: put it back, or set `refit`"):
+    with pytest.raises(IndexerError, match=r"the model file .* is missing: restore it, or set `refit`"):
         world.build()
     assert world.build(refit=True).snapshot == "02/000001"
 
@@ -516,7 +516,7 @@ def test_a_photo_posted_meanwhile_is_in_the_next_run_s_snapshot(world: World, pa
 
 
 def test_too_little_memory_is_said_before_anything_is_embedded_and_not_remembered(empty: World) -> None:
-    with pytest.raises(UsageError, match="`memory` is too little for 4 descriptors of 512 numbers"):
+    with pytest.raises(UsageError, match="`memory` is too small for 4 descriptors of 512 numbers"):
         empty.build(memory="10")
     assert not (empty.index / "generations/01/model.safetensors").exists()
     assert empty.build().photos == 4

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from indexer.build.publish import publish
 from indexer.build.rebuild import rebuild
-from indexer.confidence.judge import NOT_YET, UNVERIFIED
+from indexer.confidence.judge import NOT_CALIBRATED, UNVERIFIED
 from indexer.errors import UsageError
 from indexer.filters import Filters
 from indexer.geo import from_local
@@ -162,9 +162,9 @@ def test_too_few_photos_say_why(tmp_path: Path, make_handmade: type[Handmade]) -
     assert (answer.known, answer.confidence) == (None, None)
     assert [place.confidence for place in answer.places] == [None] * 5
     assert answer.note == (
-        "it cannot be told how sure this is: 30 of its 30 photos have another of their place, and it takes "
-        "40: add photos of places that are there, or use --places folder or frames:N where folders or "
-        "order tell"
+        "there is no confidence: 30 of 30 photos share a place with another photo, and calibration needs "
+        "40: add photos of these places, or set `places` to folder or frames:N if folders or order "
+        "show places"
     )
     assert answer.position is not None
 
@@ -173,7 +173,7 @@ def test_too_few_photos_say_why(tmp_path: Path, make_handmade: type[Handmade]) -
 def test_a_calibration_of_another_version_is_not_used(street: Handmade, version: int) -> None:
     index = opened(street, lambda calibration: calibration.update(version=version))
     answer = index.answer(shown(0, 5))
-    assert (answer.known, answer.confidence, answer.note) == (None, None, NOT_YET)
+    assert (answer.known, answer.confidence, answer.note) == (None, None, NOT_CALIBRATED)
 
 
 def test_an_answer_that_was_verified_needs_a_model_of_its_own(street: Handmade) -> None:
@@ -196,7 +196,7 @@ def test_next_run_replaces_calibration_of_another_version(
     before = values["calibration"]
     path.write_text(json.dumps(values | {"calibration": before | {"version": 0}}))
     old = made.open()
-    assert old.answer(shown(0, 5)).note == NOT_YET
+    assert old.answer(shown(0, 5)).note == NOT_CALIBRATED
     catalogue = Catalogue(made.folder, create=True)
     manifest = publish(made.layout, catalogue, 1, "made by hand", DIM, PlaceOptions())
     assert manifest.snapshot != values["snapshot"]
@@ -237,7 +237,8 @@ def test_what_could_not_be_calibrated_is_tried_again(tmp_path: Path, make_handma
     made = make_handmade(tmp_path / "index", DIM)
     made.make([(at(p, v), [shown(p, v)]) for p in range(13) for v in range(3)])
     index = made.open()
-    assert index.manifest.calibration["reason"].startswith("39 of its 39 photos have another of their place")
+
+    assert index.manifest.calibration["reason"].startswith("39 of 39 photos share a place with another photo")
     index.posting().add(made.new(9000, at(0, 1)), shown(0, 9)[None])
     calibration = rebuild(made.folder).calibration
     assert (calibration["reason"], calibration["photos"]) == (None, 40)

@@ -212,8 +212,8 @@ def test_too_few_photos_of_one_place() -> None:
     photos += [shot(f"alone {p}", 200.0 * p, 5000.0) for p in range(40)]
     assert calibrate(collection(photos, looks(39, 2))) == Calibration(
         38,
-        reason="38 of its 78 photos have another of their place, and it takes 40: add photos of places that "
-        "are there, or use --places folder or frames:N where folders or order tell",
+        reason="38 of 78 photos share a place with another photo, and calibration needs 40: add photos of "
+        "these places, or set `places` to folder or frames:N if folders or order show places",
     )
 
 
@@ -222,8 +222,8 @@ def test_every_photo_a_place_of_its_own() -> None:
     assert found.photos == 0
     assert found.model is None
     assert found.reason == (
-        "every photo is a place of its own, and none shows how the same place is found again: add photos of "
-        "places that are there, or use --places folder or frames:N where folders or order tell"
+        "no two photos show the same place, so confidence cannot be calibrated: add photos of "
+        "these places, or set `places` to folder or frames:N if folders or order show places"
     )
 
 

@@ -118,7 +118,7 @@ def test_an_index_without_positions_needs_a_truth(queries: Path, empty: World, p
     for wall in range(2):
         paint(empty.photo(wall), wall, gps=False)
     empty.build()
-    with pytest.raises(IndexerError, match="the index has no positions: name the right answers with --truth"):
+    with pytest.raises(IndexerError, match="the index has no positions: set `truth`"):
         evaluate(empty.open(), queries)
     assert recall(empty.open(), queries, "q0.jpg,wall0/view0.jpg").recall["1"] == 1
 

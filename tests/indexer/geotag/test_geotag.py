@@ -115,10 +115,10 @@ def test_an_index_that_cannot_say_how_sure_it_is_is_refused(index: Index, photos
         run(index, photos, xmp=True, write=True)
     assert state(photos) == before
     assert str(raised.value) == (
-        f"nothing is written by the index {index.path}: it cannot be told how sure this is: 8 of its 8 "
-        "photos have another of their place, and it takes 40: add photos of places that are there, or use "
-        "--places folder or frames:N where folders or order tell; --min-score S goes by how alike photos are "
-        "instead, and --min-score 0 without --write shows the scores"
+        f"the index {index.path} is not calibrated (there is no confidence: 8 of 8 photos share a place with "
+        "another photo, and calibration needs 40: add photos of these places, or set `places` to folder or "
+        "frames:N if folders or order show places). Use `min_score` to threshold on similarity instead; 0 "
+        "without `write` shows the scores"
     )
     table = photos.parent / "p.csv"
     table.write_text("path,lat,lon,radius_m,confidence,heading,place,photo\na.jpg,1,2,3,,,,\n")
@@ -486,7 +486,7 @@ def test_where_nothing_can_be_written_photos_are_left_before_they_are_asked_abou
     monkeypatch.setattr(os, "access", lambda path, _: path != barred)
     outcomes = run(index, photos, xmp=True, write=True)
     assert outcomes["wall1/1.jpg"].reason == (
-        f"1.jpg.xmp cannot be written, since {barred} may not be changed: see --xmp-into"
+        f"1.jpg.xmp cannot be written, because {barred} is read-only: see `xmp_into`"
     )
     assert outcomes["wall1/1.jpg"].estimate is None
     assert outcomes["wall0/0.jpg"].what == "tagged"
@@ -520,13 +520,13 @@ def test_a_sidecar_that_cannot_be_written_leaves_the_photo(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_confidence": 90}, "--min-confidence is a probability, 0 to 1, not 90"),
-        ({"min_confidence": float("nan")}, "--min-confidence is a probability, 0 to 1, not nan"),
-        ({"min_score": float("nan")}, "--min-score must be a number, not nan"),
-        ({"max_radius_m": 0}, "--max-radius must be more than 0 metres, not 0"),
-        ({"limit": 0}, "--limit must be at least 1, not 0"),
-        ({"write": True}, "--write needs to know where: --to FILE.csv, or --xmp"),
-        ({"to": Path("p.csv"), "xmp": True}, "--to and --xmp exclude each other: run once for each"),
+        ({"min_confidence": 90}, "`min_confidence` must be between 0 and 1, not 90"),
+        ({"min_confidence": float("nan")}, "`min_confidence` must be between 0 and 1, not nan"),
+        ({"min_score": float("nan")}, "`min_score` must be a number, not nan"),
+        ({"max_radius_m": 0}, "`max_radius_m` must be above 0 metres, not 0"),
+        ({"limit": 0}, "`limit` must be at least 1, not 0"),
+        ({"write": True}, "`write` needs a target: set `to` or `xmp`"),
+        ({"to": Path("p.csv"), "xmp": True}, "`to` and `xmp` exclude each other: run once for each"),
         ({"xmp_name": "both"}, "no naming 'both' of sidecars; there are full, stem"),
         ({"metadata": Path("nothing.csv")}, "cannot read the metadata file nothing.csv: No such file or dir"),
     ],

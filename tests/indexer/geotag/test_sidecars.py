@@ -76,7 +76,7 @@ def test_two_photos_never_share_one(folder: Path) -> None:
         made = sidecars(found.values()).of(found[name])
         assert made == Sidecar(folder / f"{name}.xmp", None)
         assert sidecars(found.values()).there(found[name]) == [folder / "b/IMG_2.xmp"]
-        with pytest.raises(XmpError, match=r"^would be another photo's, too: see --xmp-name$"):
+        with pytest.raises(XmpError, match=r"^its name is shared with another photo: see `xmp_name`$"):
             sidecars(found.values(), naming="stem").of(found[name])
 
 
@@ -199,7 +199,7 @@ def test_a_folder_that_may_not_be_changed(
 
     check_writable(Sidecar(folder / "a.jpg.xmp", None))
     monkeypatch.setattr(os, "access", no)
-    with pytest.raises(XmpError, match=rf"^cannot be written, since {folder} may not be changed: see --xmp-"):
+    with pytest.raises(XmpError, match=rf"^cannot be written, because {folder} is read-only: see `xmp_"):
         check_writable(Sidecar(folder / "a.jpg.xmp", None))
     with pytest.raises(XmpError, match=r"^cannot be written"):
         check_writable(Sidecar(tmp_path / "new/deep/a.jpg.xmp", None))
@@ -212,5 +212,5 @@ def test_names_that_no_file_can_have(folder: Path) -> None:
         check_writable(Sidecar(long, None))
     write_estimate(Sidecar(folder / f"{'x' * 251}.xmp", None), *HERE)  # its temporary file is named shorter
     below = folder / "a.jpg" / "new" / "b.jpg.xmp"
-    with pytest.raises(XmpError, match=rf"^cannot be written, since {folder}/a\.jpg is no folder$"):
+    with pytest.raises(XmpError, match=rf"^cannot be written, because {folder}/a\.jpg is not a folder$"):
         check_writable(Sidecar(below, None))

@@ -36,7 +36,7 @@ def test_descriptors_whose_bytes_are_wrong_are_counted(world: World, value: floa
     shard[2:4] = value
     shard.flush()
     (problem,) = check_index(world.index)
-    assert problem.startswith("2 descriptors are not of unit length")
+    assert problem.startswith("2 descriptors do not have length 1")
 
 
 def test_another_model(world: World) -> None:
@@ -82,7 +82,7 @@ def test_lost_and_damaged_local_features(world: World) -> None:
     records[2:4] = np.zeros(2, records.dtype)
     records.flush()
     (problem,) = check_index(world.index)
-    assert problem.startswith("2 descriptors have no local features, and their photos are not verified")
+    assert problem.startswith("2 descriptors have no local features, so their photos are not verified")
     path.write_bytes(b"")
     (problem,) = check_index(world.index)
     assert problem.startswith(f"local features {path} cannot be read")

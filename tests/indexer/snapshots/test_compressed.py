@@ -301,7 +301,7 @@ def test_large_ones_by_codes_that_fit_the_memory() -> None:
     ]
     with pytest.raises(
         UsageError,
-        match=r"`memory` is too little for 10,000,000 descriptors of 512 numbers: they need \d+ MiB",
+        match=r"`memory` is too small for 10,000,000 descriptors of 512 numbers: they need \d+ MiB",
     ):
         choose(10**7, 512, 100 * 2**20, 0.99)
 
@@ -464,7 +464,7 @@ def test_too_little_memory_publishes_nothing(small: tuple[Any, list[str], Floats
     first = made.layout.current()
     path = made.layout.options(1)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"memory": "1K"}))
-    with pytest.raises(UsageError, match="`memory` is too little"):
+    with pytest.raises(UsageError, match="`memory` is too small"):
         rebuild(made.folder)
     assert made.layout.current() == first
 

@@ -260,52 +260,52 @@ def test_a_folder_above_all_photos_says_nothing() -> None:
         (
             at([(50.0 * n, 0, None) for n in range(30)]),
             Supervision(),
-            "no two photos to train on show the same place: training needs photos with positions (in their "
-            "EXIF or names, or by --metadata) within 25 m of each other, looking the same way, or with a "
-            "place in the metadata, or --places",
+            "no two training photos show the same place: training needs photos with positions (in EXIF, "
+            "names or `metadata`) within 25 m of each other that look the same way, or places (in `metadata` "
+            "or by `places`)",
         ),
         (
             [photo(n) for n in range(8)],
             Supervision(),
-            "no two photos to train on show the same place: training needs photos with positions (in their "
-            "EXIF or names, or by --metadata) within 25 m of each other, looking the same way, or with a "
-            "place in the metadata, or --places",
+            "no two training photos show the same place: training needs photos with positions (in EXIF, "
+            "names or `metadata`) within 25 m of each other that look the same way, or places (in `metadata` "
+            "or by `places`)",
         ),
         (
             at([(5.0, 5.0, None)] * 8),
             Supervision(),
-            "all photos lie in one square of 100 m, so that no other could be held out: photos from further "
-            "apart are needed, or a smaller --negative-radius, which makes the squares smaller",
+            "all photos are in one square of 100 m, so none can be held out: use photos from farther apart, "
+            "or a smaller `negative_radius_m`, which makes the squares smaller",
         ),
         (
             at([(float(n), 0, None) for n in range(8)]),
             Supervision(),
-            "every photo lies within 25 m of a held-out one, so that none is left to train on: photos from "
-            "further apart are needed, or a smaller --negative-radius",
+            "every photo is within 25 m of a held-out one, so none is left to train on: use photos from "
+            "farther apart, or a smaller `negative_radius_m`",
         ),
         (
             [photo(n, place="hall") for n in range(8)],
             Supervision(),
-            "all photos show one place, so that no other could be held out: --places, or a place in the "
-            "metadata, says what a place is",
+            "all photos show one place, so none can be held out: set `places`, or give places in the "
+            "metadata",
         ),
         (
             at([(0, 0, None), (1, 0, None), (2, 0, None), (3, 0, None), (900, 0, None)]),
             Supervision(),
-            "no held-out photo has another of its place to be found by, so that nothing could be measured: "
-            "more photos are needed, or another --held-out or --seed",
+            "no held-out photo shares a place with another photo, so recall cannot be measured: use more "
+            "photos, or another `held_out` or `seed`",
         ),
         (
             [photo(n, place="hall") for n in range(8)],
             Supervision(classify=True),
-            "the photos to train on show one place, and a softmax needs two to tell apart: --places, or a "
-            "place in the metadata, says what a place is",
+            "the training photos show one place, and a softmax needs two: set `places`, or give places in "
+            "the metadata",
         ),
         (
             [photo(n) for n in range(8)],
             Supervision(classify=True),
-            "no held-out photo has another of its place to be found by, so that nothing could be measured: "
-            "more photos are needed, or another --held-out or --seed",
+            "no held-out photo shares a place with another photo, so recall cannot be measured: use more "
+            "photos, or another `held_out` or `seed`",
         ),
     ],
 )

@@ -226,15 +226,15 @@ def test_a_run_of_other_options_is_refused_and_left_alone(photos: Path, into: Pa
     )
     sentence = (
         f"{beside(into)} holds a run with other options (clusters, positive radius, seed, loss, margin): "
-        "say the same again to go on with it, or --restart to begin anew"
+        "use the same options to resume it, or set `restart` to start over"
     )
     with pytest.raises(IndexerError, match=f"^{re.escape(sentence)}$"):
         run(photos, into, told)
-    with pytest.raises(IndexerError, match=r"other options \(sources, metadata\): say"):
+    with pytest.raises(IndexerError, match=r"other options \(sources, metadata\): use"):
         run(photos / "wall1", into, options(train={"epochs": 1}, metadata=Path("m.csv")))
     assert {path.name: path.read_bytes() for path in beside(into).iterdir()} == before
     (beside(into) / "options.json").write_text("{")
-    with pytest.raises(IndexerError, match=r"other options \(unreadable\): say"):
+    with pytest.raises(IndexerError, match=r"other options \(unreadable\): use"):
         run(photos, into, options(train={"epochs": 1}))
 
 
@@ -281,7 +281,10 @@ def test_a_run_that_is_stopped_leaves_an_older_model_alone(photos: Path, into: P
     assert len(stopped.lines) == 2
     assert load_model(into).fingerprint == older.model
     (beside(into) / "best.safetensors").unlink()
-    with pytest.raises(IndexerError, match=r"best\.safetensors is gone, .*: --restart begins anew$"):
+    with pytest.raises(
+        IndexerError,
+        match=r"best\.safetensors, the run's best model, is missing: set `restart` to start over$",
+    ):
         run(photos, into, replace(told, restart=False))
 
 
@@ -454,9 +457,9 @@ def test_weights_that_are_brought_keep_what_they_are(photos: Path, into: Path, t
     assert changed(into, beside(again) / "initial.safetensors") == set()
     name = f"street@{load_model(into).fingerprint}"
     for said, sentence in (
-        ({"clusters": 8}, f"`clusters` cannot be 8: the weights {name} were made with 4"),
-        ({"pooling": "gem"}, f"`pooling` cannot be gem: the weights {name} were made with netvlad"),
-        ({"dim": 64}, f"--dim 64 cannot be: the weights {name} are not reduced"),
+        ({"clusters": 8}, f"`clusters` 8 is impossible: the weights {name} have 4"),
+        ({"pooling": "gem"}, f"`pooling` gem is impossible: the weights {name} have netvlad"),
+        ({"dim": 64}, f"`dim` 64 is impossible: the weights {name} have no reduction"),
     ):
         with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
             run(photos, tmp_path / "third", replace(told, fit=replace(brought, **said)))
@@ -472,7 +475,7 @@ def test_what_is_refused_leaves_nothing_behind(photos: Path, into: Path, tmp_pat
     heard = Heard()
     with pytest.raises(IndexerError, match="training needs photos of several places, got 1"):
         run(photos / "wall1/view1.jpg", into, options(), heard)
-    with pytest.raises(IndexerError, match="all photos lie in one square of 100 m"):
+    with pytest.raises(IndexerError, match="all photos are in one square of 100 m"):
         run(photos / "wall1", into, options(), heard)
     with pytest.raises(UsageError, match="cannot read the metadata file"):
         run(photos, into, options(metadata=tmp_path / "none.csv"), heard)
@@ -481,10 +484,10 @@ def test_what_is_refused_leaves_nothing_behind(photos: Path, into: Path, tmp_pat
 
 
 def test_a_target_that_cannot_be(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"^--into names the model's file, but {tmp_path} is a folder$"):
+    with pytest.raises(UsageError, match=f"^`into` must be a model file, but {tmp_path} is a folder$"):
         run(photos, tmp_path, options())
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(IndexerError, match=r"notes\.txt is there already and is no model: name another$"):
+    with pytest.raises(IndexerError, match=r"notes\.txt exists and is not a model: use another file$"):
         run(photos, tmp_path / "notes.txt", options())
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -514,28 +517,28 @@ def test_a_full_disk(photos: Path, into: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("told", "sentence"),
     [
-        ({"backbone": "vgg19"}, "--backbone must be vgg16 or deepface, got 'vgg19'"),
-        ({"parts": "tail"}, "--parts must be head, conv5 or all, got 'tail'"),
+        ({"backbone": "vgg19"}, "`backbone` must be vgg16 or deepface, got 'vgg19'"),
+        ({"parts": "tail"}, "`parts` must be head, conv5 or all, got 'tail'"),
         (
             {"train": TrainOptions(loss="hinge")},
-            "--loss must be triplet, multi-similarity or softmax, got 'hinge'",
+            "`loss` must be triplet, multi-similarity or softmax, got 'hinge'",
         ),
         (
             {"backbone": "deepface", "parts": "head"},
-            "--backbone deepface starts from nothing and is trained whole, by --parts all",
+            "`backbone` deepface has no pretrained weights and needs `parts` all",
         ),
         (
             {"backbone": "deepface", "fit": BuildOptions(image_size=224)},
-            "--image-size is for --backbone vgg16: deepface has its own sizes",
+            "`image_size` needs `backbone` vgg16: deepface has its own sizes",
         ),
-        ({"connection": "tiled"}, "--connection is of --backbone deepface: vgg16 is made of convolutions"),
-        ({"supervision": Supervision(held_out=1)}, "--held-out must be between 0 and 1, got 1"),
+        ({"connection": "tiled"}, "`connection` needs `backbone` deepface: vgg16 has convolutions only"),
+        ({"supervision": Supervision(held_out=1)}, "`held_out` must be between 0 and 1, got 1"),
         (
             {"supervision": Supervision(positive_radius_m=30)},
-            "--positive-radius must be above 0 m and at most --negative-radius, got 30 and 25",
+            "`positive_radius_m` must be above 0 and at most `negative_radius_m`, got 30 and 25",
         ),
-        ({"train": TrainOptions(lr=0)}, "--lr must be above 0 and at most 1000, got 0"),
-        ({"train": TrainOptions(margin=float("nan"))}, "--margin must be above 0 and at most 1000, got nan"),
+        ({"train": TrainOptions(lr=0)}, "`lr` must be above 0 and at most 1000, got 0"),
+        ({"train": TrainOptions(margin=float("nan"))}, "`margin` must be above 0 and at most 1000, got nan"),
     ],
 )
 def test_options_that_cannot_be(told: dict[str, Any], sentence: str) -> None:

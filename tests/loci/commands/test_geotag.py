@@ -163,8 +163,8 @@ def test_uncalibrated_index_is_refused(loci: Loci, index: Path, archive: Path) -
     result = loci("geotag", archive, "--index", index, "--xmp", "--write")
     assert (result.exit_code, result.stdout) == (1, "")
     sentence = result.stderr.splitlines()[-1]
-    assert sentence.startswith(f"loci: nothing is written by the index {index}: it cannot be told how sure")
-    assert sentence.endswith("--min-score 0 without --write shows the scores")
+    assert sentence.startswith(f"loci: the index {index} is not calibrated (there is no confidence: ")
+    assert sentence.endswith("; 0 without --write shows the scores")
     assert list(archive.rglob("*.xmp")) == []
     result = loci("geotag", archive, "--index", index, "--min-score", 0)
     assert result.exit_code == 0
@@ -193,8 +193,8 @@ def test_unreadable_files_are_named(loci: Loci, index: Path, archive: Path) -> N
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--write"], "--write needs to know where: --to FILE.csv, or --xmp"),
-        (["--min-confidence", 90], "--min-confidence is a probability, 0 to 1, not 90"),
+        (["--write"], "--write needs a target: set --to or --xmp"),
+        (["--min-confidence", 90], "--min-confidence must be between 0 and 1, not 90"),
         (["--xmp-name", "both"], "Invalid value for '--xmp-name': 'both' is not one of 'full', 'stem'"),
     ],
 )

@@ -42,10 +42,10 @@ def test_as_json(loci: Loci) -> None:
     ("arguments", "sentence"),
     [
         (["--photos", "0"], "--photos must be at least 1, got 0"),
-        (["--photos", "9", "--within", "0"], "--within must be more than 0 hours"),
+        (["--photos", "9", "--within", "0"], "--within must be above 0 hours"),
         (["--photos", "9", "--recall", "1.5"], "--recall must be above 0 and at most 1, got 1.5"),
         (["--photos", "9", "--memory", "lots"], "--memory must be a number of bytes such as 512M or 4G"),
-        (["--photos", "9000000", "--memory", "1M"], "--memory is too little for 9,000,000 descriptors"),
+        (["--photos", "9000000", "--memory", "1M"], "--memory is too small for 9,000,000 descriptors"),
     ],
 )
 def test_invalid_options_are_refused_before_measuring(

@@ -213,7 +213,7 @@ def test_unset_options_are_the_library_defaults(loci: Loci, trained: Trained) ->
         ),
         (
             ["a", "--into", "m", "--positive-radius", "30"],
-            "--positive-radius must be above 0 m and at most --negative-radius, got 30 and 25",
+            "--positive-radius must be above 0 and at most --negative-radius, got 30 and 25",
         ),
         (["a", "--into", "m", "--lr", "-1"], "--lr must be above 0 and at most 1000, got -1"),
         (["a", "--into", "m", "--image-size", "8"], "--image-size must be at least 16, got 8"),
@@ -227,15 +227,15 @@ def test_unset_options_are_the_library_defaults(loci: Loci, trained: Trained) ->
         ),
         (
             ["a", "--into", "m", "--connection", "tiled"],
-            "--connection is of --backbone deepface: vgg16 is made of convolutions",
+            "--connection needs --backbone deepface: vgg16 has convolutions only",
         ),
         (
             ["a", "--into", "m", "--backbone", "deepface", "--clusters", "8"],
-            "--clusters is for --backbone vgg16: deepface has its own sizes",
+            "--clusters needs --backbone vgg16: deepface has its own sizes",
         ),
         (
             ["a", "--into", "m", "--backbone", "deepface", "--parts", "conv5"],
-            "--backbone deepface starts from nothing and is trained whole, by --parts all",
+            "--backbone deepface has no pretrained weights and needs --parts all",
         ),
     ],
 )
@@ -299,8 +299,8 @@ def test_from_photos_to_answers(loci: Loci, photos: Path, tmp_path: Path) -> Non
     other = loci(*command, "--margin", 0.3)
     assert (other.exit_code, other.stdout) == (1, "")
     assert other.stderr.splitlines()[-1] == (
-        f"loci: {into}.training holds a run with other options (margin): say the same again to go on "
-        "with it, or --restart to begin anew"
+        f"loci: {into}.training holds a run with other options (margin): use the same options to "
+        "resume it, or set --restart to start over"
     )
 
     index = tmp_path / "index"
@@ -316,9 +316,9 @@ def test_photos_without_positions_get_advice(loci: Loci, photograph: Photograph,
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
         "scanning",
-        "loci: no two photos to train on show the same place: training needs photos with positions (in their "
-        "EXIF or names, or by --metadata) within 25 m of each other, looking the same way, or with a place "
-        "in the metadata, or --places",
+        "loci: no two training photos show the same place: training needs photos with positions (in EXIF, "
+        "names or --metadata) within 25 m of each other that look the same way, or places (in --metadata or "
+        "by --places)",
     ]
     assert not (tmp_path / "m.safetensors.training").exists()
 

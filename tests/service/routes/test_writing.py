@@ -428,8 +428,10 @@ def test_many_callers_add_delete_and_ask(serve: Callable[..., httpx.Client], fol
 # A real process, killed
 
 PROGRAM = """
+from tests.small_shards import make_shards_small
 from service.server import serve
 from service.settings import Settings
+make_shards_small()
 serve(Settings.load(), announce=lambda url: print(url, flush=True))
 """
 
@@ -472,7 +474,8 @@ def launch(folder: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[str], h
         process.communicate()
 
 
-def test_killed_amid_posts_every_acknowledged_one_is_there(
+@pytest.mark.slow
+def test_acknowledged_posts_survive_a_kill(
     launch: Callable[[], tuple[subprocess.Popen[str], httpx.Client]], folder: Path
 ) -> None:
     process, client = launch()
