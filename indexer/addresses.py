@@ -1,4 +1,4 @@
-"""Where a store that is no folder is."""
+"""Addresses of Milvus stores and Ray clusters, as options contain them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from indexer.errors import UsageError
 SCHEME = "milvus:"
 PORT = 19530
 NAME = "loci"
+RAY_SCHEME = "ray://"
+RAY_LOCAL = "ray://local"
+"""Address of a Ray cluster on this machine alone, started for the run."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a store is."""
+    """Address of a Milvus store."""
 
     uri: str
-    """Of a server, or a file of milvus-lite."""
+    """URL of a server, or path of a file of milvus-lite."""
     name: str
-    """What its collections' names begin with; on a server, the alias of the one that answers."""
+    """Prefix of its collections' names; on a server, also the alias of the collection that answers."""
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -34,7 +37,7 @@ class Address:
         if text.startswith(SCHEME) and rest.endswith(".db"):
             address = cls(str(Path(rest).absolute()), NAME)
         else:
-            # A path of pathlib has lost one of the slashes.
+            # pathlib turns the two slashes into one.
             match = re.fullmatch(
                 r"milvus://?([\w.-]+|\[[\da-fA-F:]+\])(?::(\d{1,5}))?(?:/([A-Za-z_]\w*))?/?", text
             )
@@ -48,3 +51,16 @@ class Address:
                 "Milvus needs pymilvus, which is not installed: pip install 'geniusloci[milvus]'"
             )
         return address
+
+
+def check_ray_address(address: str) -> None:
+    """Check the address of a Ray cluster.
+
+    Raises:
+        UsageError: it is no ray://HOST:PORT, or Ray is not installed.
+    """
+    host = address.removeprefix(RAY_SCHEME)
+    if not address.startswith(RAY_SCHEME) or not host or "/" in host:
+        raise UsageError(f"`workers` must be ray://HOST:PORT or {RAY_LOCAL}, not {address!r}")
+    if find_spec("ray") is None:
+        raise UsageError("`workers` needs Ray, which is not installed: pip install 'geniusloci[ray]'")

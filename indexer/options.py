@@ -1,17 +1,17 @@
-"""What a run may be told, and what an index remembers of it."""
+"""Options of a run, and those that an index keeps."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from indexer.addresses import Address
 from indexer.errors import IndexerError, UsageError
-from indexer.memory import machine_memory, read_bytes
 from indexer.places.assign import parse_mode
 from indexer.storage.files import replace_text
 from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE, MIN_SIDE
@@ -19,10 +19,12 @@ from model.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig
 from model.poolings import CLUSTERED, LAYERS, NORMALISATIONS, ONE_LAYER, POOLINGS, TWO_LAYERS
 
+IMAGENET = "imagenet"
+"""Weights whose clusters are still to be fitted."""
 DEFAULT_GHOSTS = 8
 RECALL = 0.99
 FOLDER = "faiss"
-"""The store that every index has."""
+"""The value of `store` for an index that is in its folder only."""
 POOLING_OPTIONS = {
     "layers": CLUSTERED,
     "clusters": CLUSTERED,
@@ -30,20 +32,45 @@ POOLING_OPTIONS = {
     "ghosts": ("ghostvlad",),
     "vlad_normalisation": ("vlad",),
 }
-"""Which poolings have a setting."""
+"""Options that only some poolings have, and those poolings."""
+
+_LEAST = {
+    "dim": 1,
+    "clusters": 1,
+    "image_size": MIN_SIDE,
+    "min_image_size": 0,
+    "local_features": 0,
+    "panoramas": 2,
+    "ghosts": 1,
+    "seed": 0,
+    "batch_size": 1,
+}
+_KNOWN: dict[str, tuple[str | int, ...]] = {
+    "pooling": POOLINGS,
+    "layers": LAYERS,
+    "netvlad_version": (1, 2),
+    "vlad_normalisation": NORMALISATIONS,
+}
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What a generation's model is fitted with; fixed from then on."""
+    """Options of a generation's model, which never change."""
 
-    dim: int = 512  # at most; few photos carry fewer dimensions
+    dim: int = 512
+    """Most dimensions of a descriptor; few photos give fewer."""
     clusters: int = 64
     image_size: int = DEFAULT_IMAGE_SIZE
+    """Longest side in pixels to which photos are reduced."""
     min_image_size: int = MIN_IMAGE_SIZE
+    """Longest side in pixels to which smaller photos are enlarged."""
     local_features: int = LOCAL_FEATURES
-    panoramas: int | None = None  # views that a 360° photo is cut into
-    weights: str = "imagenet"  # or a fitted model's name, with its fingerprint
+    """Local features kept of each photo."""
+    panoramas: int | None = None
+    """Views that each 360° photo is cut into."""
+    weights: str = IMAGENET
+    """Or the name of a fitted model, with its fingerprint."""
     pooling: str = "netvlad"
     layers: str = TWO_LAYERS
     netvlad_version: int = 1
@@ -52,7 +79,7 @@ class FitOptions:
     seed: int = 0
 
     def model_config(self) -> ModelConfig:
-        """The network that these ask for, still to be fitted."""
+        """Return the configuration of the network that is to be fitted."""
         return ModelConfig(
             weights=self.weights,
             pooling=self.pooling,
@@ -69,41 +96,41 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class PlaceOptions:
-    """How photos become places; may change from run to run."""
+    """Rule that groups photos into places; may change from run to run."""
 
     places: str = "auto"
     place_radius_m: float = 25.0
 
     def describe(self) -> str:
-        """Both in a few words, to see whether either has changed."""
+        """Return a text that changes with the options."""
         return f"{self.places} within {self.place_radius_m} m"
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How descriptors are searched; may change from run to run."""
+    """Memory and recall of a search; may change from run to run."""
 
     memory: str | None = None
-    """What may be kept in memory of them, as `read_bytes` takes it; None: half of the machine's."""
+    """Most memory for descriptors, in the notation of `read_bytes`; None: half of the machine's."""
     recall: float = RECALL
-    """Share of the nearest that a search is to find; 1: all."""
+    """Share of the nearest descriptors that a search must find; 1: all."""
     store: str | None = None
-    """Where snapshots are sent, too: see `indexer.milvus.client.Address`."""
+    """Milvus address that snapshots are also sent to: see `indexer.addresses.Address`."""
     hnsw: bool = False
-    """Search many descriptors by a graph, where it fits the memory, rather than by lists."""
+    """Search many descriptors by HNSW instead of inverted lists, if it fits the memory."""
 
     def memory_bytes(self) -> int:
-        """`memory` in bytes."""
-        return machine_memory() // 2 if self.memory is None else read_bytes("`memory`", self.memory)
+        """Return `memory` in bytes."""
+        return machine_memory() // 2 if self.memory is None else read_bytes(self.memory)
 
     def describe(self) -> str:
-        """What a snapshot hangs on in a few words, to see whether it has changed."""
+        """Return a text that changes with the options that a snapshot depends on."""
         hnsw = ", by HNSW" if self.hnsw else ""
         return f"recall {self.recall} in {self.memory or 'half the memory'}{hnsw}"
 
 
 class Options(NamedTuple):
-    """All that an index remembers of what it was told."""
+    """Options that an index keeps."""
 
     fit: FitOptions
     places: PlaceOptions
@@ -112,7 +139,11 @@ class Options(NamedTuple):
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `build_index` may be told. None means: as this index was made, or the default for a new one."""
+    """Options of `build_index`. None: as this index was made, or the default for a new one.
+
+    Raises:
+        UsageError: a value is out of range or unknown.
+    """
 
     dim: int | None = None
     clusters: int | None = None
@@ -143,51 +174,47 @@ class BuildOptions:
     prune: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("dim", self.dim, 1)
-        _at_least("clusters", self.clusters, 1)
-        _at_least("image_size", self.image_size, MIN_SIDE)
-        _at_least("min_image_size", self.min_image_size, 0)
-        _at_least("local_features", self.local_features, 0)
-        _at_least("panoramas", self.panoramas, 2)
-        _at_least("ghosts", self.ghosts, 1)
-        _at_least("seed", self.seed, 0)
-        _at_least("batch_size", self.batch_size, 1)
-        _one_of("pooling", self.pooling, POOLINGS)
-        _one_of("layers", self.layers, LAYERS)
-        _one_of("netvlad_version", self.netvlad_version, (1, 2))
-        _one_of("vlad_normalisation", self.vlad_normalisation, NORMALISATIONS)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"`{name}` must be at least {least}, got {value}")
+        for name, known in _KNOWN.items():
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise UsageError(f"`{name}` must be {' or '.join(map(str, known))}, got {value!r}")
         if self.places is not None:
             parse_mode(self.places)
         if self.place_radius_m is not None and not self.place_radius_m > 0:
             raise UsageError(f"`place_radius_m` must be above 0 metres, got {self.place_radius_m}")
         if self.memory is not None:
-            read_bytes("`memory`", self.memory)
+            read_bytes(self.memory)
         if self.recall is not None and not 0 < self.recall <= 1:
             raise UsageError(f"`recall` must be above 0 and at most 1, got {self.recall}")
         if self.store not in (None, FOLDER):
             Address.parse(self.store)
 
     def fit_over(self, base: FitOptions, brought: ModelConfig | None = None) -> FitOptions:
-        """`base` with what was said; a setting of one pooling does not pass on to another.
+        """Return `base` with the options that are set here.
+
+        An option of one pooling is not passed on to another pooling.
 
         Args:
-            brought: of the model that --weights names, whose pooling, and reduction if any, are kept.
+            brought: configuration of the model that `weights` names. Its pooling and reduction are kept.
 
         Raises:
-            UsageError: a setting that the pooling does not have, or that the brought model has otherwise.
+            UsageError: the pooling does not have an option, or the brought model has another value.
         """
-        said = self._said(FitOptions)
+        changes = self._set(FitOptions)
         if brought is not None:
-            return _as_brought(brought, base, said)
-        pooling = said.get("pooling", base.pooling)
-        if pooling != base.pooling or said.get("weights", base.weights) != base.weights:
+            return _as_brought(brought, base, changes)
+        pooling = changes.get("pooling", base.pooling)
+        if pooling != base.pooling or changes.get("weights", base.weights) != base.weights:
             fresh = FitOptions(pooling=pooling)
-            own = {name: getattr(fresh, name) for name in POOLING_OPTIONS}
-            base = dataclasses.replace(base, **own)
+            base = dataclasses.replace(base, **{name: getattr(fresh, name) for name in POOLING_OPTIONS})
         for name, poolings in POOLING_OPTIONS.items():
-            if name in said and pooling not in poolings:
+            if name in changes and pooling not in poolings:
                 raise UsageError(f"`{name}` is for {' and '.join(poolings)}, not for {pooling}")
-        wanted = dataclasses.replace(base, **said)
+        wanted = dataclasses.replace(base, **changes)
         if pooling not in CLUSTERED:
             return dataclasses.replace(wanted, clusters=0, layers=ONE_LAYER)
         if wanted.layers == TWO_LAYERS and wanted.clusters < 2:
@@ -197,20 +224,20 @@ class BuildOptions:
         return wanted
 
     def places_over(self, base: PlaceOptions) -> PlaceOptions:
-        """`base` with what was said."""
-        return dataclasses.replace(base, **self._said(PlaceOptions))
+        """Return `base` with the options that are set here."""
+        return dataclasses.replace(base, **self._set(PlaceOptions))
 
     def search_over(self, base: SearchOptions) -> SearchOptions:
-        """`base` with what was said; the store "faiss" is none but the folder."""
-        options = dataclasses.replace(base, **self._said(SearchOptions))
+        """Return `base` with the options that are set here; the store "faiss" means no Milvus."""
+        options = dataclasses.replace(base, **self._set(SearchOptions))
         return dataclasses.replace(options, store=None) if options.store == FOLDER else options
 
-    def _said(self, kind: type[FitOptions] | type[PlaceOptions] | type[SearchOptions]) -> dict[str, Any]:
+    def _set(self, kind: type[FitOptions] | type[PlaceOptions] | type[SearchOptions]) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
         return {name: value for name, value in values.items() if value is not None}
 
 
-def _as_brought(brought: ModelConfig, base: FitOptions, said: dict[str, Any]) -> FitOptions:
+def _as_brought(brought: ModelConfig, base: FitOptions, changes: dict[str, Any]) -> FitOptions:
     own: dict[str, Any] = {
         "pooling": brought.pooling,
         "layers": brought.layers,
@@ -219,22 +246,22 @@ def _as_brought(brought: ModelConfig, base: FitOptions, said: dict[str, Any]) ->
         "ghosts": brought.ghosts,
         "vlad_normalisation": brought.normalisation,
     }
-    if brought.backbone != "vgg16":  # trained on images of one size, and without conv4_3
+    if brought.backbone != "vgg16":  # trained on images of one size, and has no conv4_3
         own |= {"min_image_size": brought.min_image_size, "local_features": 0}
     if brought.dim is not None:
         own["dim"] = brought.dim
     for name, value in own.items():
-        if said.get(name, value) != value:
+        if changes.get(name, value) != value:
             raise UsageError(
-                f"`{name}` {said[name]} is impossible: the weights {brought.weights} have {value}"
+                f"`{name}` {changes[name]} is impossible: the weights {brought.weights} have {value}"
             )
     if base.weights != brought.weights:
         own["image_size"] = brought.image_size
-    return dataclasses.replace(base, **{**own, **said, "weights": brought.weights})
+    return dataclasses.replace(base, **{**own, **changes, "weights": brought.weights})
 
 
 def save_options(path: Path, options: Options) -> None:
-    """Write all as JSON, by rename."""
+    """Write all options to a JSON file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {}
     for part in options:
@@ -243,9 +270,10 @@ def save_options(path: Path, options: Options) -> None:
 
 
 def load_options(path: Path) -> Options:
-    """Read what `save_options` wrote. Raises IndexerError when it is damaged."""
+    """Read the file that `save_options` wrote. Raises IndexerError if it is damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        values.setdefault("hnsw", values.pop("graph", False))  # its name in the first indexes
         places = PlaceOptions(*(values.pop(field.name) for field in dataclasses.fields(PlaceOptions)))
         search = SearchOptions(*(values.pop(field.name) for field in dataclasses.fields(SearchOptions)))
         return Options(FitOptions(**values), places, search)
@@ -254,7 +282,7 @@ def load_options(path: Path) -> Options:
 
 
 def differences(old: FitOptions, new: FitOptions) -> str:
-    """In words, which fit options differ."""
+    """Return the options that differ, as words for an error."""
     words = [
         f"`{field.name}` {getattr(old, field.name)}, not {getattr(new, field.name)}"
         for field in dataclasses.fields(FitOptions)
@@ -263,11 +291,23 @@ def differences(old: FitOptions, new: FitOptions) -> str:
     return ", ".join(words)
 
 
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise UsageError(f"`{name}` must be at least {least}, got {value}")
+def read_bytes(text: str) -> int:
+    """Read the option `memory`: a number of bytes with a binary unit, such as 512M, 1.5G or 2 GiB.
+
+    Raises:
+        UsageError: it is no such number, or 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size <= 0:
+        raise UsageError(f"`memory` must be a number of bytes such as 512M or 4G, got {text!r}")
+    return size
 
 
-def _one_of(name: str, value: str | int | None, known: Sequence[str | int]) -> None:
-    if value is not None and value not in known:
-        raise UsageError(f"`{name}` must be {' or '.join(map(str, known))}, got {value!r}")
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine, or of the container that this process runs in."""
+    pages: int = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(pages, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # not Linux, or no limit
+        return pages

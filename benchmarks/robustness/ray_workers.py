@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from indexer.build import ray_embedder as workers
-from indexer.build.run import BuildReport, build_index
+from indexer.build.report import BuildReport
+from indexer.build.run import build_index
 from indexer.index import Index
 from indexer.options import BuildOptions
 from indexer.photos.scan import scan

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from indexer.build.ingest import nothing_readable
 from indexer.build.ray_embedder import AnyEmbedder
 from indexer.build.spool import Spool
-from indexer.options import FitOptions
+from indexer.options import IMAGENET, FitOptions
 from indexer.photos.reader import Reader
 from indexer.progress import Progress
 from indexer.storage.catalogue import Catalogue
@@ -40,7 +40,6 @@ from model.reduction import choose_reduction, fit_reduction
 REDUCTION_VIEWS = 4096
 RANGE_PHOTOS = 40
 RANGE_SIDE = 320  # longest side in pixels: how far activations reach does not hang on it
-IMAGENET = "imagenet"  # weights whose clusters are still to be fitted
 
 Floats = NDArray[np.float32]
 Pending = tuple[str, Path]  # a photo's id and one of its files
@@ -61,11 +60,6 @@ class FitRun:
     @property
     def spool(self) -> Spool:
         return Spool(self.layout.spool(self.generation))
-
-
-def unfitted_model(options: FitOptions) -> PlaceModel:
-    """The network before its pooling and reduction are fitted."""
-    return PlaceModel.unfitted(options.model_config())
 
 
 def measured(

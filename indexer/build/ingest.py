@@ -16,7 +16,7 @@ from indexer.photos.exif import from_exif
 from indexer.photos.file_name import from_name
 from indexer.photos.metadata import PhotoMetadata
 from indexer.photos.metadata_table import MetadataTable
-from indexer.photos.scan import ScannedFile, ScanResult, full_path
+from indexer.photos.scan import ScannedFile, ScanResult, full_path, no_photos
 from indexer.progress import Progress
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.rows import FileRow, PhotoFacts
@@ -107,11 +107,6 @@ def _all_unchanged(catalogue: Catalogue, scanned: ScanResult) -> int | None:
     if catalogue.file_stats() != scanned.files:  # in the same order
         return None
     return catalogue.count_in_files()
-
-
-def no_photos(sources: Sequence[Path]) -> IndexerError:
-    """The error for folders without a photo."""
-    return IndexerError(f"no photos in {', '.join(map(str, sources))}: nothing was indexed")
 
 
 def nothing_readable(catalogue: Catalogue, unreadable: Sequence[tuple[Path, str]] = ()) -> IndexerError:

@@ -16,20 +16,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from indexer.errors import IndexerError, UsageError
+from indexer.addresses import RAY_LOCAL, check_ray_address
+from indexer.errors import IndexerError
 from indexer.photos.reader import Reader
 from model.embedder import Embedded, Embedder
 from model.gpu_decoding import Read
 from model.images import read_photo
 from model.modelfile import PlaceModel
 
-SCHEME = "ray://"
-LOCAL = "ray://local"
-"""This machine alone, started for the run."""
 A_TASK = 16
 """Photos sent to a worker at a time."""
 IN_FLIGHT = 2
@@ -48,15 +45,6 @@ Sent = tuple[str, bytes | Path]
 Outcome = list[Embedded[str]]
 
 log = logging.getLogger(__name__)
-
-
-def check_address(address: str) -> None:
-    """Raise UsageError for an address that is none, or where Ray is not installed."""
-    host = address.removeprefix(SCHEME)
-    if not address.startswith(SCHEME) or not host or "/" in host:
-        raise UsageError(f"`workers` must be ray://HOST:PORT or {LOCAL}, not {address!r}")
-    if find_spec("ray") is None:
-        raise UsageError("`workers` needs Ray, which is not installed: pip install 'geniusloci[ray]'")
 
 
 class Worker:
@@ -134,7 +122,7 @@ class RayEmbedder:
         precision: str = "auto",
         batch_size: int | None = None,
     ) -> None:
-        check_address(address)
+        check_ray_address(address)
         self._ray = _connected(address)
         self._address = address
         self._settings = (device, precision, batch_size)
@@ -292,7 +280,7 @@ def _connected(address: str) -> Any:
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address == LOCAL:
+        if address == RAY_LOCAL:
             ray.init(include_dashboard=False, **quiet)
         else:
             ray.init(address, **quiet)

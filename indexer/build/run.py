@@ -1,31 +1,31 @@
-"""`loci index`: from folders of photos to an index that answers; run again, it brings the index up to date.
+"""`loci index`: make an index of folders of photos, or bring it up to date.
 
-Killed at any moment, the next run goes on where it stopped: photos, spooled maps and descriptors count only
-once they are whole on disk, and only the batch in flight is embedded again.
+A run that was killed at any moment is resumed by the next one. Photos, spooled maps and descriptors count
+only once they are complete on disk. Only the batch that was being embedded is embedded again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from indexer.build import fit
+from indexer.addresses import check_ray_address
 from indexer.build.compact import compact
-from indexer.build.ingest import Collected, collect, no_photos
+from indexer.build.embed import embed_pending
+from indexer.build.fit import FitRun, fit_model, measured, sample_order
+from indexer.build.ingest import collect
 from indexer.build.publish import publish, published
-from indexer.build.ray_embedder import AnyEmbedder, RayEmbedder, check_address
+from indexer.build.ray_embedder import AnyEmbedder, RayEmbedder
 from indexer.build.rebuild import republish
+from indexer.build.report import BuildReport, notes_on
 from indexer.build.spool import Spool
 from indexer.errors import IndexerError, UsageError
 from indexer.milvus.sync import send
 from indexer.options import (
+    IMAGENET,
     BuildOptions,
     FitOptions,
     Options,
@@ -37,59 +37,25 @@ from indexer.options import (
 )
 from indexer.photos.metadata_table import read_table, unused_rows
 from indexer.photos.reader import Reader
-from indexer.photos.scan import ScanResult, scan
+from indexer.photos.scan import no_photos, scan
 from indexer.progress import Progress, Silent
 from indexer.snapshots.choice import choose
 from indexer.snapshots.manifest import Manifest, check_model, read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.folder import is_index, os_errors_explained, writable_folder
 from indexer.storage.layout import Layout, generation_of
-from indexer.storage.local_shards import write_local
 from indexer.storage.lock import write_lock
 from indexer.storage.path_finder import resolve
-from indexer.storage.rows import Slot
-from indexer.storage.shards import RUN, ShardWriter
+from indexer.storage.shards import RUN
 from indexer.storage.stored_files import drop_files, sweep
-from model.clusters import SAMPLE_PHOTOS
-from model.embedder import Embedded, Embedder, Seen
+from model.embedder import Embedder
 from model.gpu_decoding import Read
 from model.images import read_photo
-from model.local_features import Packed
 from model.modelfile import ModelConfig, PlaceModel, load_model, read_config
 from model.weights import load_weights
 
-SHORT = 0.01  # of the recall asked for: worth a note
-GROWN = 4  # times as many photos as the model was fitted on: worth a note
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A photo that could not be read, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a run did; counts of photos."""
-
-    photos: int
-    added: int
-    changed: int
-    moved: int
-    removed: int
-    unchanged: int
-    embedded: int
-    failed: tuple[Failure, ...]
-    snapshot: str
-    model: str
-    places: int
-    dim: int
-    reduction: str
-    seconds: float
-    photos_per_second: float
-    notes: tuple[str, ...]
+SHORT = 0.01
+"""Recall below the requested recall from which a note is worth it."""
 
 
 def build_index(
@@ -98,81 +64,82 @@ def build_index(
     """Index the photos in `sources` (folders and files) into the folder `into`, or bring it up to date.
 
     Raises:
-        UsageError: a bad option, or a bad column in the metadata table.
-        IndexLocked: another run is writing to it.
-        IndexerError: no photo, none readable, an unwritable target, a full disk; what was there stays.
+        UsageError: an option or a column of the metadata table is invalid.
+        IndexLocked: another run is writing to the index.
+        IndexerError: there is no readable photo, `into` cannot be written, or the disk is full. An existing
+            index keeps answering.
     """
     options = options or BuildOptions()
     progress = progress or Silent()
     started = time.perf_counter()
     if options.workers is not None:
-        check_address(options.workers)
+        check_ray_address(options.workers)
     table = read_table(options.metadata) if options.metadata else None
     progress.stage("scanning", None)
     scanned = scan(sources)
     if not scanned.files and not is_index(into):
         raise no_photos(sources)
-    with writable_folder(into):
-        catalogue = Catalogue(into, create=True)
-        try:
-            sweep(catalogue)
-            layout = Layout(into)
-            collected = collect(
-                catalogue,
-                scanned,
-                table,
-                progress,
-                rehash=options.rehash,
-                prune=options.prune,
-                before_changes=lambda: layout.set_unpublished(True),
-            )
-            with closing(_Run(layout, catalogue, options, progress)) as run:
-                manifest, embedded, config = run.complete()
-            layout.set_unpublished(False)
-            search = load_options(layout.options(generation_of(manifest.snapshot))).search
-            if search.store is not None:
-                progress.stage(f"sending to {search.store}", None)
-                send(layout, catalogue, manifest, search.store, search.recall)
-            notes = _notes(collected, scanned, config, manifest)
-            if table is not None and table.unused():
-                notes.append(unused_rows(table))
-            return _report(
-                catalogue, collected, manifest, config, embedded, notes, time.perf_counter() - started
-            )
-        finally:
-            catalogue.close()
+    with writable_folder(into), closing(Catalogue(into, create=True)) as catalogue:
+        sweep(catalogue)
+        layout = Layout(into)
+        collected = collect(
+            catalogue,
+            scanned,
+            table,
+            progress,
+            rehash=options.rehash,
+            prune=options.prune,
+            before_changes=lambda: layout.set_unpublished(True),
+        )
+        with closing(_Run(layout, catalogue, options, progress)) as run:
+            manifest, embedded, config = run.complete()
+        layout.set_unpublished(False)
+        _send(layout, catalogue, manifest, progress)
+        notes = notes_on(collected, scanned, config, manifest)
+        if table is not None and table.unused():
+            notes.append(unused_rows(table))
+        seconds = time.perf_counter() - started
+        return BuildReport.of(catalogue, collected, manifest, config, embedded, notes, seconds)
+
+
+def _send(layout: Layout, catalogue: Catalogue, manifest: Manifest, progress: Progress) -> None:
+    search = load_options(layout.options(generation_of(manifest.snapshot))).search
+    if search.store is not None:
+        progress.stage(f"sending to {search.store}", None)
+        send(layout, catalogue, manifest, search.store, search.recall)
 
 
 def remove_photos(index: Path, paths: Sequence[str]) -> list[str]:
-    """Take photos out of an index for good, by path or id; files stay, but those of POSTed photos.
+    """Remove photos, by path or id, from an index. Later runs do not add them again.
 
-    Returns the paths shown.
+    The photos' files stay, except those of POSTed photos. Returns the paths of the photos as answers show
+    them.
 
     Raises:
         IndexMissing, IndexLocked, FormatTooNew.
-        NotFound: a path names no photo, or several; then none is removed.
+        NotFound: a path matches no photo, or several. Then no photo is removed.
     """
     layout = Layout(index)
     manifest = read_manifest(layout, layout.current())
-    with os_errors_explained(index), write_lock(index):
-        catalogue = Catalogue(index, create=True)
-        try:
-            photos = resolve(catalogue, paths)
-            shown = [catalogue.photo(photo).path for photo in photos]
-            if catalogue.count() == len(set(photos)):
-                raise IndexerError("that would leave no photo in the index: delete its folder instead")
-            with catalogue.transaction() as db:
-                catalogue.set_status(db, photos, "removed")
-                files = catalogue.drop_stored(db, photos)
-            drop_files(catalogue, files)
-            republish(layout, catalogue, manifest)
-            return shown
-        finally:
-            catalogue.close()
+    with (
+        os_errors_explained(index),
+        write_lock(index),
+        closing(Catalogue(index, create=True)) as catalogue,
+    ):
+        photos = resolve(catalogue, paths)
+        shown = [catalogue.photo(photo).path for photo in photos]
+        if catalogue.count() == len(set(photos)):
+            raise IndexerError("that would leave no photo in the index: delete its folder instead")
+        with catalogue.transaction() as db:
+            catalogue.set_status(db, photos, "removed")
+            files = catalogue.drop_stored(db, photos)
+        drop_files(catalogue, files)
+        republish(layout, catalogue, manifest)
+        return shown
 
 
 class _Run:
-    """One run's generation: chosen, fitted where it must be, its photos embedded, its snapshot published."""
+    """The stages of a run: choose a generation, fit its model, embed its photos, publish its snapshot."""
 
     def __init__(
         self, layout: Layout, catalogue: Catalogue, options: BuildOptions, progress: Progress
@@ -185,40 +152,29 @@ class _Run:
         self._workers: RayEmbedder | None = None
 
     def complete(self) -> tuple[Manifest, int, ModelConfig]:
-        """The snapshot, how many photos were embedded for it, and what the model is."""
-        generation, (options, places, search) = self._generation()
+        """Return the snapshot, how many photos were embedded for it, and the model's configuration."""
+        generation, options = self._generation()
+        unchanged = self._unchanged(generation, options)
+        if unchanged is not None:
+            return unchanged
         path = self._layout.model(generation)
-        if path.exists() and self._brought is None:
-            config, fingerprint = read_config(path)
-            check_model(self._layout, generation, fingerprint)
-            manifest = published(self._layout, self._catalogue, generation, fingerprint, places, search)
-            if manifest is not None:
-                return manifest, 0, config
         embedder: AnyEmbedder | None = None
-        if not path.exists():
-            embedder = self._embedder(self._measured(generation, options))
-            model = fit.fit_model(self._fit_run(generation, options, embedder))
-        else:
+        if path.exists():
             model = load_model(path)
             check_model(self._layout, generation, model.fingerprint)
-        embedded = 0
-        if self._catalogue.pending(generation):
-            embedded = self._embed(generation, options, embedder or self._embedder(model))
+        else:
+            embedder = self._embedder(self._measured(generation, options.fit))
+            model = fit_model(self._fit_run(generation, options.fit, embedder))
+
+        def embed() -> int:
+            return embed_pending(self._fit_run(generation, options.fit, embedder or self._embedder(model)))
+
+        embedded = embed() if self._catalogue.pending(generation) else 0
         self._progress.stage("publishing", None)
-
-        def settle() -> None:
-            self._embed(generation, options, embedder or self._embedder(model))
-
-        compact(self._layout, self._catalogue, generation, model.config.output_dim)
+        dim, places, search = model.config.output_dim, options.places, options.search
+        compact(self._layout, self._catalogue, generation, dim)
         manifest = publish(
-            self._layout,
-            self._catalogue,
-            generation,
-            model.fingerprint,
-            model.config.output_dim,
-            places,
-            settle,
-            search,
+            self._layout, self._catalogue, generation, model.fingerprint, dim, places, embed, search
         )
         if manifest.recall < search.recall - SHORT:
             self._progress.note(
@@ -228,8 +184,20 @@ class _Run:
         Spool(self._layout.spool(generation)).clear()
         return manifest, embedded, model.config
 
+    def _unchanged(self, generation: int, options: Options) -> tuple[Manifest, int, ModelConfig] | None:
+        """Return the result of a run that has nothing to do; None if there may be something."""
+        path = self._layout.model(generation)
+        if self._brought is not None or not path.exists():
+            return None
+        config, fingerprint = read_config(path)
+        check_model(self._layout, generation, fingerprint)
+        manifest = published(
+            self._layout, self._catalogue, generation, fingerprint, options.places, options.search
+        )
+        return None if manifest is None else (manifest, 0, config)
+
     def _generation(self) -> tuple[int, Options]:
-        """The generation this run works on, begun where it must be, with its options."""
+        """Return the generation that this run works on, a new one if needed, and its options."""
         finished = generation_of(self._layout.last_finished() or "0")
         number = max(self._layout.newest_generation(), finished)
         fitted, places, search = FitOptions(), PlaceOptions(), SearchOptions()
@@ -238,15 +206,14 @@ class _Run:
         self._brought = self._bring()
         wanted = self._options.fit_over(fitted, self._brought.config if self._brought else None)
         if number and number == finished:
-            number = self._go_on(number, fitted, wanted)
+            number = self._after_finished(number, fitted, wanted)
         elif number and (wanted != fitted or self._lost_model(number)):
-            self._progress.note("starting over: the unfinished run had other options, or lost its model")
+            self._progress.note("starting over: the unfinished run had other options, or its model is gone")
             self._catalogue.drop_descriptors(number)
             self._layout.discard(number)
         number = max(number, 1)
-        said = self._options
-        options = Options(wanted, said.places_over(places), said.search_over(search))
-        # What cannot be had in the memory allowed is said before anything is embedded, or remembered.
+        options = Options(wanted, self._options.places_over(places), self._options.search_over(search))
+        # Too little memory must be an error before anything is embedded or saved.
         views = self._catalogue.count() * (wanted.panoramas or 1)
         searched = options.search
         choose(max(views, 1), wanted.dim, searched.memory_bytes(), searched.recall, hnsw=searched.hnsw)
@@ -254,15 +221,15 @@ class _Run:
         return number, options
 
     def _bring(self) -> PlaceModel | None:
-        """The model that --weights names, where it is more than ImageNet's convolutions."""
-        if self._options.weights in (None, fit.IMAGENET):
+        """Load the model that `weights` names; None for ImageNet, whose clusters are still to be fitted."""
+        if self._options.weights in (None, IMAGENET):
             return None
         self._progress.stage("loading weights", None)
         return load_weights(str(self._options.weights))
 
     def _unfitted(self, options: FitOptions) -> PlaceModel:
-        if options.weights == fit.IMAGENET:
-            return fit.unfitted_model(options)
+        if options.weights == IMAGENET:
+            return PlaceModel.unfitted(options.model_config())
         if self._brought is None:
             raise UsageError(
                 f"the interrupted run was started with `weights` {options.weights}: set `weights` again"
@@ -271,18 +238,18 @@ class _Run:
             image_size=options.image_size,
             min_image_size=options.min_image_size,
             local_features=options.local_features,
-            activation_ranges=(),  # on other photos; this collection's are measured
+            activation_ranges=(),  # they are measured again on this collection
         )
 
     def _measured(self, generation: int, options: FitOptions) -> PlaceModel:
-        """The unfitted model, with what it needs to run in int8."""
-        pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
+        """Return the unfitted model with activation ranges for int8."""
+        pending = sample_order(self._catalogue.pending(generation), options.seed)
         spool = Spool(self._layout.spool(generation))
         reader = _reader(options, read_photo)
-        return fit.measured(self._unfitted(options), spool, pending, reader, self._options.device)
+        return measured(self._unfitted(options), spool, pending, reader, self._options.device)
 
-    def _go_on(self, finished: int, fitted: FitOptions, wanted: FitOptions) -> int:
-        """The generation after a finished one: itself, or where it is to be fitted again, the next."""
+    def _after_finished(self, finished: int, fitted: FitOptions, wanted: FitOptions) -> int:
+        """Return the generation to work on after a finished one: the same, or the next if it is refitted."""
         if self._options.refit:
             return finished + 1
         if wanted != fitted:
@@ -302,145 +269,30 @@ class _Run:
         return made and not self._layout.model(generation).exists()
 
     def _embedder(self, model: PlaceModel) -> AnyEmbedder:
-        said = self._options
+        options = self._options
         settings: dict[str, Any] = {
-            "device": said.device,
-            "precision": said.precision,
-            "batch_size": said.batch_size,
+            "device": options.device,
+            "precision": options.precision,
+            "batch_size": options.batch_size,
         }
-        if said.workers is None:
+        if options.workers is None:
             return Embedder(model, **settings)
         if self._workers is None:
             self._progress.stage("looking for workers", None)
-            self._workers = RayEmbedder(model, said.workers, **settings)
+            self._workers = RayEmbedder(model, options.workers, **settings)
         else:
             self._workers.set_model(model)
         return self._workers
 
     def close(self) -> None:
-        """Let workers go, where there are some."""
+        """Stop the workers, if there are any."""
         if self._workers is not None:
             self._workers.close()
 
-    def _fit_run(self, generation: int, options: FitOptions, embedder: AnyEmbedder) -> fit.FitRun:
+    def _fit_run(self, generation: int, options: FitOptions, embedder: AnyEmbedder) -> FitRun:
         reader = _reader(options, embedder.read)
-        return fit.FitRun(
-            self._layout, generation, options, self._catalogue, embedder, reader, self._progress
-        )
-
-    def _embed(self, generation: int, options: FitOptions, embedder: AnyEmbedder) -> int:
-        """Descriptors of all pending photos into the shards, first those whose unreduced ones are spooled.
-
-        Returns how many photos have one now.
-        """
-        writer = ShardWriter(
-            self._layout.shards(generation),
-            embedder.model.config.output_dim,
-            self._catalogue.last_slot(generation, RUN),
-        )
-        spool = Spool(self._layout.spool(generation))
-        pending = fit.sample_order(self._catalogue.pending(generation), options.seed)
-        spooled = [item for item in pending if spool.has("pooled", item[0])]
-        reader, stored = _reader(options, embedder.read), 0
-        for batch in _reduced(spooled, spool, embedder):
-            stored += self._store(generation, writer, batch, reader)
-        rest = [item for item in pending if not spool.has("pooled", item[0])]
-        self._progress.stage("embedding", len(rest))
-        for batch in embedder.stream(rest, reader):
-            stored += self._store(generation, writer, batch, reader)
-            self._progress.advance(len(batch))
-        return stored
-
-    def _store(
-        self, generation: int, writer: ShardWriter, batch: Sequence[Embedded[fit.Pending]], reader: Reader
-    ) -> int:
-        rows = [
-            (embedded.item[0], view, yaw, seen)
-            for embedded in batch
-            for view, (seen, yaw) in enumerate(
-                zip(embedded.seen, reader.yaws(len(embedded.seen)), strict=True)
-            )
-        ]
-        if rows:
-            slots: list[Slot] = writer.append(np.stack([row[3].descriptor for row in rows]))
-            write_local(self._layout.local(generation), slots, [row[3].local for row in rows])
-            self._catalogue.add_descriptors(
-                generation, [(*row[:3], slot) for row, slot in zip(rows, slots, strict=True)]
-            )
-        failed = [embedded for embedded in batch if embedded.error is not None]
-        with self._catalogue.transaction() as db:
-            for embedded in failed:
-                self._catalogue.set_failed(db, embedded.item[0], str(embedded.error))
-        return len(batch) - len(failed)
-
-
-def _reduced(
-    items: Sequence[fit.Pending], spool: Spool, embedder: AnyEmbedder
-) -> Iterator[list[Embedded[fit.Pending]]]:
-    for start in range(0, len(items), 64):
-        batch = []
-        for item in items[start : start + 64]:
-            whole = torch.from_numpy(spool.get("pooled", item[0])[:, 0])  # V K·D
-            with torch.inference_mode():
-                descriptors = embedder.model.reduce(whole).numpy()
-            local: Sequence[Packed | None] = [None] * len(descriptors)
-            if spool.has("local", item[0]):
-                local = spool.get_local(item[0])
-            batch.append(Embedded(item, tuple(map(Seen, descriptors, local))))
-        yield batch
+        return FitRun(self._layout, generation, options, self._catalogue, embedder, reader, self._progress)
 
 
 def _reader(options: FitOptions, read: Read) -> Reader:
     return Reader(options.image_size, options.panoramas, options.min_image_size, read)
-
-
-def _notes(collected: Collected, scanned: ScanResult, config: ModelConfig, manifest: Manifest) -> list[str]:
-    notes = [f"{path}: {reason}" for path, reason in scanned.problems]
-    if collected.still_removed:
-        notes.append(f"{collected.still_removed} photos were removed earlier and stay out")
-    fitted_on = int(config.provenance.get("cluster_photos", 0))
-    if 0 < fitted_on < SAMPLE_PHOTOS and manifest.photos >= GROWN * fitted_on:
-        notes.append(
-            f"the model was fitted on {fitted_on} photos, and the index now has {manifest.photos}: "
-            "set `refit` to fit it again"
-        )
-    return notes
-
-
-def _report(
-    catalogue: Catalogue,
-    collected: Collected,
-    manifest: Manifest,
-    config: ModelConfig,
-    embedded: int,
-    notes: Sequence[str],
-    seconds: float,
-) -> BuildReport:
-    failed = [Failure(path, reason) for path, reason in catalogue.failures()]
-    failed += [Failure(str(path), reason) for path, reason in collected.unreadable]
-    return BuildReport(
-        photos=manifest.photos,
-        added=collected.added + collected.returned,
-        changed=collected.changed,
-        moved=collected.moved,
-        removed=collected.vanished,
-        unchanged=collected.unchanged,
-        embedded=embedded,
-        failed=tuple(failed),
-        snapshot=manifest.snapshot,
-        model=manifest.model,
-        places=manifest.places,
-        dim=manifest.dim,
-        reduction=describe_reduction(config),
-        seconds=seconds,
-        photos_per_second=embedded / seconds if seconds > 0 else 0.0,
-        notes=tuple(notes),
-    )
-
-
-def describe_reduction(config: ModelConfig) -> str:
-    """A model's reduction in a few words."""
-    if config.dim is None:
-        return f"none, {config.output_dim}-D"
-    whitening = f"whitened by λ^-{config.power / 2:g}" if config.power else "not whitened"
-    return f"PCA to {config.dim}-D, {whitening}"

@@ -87,6 +87,11 @@ def scan(sources: Sequence[Path]) -> ScanResult:
     return ScanResult(folders, sorted(walk.files), sorted(walk.problems))
 
 
+def no_photos(sources: Sequence[Path]) -> IndexerError:
+    """Return the error for folders without a photo."""
+    return IndexerError(f"no photos in {', '.join(map(str, sources))}: nothing was indexed")
+
+
 def _sort_out(sources: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     folders: list[Path] = []
     singles: list[Path] = []

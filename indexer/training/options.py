@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from indexer.build.fit import IMAGENET
 from indexer.errors import UsageError
-from indexer.options import BuildOptions, FitOptions
+from indexer.options import IMAGENET, BuildOptions, FitOptions
 from indexer.progress import Progress
 from indexer.training.dataset import Supervision
 from model.training.losses import LOSSES

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from indexer.build.fit import IMAGENET, unfitted_model
 from indexer.errors import IndexerError, UsageError
-from indexer.options import FitOptions
+from indexer.options import IMAGENET, FitOptions
 from indexer.storage.files import map_array, replace_text, save_array
 from indexer.training.dataset import TrainingPhoto
 from indexer.training.options import TrainingOptions, TrainProgress
@@ -215,7 +214,7 @@ def _starting_model(options: TrainingOptions) -> PlaceModel:
     if options.backbone == "deepface":
         return _untrained_deepface(options)
     if options.fit.weights in (None, IMAGENET):
-        return unfitted_model(options.fit.fit_over(TRAINED))
+        return PlaceModel.unfitted(options.fit.fit_over(TRAINED).model_config())
     model = load_weights(str(options.fit.weights))
     config = model.config
     if config.layers != ONE_LAYER:

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from indexer.build.ingest import no_photos
 from indexer.errors import IndexerError, UsageError
 from indexer.photos.metadata_table import MetadataTable, read_table, unused_rows
-from indexer.photos.scan import ScanResult, scan
+from indexer.photos.scan import ScanResult, no_photos, scan
 from indexer.storage.files import replace_text
 from indexer.storage.lock import write_lock
 from indexer.training.dataset import find_photos, training_set

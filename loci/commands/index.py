@@ -40,7 +40,7 @@ from loci.options import (
 from loci.progress import pace, showing_progress
 
 if TYPE_CHECKING:
-    from indexer.build.run import BuildReport
+    from indexer.build.report import BuildReport
 
 
 def index(

@@ -41,10 +41,8 @@ def plan(
 
     Runs the network for a few seconds to measure this machine.
     """
-    from indexer.build.pace import Pace, measure_pace
-    from indexer.build.plan import make_plan
-    from indexer.memory import machine_memory
-    from indexer.options import BuildOptions, FitOptions, SearchOptions
+    from indexer.build.plan import Pace, make_plan, measure_pace
+    from indexer.options import BuildOptions, FitOptions, SearchOptions, machine_memory
 
     said = BuildOptions(
         dim=dim,

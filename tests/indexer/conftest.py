@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from indexer.build.publish import publish
-from indexer.build.run import BuildReport, build_index
+from indexer.build.report import BuildReport
+from indexer.build.run import build_index
 from indexer.index import Index
 from indexer.options import BuildOptions, FitOptions, Options, PlaceOptions, SearchOptions, save_options
 from indexer.photos.metadata import PhotoMetadata

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from indexer.build.run import BuildReport, remove_photos
+from indexer.build.report import BuildReport
+from indexer.build.run import remove_photos
 from indexer.errors import IndexerError
 from indexer.storage.catalogue import Catalogue
 
@@ -118,7 +119,10 @@ def test_a_vanished_photo_goes_and_comes_back_without_the_network(world: World) 
 def test_more_than_a_fifth_gone_stops_and_loses_nothing(world: World, paint: Paint) -> None:
     shutil.rmtree(world.photos / "wall2")
     paint(world.photos / "new.jpg", 9)
-    with pytest.raises(IndexerError, match=r"2 of 8 photos are gone from .* mount it\. .* `prune`"):
+    with pytest.raises(
+        IndexerError,
+        match=r"2 of 8 photos are gone from .*photos; nothing .*mount it.*`prune`",
+    ):
         world.build()
     index = world.open()
     assert len(index.photos()) == 9

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.build.pace import Pace, measure_pace
-from indexer.build.plan import Plan, make_plan
+from indexer.build.plan import Pace, Plan, make_plan, measure_pace
 from indexer.errors import UsageError
 from indexer.options import FitOptions, SearchOptions
 from indexer.photos.metadata import PhotoMetadata

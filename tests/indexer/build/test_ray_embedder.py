@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from indexer.addresses import check_ray_address
 from indexer.build import ray_embedder as workers
-from indexer.build.ray_embedder import RayEmbedder, Worker, check_address
+from indexer.build.ray_embedder import RayEmbedder, Worker
 from indexer.errors import IndexerError, UsageError
 from indexer.options import BuildOptions
 from indexer.photos.reader import Reader
@@ -114,7 +115,7 @@ class MadeUp:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> MadeUp:
     made_up = MadeUp()
-    monkeypatch.setattr(workers, "check_address", lambda _: None)
+    monkeypatch.setattr(workers, "check_ray_address", lambda _: None)
     monkeypatch.setattr(workers, "_connected", lambda _: made_up)
     monkeypatch.setattr(workers, "A_TASK", 4)
     monkeypatch.setattr(workers, "LOOK_S", 0.0)
@@ -209,13 +210,13 @@ def test_a_file_that_is_gone_is_left_to_the_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["", "ray://", "http://head:1", "head:10001", "ray://head/index"])
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(UsageError, match="`workers` must be ray://HOST:PORT or ray://local"):
-        check_address(address)
+        check_ray_address(address)
 
 
 def test_ray_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "find_spec", lambda _: None)
+    monkeypatch.setattr("indexer.addresses.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"`workers` needs Ray.*pip install 'geniusloci\[ray\]'"):
-        check_address("ray://head:10001")
+        check_ray_address("ray://head:10001")
 
 
 def test_a_cluster_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

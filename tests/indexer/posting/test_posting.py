@@ -387,6 +387,7 @@ def test_photos_posted_while_a_new_generation_is_fitted(
     world: World, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They come before the fit, during the embedding, and at the last moment before CURRENT changes."""
+    import indexer.build.embed
     import indexer.build.fit
     import indexer.build.publish
     import indexer.build.run
@@ -407,7 +408,7 @@ def test_photos_posted_while_a_new_generation_is_fitted(
         monkeypatch.setattr(module, name, then)
 
     meanwhile(indexer.build.fit, "_fit_reduction", 20)
-    meanwhile(indexer.build.run, "_reduced", 21)
+    meanwhile(indexer.build.embed, "_reduced", 21)
     meanwhile(indexer.build.publish, "_assign", 22)
     meanwhile(indexer.build.publish, "_take_over", 23)
     world.build(refit=True, clusters=3)

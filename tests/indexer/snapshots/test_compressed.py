@@ -18,8 +18,7 @@ from indexer.errors import IndexerError, UsageError
 from indexer.filters import Filters
 from indexer.index import Index
 from indexer.maintenance.check import check_index
-from indexer.memory import machine_memory, read_bytes
-from indexer.options import SearchOptions
+from indexer.options import SearchOptions, machine_memory, read_bytes
 from indexer.photos.metadata import PhotoMetadata
 from indexer.snapshots import compressed as compressed_module
 from indexer.snapshots.choice import ROW_BYTES, SHARDS, choose, lists_for
@@ -339,13 +338,13 @@ def test_lists_are_a_power_of_two_that_can_be_fitted() -> None:
     [("1", 1), ("512M", 2**29), ("1.5 GiB", 3 * 2**29), ("2kb", 2048), ("4 g", 2**32), ("1TB", 2**40)],
 )
 def test_amounts_of_memory(text: str, expected: int) -> None:
-    assert read_bytes("--memory", text) == expected
+    assert read_bytes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1", "0", "0.0G", "5X", "1e9", "1 2"])
 def test_what_is_no_amount(text: str) -> None:
-    with pytest.raises(UsageError, match="--memory must be a number of bytes such as 512M or 4G"):
-        read_bytes("--memory", text)
+    with pytest.raises(UsageError, match="`memory` must be a number of bytes such as 512M or 4G"):
+        read_bytes(text)
 
 
 def test_the_machine_has_memory() -> None:

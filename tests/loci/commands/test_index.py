@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from indexer.build.run import BuildReport, Failure
+from indexer.build.report import BuildReport, Failure
 from indexer.milvus.sync import send
 from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue

@@ -14,7 +14,7 @@ from indexer.options import BuildOptions, FitOptions
 from indexer.storage.layout import Layout
 from model.errors import ModelError
 from model.int8 import computes_int8
-from model.modelfile import load_model, save_model
+from model.modelfile import PlaceModel, load_model, save_model
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 pytestmark = pytest.mark.skipif(not computes_int8(), reason="this processor has neither VNNI nor AMX")
@@ -68,7 +68,7 @@ def test_resumed_run_keeps_int8_ranges(made: Path, tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     known = load_model(Layout(made).model(1))
     shutil.copy(Layout(made).model(1), spool.model_path)
-    unfitted = fit.unfitted_model(BuildOptions().fit_over(FitOptions()))
+    unfitted = PlaceModel.unfitted(BuildOptions().fit_over(FitOptions()).model_config())
     found = fit.measured(unfitted, spool, [], None, "cpu")  # type: ignore[arg-type]
     assert found.config.activation_ranges == known.config.activation_ranges
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 import pytest
 from typer.testing import Result
 
-from indexer.build.pace import Pace
+from indexer.build.plan import Pace
 
 Loci = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
 def pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexer.build.pace.measure_pace", lambda *_: Pace(4.0, 5e10))
+    monkeypatch.setattr("indexer.build.plan.measure_pace", lambda *_: Pace(4.0, 5e10))
 
 
 def test_plan_of_a_million_photos(loci: Loci) -> None:
@@ -51,7 +51,7 @@ def test_as_json(loci: Loci) -> None:
 def test_invalid_options_are_refused_before_measuring(
     loci: Loci, monkeypatch: pytest.MonkeyPatch, arguments: list[str], sentence: str
 ) -> None:
-    monkeypatch.setattr("indexer.build.pace.measure_pace", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("indexer.build.plan.measure_pace", lambda *_: pytest.fail("measured"))
     result = loci("plan", *arguments)
     assert result.exit_code == 2
     assert sentence in result.stderr

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.build.run import BuildReport, build_index
+from indexer.build.report import BuildReport
+from indexer.build.run import build_index
 from indexer.index import Index
 from indexer.options import BuildOptions
 from indexer.progress import Silent
