@@ -19,7 +19,8 @@ def compact(layout: Layout, catalogue: Catalogue, generation: int, dim: int) -> 
     """Empty the shards of a generation with over a quarter dead rows, and return their number.
 
     The write lock must be held. Removed photos lose their descriptors here. A photo that comes back is
-    embedded again. The file of an emptied shard is deleted the next time, because a reader may still need its rows.
+    embedded again. The file of an emptied shard is deleted the next time, because a reader may still need its
+    rows.
     """
     _drop_emptied(layout, catalogue, generation)
     emptied = 0

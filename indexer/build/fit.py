@@ -2,8 +2,8 @@
 
 Trained and published weights come with their pooling, some also with a reduction. These are kept.
 
-Each photo goes through the network once. Until all photos are embedded, the spool keeps the maps of photos that
-the clusters are fitted on, and the unreduced descriptors of photos that the reduction is fitted on.
+Each photo goes through the network once. Until all photos are embedded, the spool keeps the maps of photos
+that the clusters are fitted on, and the unreduced descriptors of photos that the reduction is fitted on.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _record(
 
 
 def _all_unchanged(catalogue: Catalogue, scanned: ScanResult) -> int | None:
-    """Return the number of photos if all files have their known size and time; None if anything may differ."""
+    """Return the number of photos if all files have their known size and time; None if any may differ."""
     if catalogue.count("failed"):  # they are tried again
         return None
     if catalogue.file_stats() != scanned.files:  # both are sorted

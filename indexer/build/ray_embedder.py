@@ -1,8 +1,9 @@
 """Embedding on many machines by Ray. `RayEmbedder` has the same `stream` as `Embedder`.
 
-Only the run itself writes to the index. It reads the photos' files and sends their bytes to the workers. There
-is one worker on each node, which decodes photos and runs the network. Results come in the order of the photos.
-If a worker dies, it is replaced, and its photos go to another worker. No other photo is embedded again.
+Only the run itself writes to the index. It reads the photos' files and sends their bytes to the workers.
+There is one worker on each node, which decodes photos and runs the network. Results come in the order of the
+photos. If a worker dies, it is replaced, and its photos go to another worker. No other photo is embedded
+again.
 """
 
 from __future__ import annotations
