@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from indexer.confidence.evidence import Evidence
 from indexer.errors import UsageError
 
 VERSION = 1
@@ -29,36 +30,9 @@ Outcome = Literal["right", "wrong", "absent"]
 OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "absent")
 Floats = NDArray[np.float64]
 
-_LEAST_CONTRAST = 0.25
-_MOST_LEAD = 1.5  # ln: photos of one day agree on far more than those of two, and that says no more
 _RIDGE = 1.0
 _APART = 3.0
 _FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What of a search speaks for its first answer.
-
-    No number here changes when all scores of a query are raised or scaled alike, as another season, camera
-    or light does: from an index's own photos only that can be learnt which holds for photos of another day.
-    """
-
-    contrast: float
-    """How far the best score stands out of the collection's: (s₁ − median)/σ over a sample of all photos, σ
-    being half of what lies between its 16th and 84th percentile."""
-    agreement: float
-    """Share of the best place and its neighbourhood in the best photos' weight exp(2(s − s₁)/σ): near 1
-    where no other place comes near, small where many are alike."""
-    lead: float | None = None
-    """How many times as many inliers the best photo has as photos elsewhere commonly have: (1 + n₁)/(1 + n),
-    n their upper quartile among those that were verified. None where it was not verified."""
-
-    def features(self) -> tuple[float, ...]:
-        """What the model weighs; the more, the surer."""
-        # A twofold contrast says as much at 2 as at 4, and the tenth match more than the hundredth.
-        known = (math.log(max(self.contrast, _LEAST_CONTRAST)), self.agreement)
-        return known if self.lead is None else (*known, min(math.log(self.lead), _MOST_LEAD))
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,51 @@
-"""What of a search speaks for its first answer; the same for queries and for an index's own photos."""
+"""Features that predict whether the first answer is right, for queries and for the index's own photos."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.confidence.calibration import Evidence
+from indexer.search.searcher import WEIGHED
 from indexer.snapshots.store import Floats
 
-WEIGHED = 50
-"""Best photos that are weighed against each other."""
 CHANCE = 0.75
 """Quantile of the inliers of verified photos elsewhere that counts as what any two photos agree on."""
 _SHARPNESS = 2.0
+_LEAST_CONTRAST = 0.25
+_MOST_LEAD = 1.5  # ln: photos of one day agree on far more features than photos of two days
 _LEAST_WIDTH = 1e-3
 
 Scores = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Features that predict whether the first answer of a search is right.
+
+    They stay the same if all scores of a query are shifted or scaled, as another season, camera or light
+    does. So what they show for an index's own photos also holds for photos of another day.
+    """
+
+    contrast: float
+    """How far the best score is above ordinary ones: (s₁ − median)/σ over a sample of all photos; σ is half
+    of the range between the 16th and 84th percentile."""
+    agreement: float
+    """Share of the best place and its neighbourhood in the weight exp(2(s − s₁)/σ) of the best photos: near 1
+    if no other place comes close."""
+    lead: float | None = None
+    """Inliers of the best photo against those of photos elsewhere: (1 + n₁)/(1 + n); n is the upper quartile
+    of the other verified photos. None if the best photo was not verified."""
+
+    def features(self) -> tuple[float, ...]:
+        """Return the model's inputs; each raises confidence."""
+        # Logarithms: a twofold contrast means the same at 2 as at 4, and the first inliers mean the most.
+        known = (math.log(max(self.contrast, _LEAST_CONTRAST)), self.agreement)
+        return known if self.lead is None else (*known, min(math.log(self.lead), _MOST_LEAD))
 
 
 @dataclass(frozen=True)

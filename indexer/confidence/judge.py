@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from indexer.answers import PhotoHit, PlaceHit
+from indexer.answers import PhotoHit, PlaceHit, Position
 from indexer.confidence.calibration import Calibration
-from indexer.confidence.evidence import WEIGHED, Level, evidence_of, share_out
+from indexer.confidence.evidence import Level, evidence_of, share_out
+from indexer.filters import Filters
 from indexer.places.neighbourhood import PlaceRule, Whereabouts
+from indexer.search.localisation import with_distances
+from indexer.search.searcher import PHOTOS_A_PLACE, WEIGHED
 from indexer.search.verification import cosine
 from indexer.snapshots.store import Floats
 
@@ -119,3 +122,34 @@ def _ranked(
     others = {hit.id: hit for place in (*rivals, *places) for hit in place.photos if hit.id != first.id}
     best = sorted(others.values(), key=lambda hit: (-hit.score, hit.id))
     return [first, *best[: WEIGHED - 1]], owners
+
+
+def judged_places(
+    places: Sequence[PlaceHit], judgement: Judgement, filters: Filters | None
+) -> tuple[PlaceHit, ...]:
+    """Return places with their confidence, their best photos, and their distance from the filters' point."""
+    calibrated = judgement.confidence is not None
+    shown = [
+        replace(
+            place,
+            confidence=judgement.places.get(place.id, 0.0) if calibrated else None,
+            photos=place.photos[:PHOTOS_A_PLACE],
+        )
+        for place in places
+    ]
+    return with_distances(shown, filters)
+
+
+def answer_note(
+    judgement: Judgement,
+    places: Sequence[PlaceHit],
+    position: Position | None,
+    filters: Filters | None,
+) -> str | None:
+    """Return the reason why known, confidence or position is None."""
+    notes = [judgement.note] if judgement.note else []
+    if not places:
+        notes.append("no photo passes the filters" if filters and filters.narrow else "the index is empty")
+    elif position is None:
+        notes.append("none of the nearest photos has a position")
+    return "; ".join(notes) or None

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from indexer.answers import Photo, PhotoHit
 from indexer.confidence.calibration import Calibration, Case, Outcome, cross_validated_error, fit
-from indexer.confidence.evidence import WEIGHED, Level, evidence_of
+from indexer.confidence.evidence import Level, evidence_of
 from indexer.geo import haversine_m
 from indexer.places.neighbourhood import Mask, PlaceRule, Whereabouts
 from indexer.search.localisation import LOCATE_BY, locate
+from indexer.search.searcher import WEIGHED
 from indexer.search.verification import cosine, raised
 from indexer.snapshots.store import Floats, Store, sampled
 

@@ -1,13 +1,14 @@
 """From photos that resemble a query to places, and to a position."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.answers import PhotoHit, PlaceHit, Position
-from indexer.geo import from_local, to_local
+from indexer.answers import PhotoHit, Place, PlaceHit, Position
+from indexer.filters import Filters
+from indexer.geo import from_local, haversine_m, to_local
 from indexer.places.assign import place_id
 
 LOCATE_BY = 20
@@ -24,34 +25,8 @@ _LEAST_TEMPERATURE = 0.01
 FloatArray = NDArray[np.float64]
 
 
-class LocatedHit(Protocol):
-    """What of a hit says where; see `indexer.answers.PhotoHit`."""
-
-    @property
-    def lat(self) -> float | None: ...
-    @property
-    def lon(self) -> float | None: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def heading(self) -> float | None: ...
-
-
-class PlaceLike(Protocol):
-    """What of a place an answer tells; see `indexer.answers.Place`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def lat(self) -> float | None: ...
-    @property
-    def lon(self) -> float | None: ...
-
-
 def locate(
-    hits: Iterable[LocatedHit], *, group_radius_m: float = GROUP_RADIUS_M, radius_factor: float = 1.0
+    hits: Iterable[PhotoHit], *, group_radius_m: float = GROUP_RADIUS_M, radius_factor: float = 1.0
 ) -> Position | None:
     """Where the query was taken and looks, from the hits that have a position; None where none has.
 
@@ -84,13 +59,13 @@ def locate(
     return Position(*position, radius_factor * radius_m, heading)
 
 
-def group_hits(hits: Iterable[PhotoHit], place_of: Callable[[str], PlaceLike | None]) -> tuple[PlaceHit, ...]:
+def group_hits(hits: Iterable[PhotoHit], place_of: Callable[[str], Place | None]) -> tuple[PlaceHit, ...]:
     """The places that the hits show, best first, each with its hits, best first.
 
     `place_of` gives the place of a photo by the photo's id (a dict's `get` will do); a photo that has none
     yet is a place of its own. A place scores as its best hit; equals are ordered by id.
     """
-    found: dict[str, tuple[PlaceLike | None, list[PhotoHit]]] = {}
+    found: dict[str, tuple[Place | None, list[PhotoHit]]] = {}
     for hit in sorted(hits, key=lambda hit: (-hit.score, hit.id)):
         place = place_of(hit.id)
         found.setdefault(place.id if place else place_id(hit.id), (place, []))[1].append(hit)
@@ -98,8 +73,8 @@ def group_hits(hits: Iterable[PhotoHit], place_of: Callable[[str], PlaceLike | N
     return tuple(sorted(places, key=lambda place: (-place.score, place.id)))
 
 
-def _place_hit(id: str, place: PlaceLike | None, photos: Sequence[PhotoHit]) -> PlaceHit:
-    where: PlaceLike | PhotoHit = place or photos[0]
+def _place_hit(id: str, place: Place | None, photos: Sequence[PhotoHit]) -> PlaceHit:
+    where: Place | PhotoHit = place or photos[0]
     return PlaceHit(
         id=id,
         name=place.name if place else None,
@@ -138,3 +113,22 @@ def _heading(headings: FloatArray, weights: FloatArray) -> float | None:
     if np.hypot(east, north) < LEAST_RESULTANT:
         return None
     return float(np.degrees(np.arctan2(east, north)) % 360)
+
+
+def rounded(position: Position) -> Position:
+    """Return a position rounded to a centimetre, its radius to a decimetre, its heading to 0.1 degrees."""
+    heading = None if position.heading is None else round(position.heading, 1) % 360
+    return Position(round(position.lat, 7), round(position.lon, 7), round(position.radius_m, 1), heading)
+
+
+def with_distances(places: Sequence[PlaceHit], filters: Filters | None) -> tuple[PlaceHit, ...]:
+    """Return places with their distance from the position in the filters, if there is one."""
+    if filters is None or filters.position is None:
+        return tuple(places)
+    lat, lon = filters.position
+    return tuple(
+        place
+        if place.lat is None or place.lon is None
+        else replace(place, distance_m=round(float(haversine_m(lat, lon, place.lat, place.lon)), 1))
+        for place in places
+    )

@@ -10,14 +10,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.answers import PhotoHit, PlaceHit
-from indexer.confidence.evidence import WEIGHED
+from indexer.answers import PhotoHit, Place, PlaceHit
 from indexer.errors import IndexerError, ModelMismatch
 from indexer.filters import Filters
 from indexer.search.additions import Additions, Searched
 from indexer.search.filter_columns import Counts, Selection, Table
 from indexer.search.localisation import group_hits
-from indexer.search.showing import PHOTOS_A_PLACE
 from indexer.search.verification import CANDIDATES, Features, Matches, matches, raised, stored_features
 from indexer.snapshots.manifest import Manifest
 from indexer.snapshots.store import Store
@@ -28,6 +26,11 @@ from indexer.storage.rows import Hit
 from model.embedder import Seen
 
 Floats = NDArray[np.float32]
+
+WEIGHED = 50
+"""Best photos that are weighed against each other, for confidence."""
+PHOTOS_A_PLACE = 5
+"""Most photos of a place in an answer."""
 
 
 @dataclass
@@ -220,6 +223,21 @@ class Searcher:
             for (number, _), local in zip(slots, packed, strict=True)
             if local is not None
         }
+
+    def photo_hits(
+        self, scored: Sequence[tuple[float, int]], inliers: Mapping[int, int]
+    ) -> list[tuple[PhotoHit, Place | None] | None]:
+        """Return photos and places of descriptors, given by cosine and id; None for those removed since.
+
+        Args:
+            inliers: inliers of the verified descriptors, by id.
+        """
+        hits = self._catalogue.hits([number for _, number in scored])
+        found = [
+            Scored(score, number, hits[number]).verified(inliers.get(number)) if number in hits else None
+            for score, number in scored
+        ]
+        return [None if one is None else (one.shown(), one.hit.place) for one in found]
 
     def matched(
         self, question: Question, hits: Sequence[Scored], places: Sequence[PlaceHit]
