@@ -1,4 +1,4 @@
-"""An opened index: one snapshot, what was added since, and the straight way from a photo to an answer."""
+"""`Index`, an opened index: from a photo to an answer."""
 
 from __future__ import annotations
 
@@ -157,16 +157,16 @@ class Index:
         verify: bool = True,
         matched: bool = False,
     ) -> Answer:
-        """Where was this photo taken: the k nearest places, and the position.
+        """Find where a photo was taken: its position and the k nearest places.
 
         Args:
             photo: a path, the bytes of an image file, or an open binary file.
             filters: which photos may be in the answer.
-            verify: look at the nearest photos once more, by their local features, where the index has them.
-            matched: list where the photos verified show the same as this one.
+            verify: compare the nearest photos again by local features, if the index has them.
+            matched: list matching points of the verified photos.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the photo cannot be read.
         """
         return self.query_clip([photo], k, filters=filters, verify=verify, matched=matched)
 
@@ -180,15 +180,15 @@ class Index:
         matched: bool = False,
         on_unreadable: Callable[[Source, ImageError], None] | None = None,
     ) -> Answer:
-        """Where were these photos of one place taken; they are pooled as one, in whatever order.
+        """Find where photos of one place were taken. They are pooled as one, in any order.
 
         Args:
             verify: as in `query`; a clip of several frames is never verified.
             matched: as in `query`.
-            on_unreadable: told of each frame that cannot be read, which is then left out.
+            on_unreadable: called for each frame that cannot be read, which is then left out.
 
         Raises:
-            ImageError: a frame cannot be read; with `on_unreadable`, none can.
+            ImageError: a frame cannot be read; with `on_unreadable`, if none can.
             ModelError: there is no frame.
         """
         start = time.perf_counter()
@@ -218,20 +218,19 @@ class Index:
         verify: bool = True,
         remember: bool = False,
     ) -> Follower:
-        """Follow a camera that moves, a frame at a time: `follower.update(frame)` says where it is.
+        """Follow a moving camera frame by frame: `follower.update(frame)` returns where it is.
 
         Args:
-            k: how many places to name.
-            motion: how it moves over the map: `photos` along traverses, which are the photos of each folder
-                in the order of their names; `metres` between photos with positions, in whatever order;
-                `auto` by metres where half of the photos have a position, else by photos.
+            k: number of places in an answer.
+            motion: `photos`: along the photos of each folder, in order of name; `metres`: between photos
+                with positions; `auto`: metres if half of the photos have a position, else photos.
             known_share: share of frames that show the map; None: this index's share of queries.
             filters: which photos are the map.
-            verify: look at the photos most like a frame once more, as in `query`.
-            remember: keep the frames, so that `follower.smoothed()` can go back over them.
+            verify: compare the nearest photos again, as in `query`.
+            remember: keep the frames, for `follower.smoothed()`.
 
         Raises:
-            UsageError: a value that cannot be, or a map that no camera can be followed in.
+            UsageError: an impossible value, or a map that no camera can be followed on.
             IndexerError: the filters leave no photo.
         """
         folder = self._folder()
@@ -263,18 +262,17 @@ class Index:
         verify: bool = True,
         on_unreadable: Callable[[Source, ImageError], None] | None = None,
     ) -> list[FrameAnswer]:
-        """Where was a moving camera at each of its frames, given in order; see `follow`.
+        """Find where a moving camera was at each of its frames, given in order; see `follow`.
 
         Args:
-            steps: what odometry says of the way to each frame, None where it says nothing; see
-                `indexer.sequences.odometry`.
-            smooth: answer each frame by all of them; else by those up to it alone.
-            verify: look at the photos most like a frame once more, as in `query`.
-            on_unreadable: told of each frame that cannot be read, which is then left out.
+            steps: the step to each frame by odometry, or None; see `indexer.sequences.odometry`.
+            smooth: use all frames for each answer; otherwise only those up to it.
+            verify: compare the nearest photos again, as in `query`.
+            on_unreadable: called for each frame that cannot be read, which is then left out.
 
         Raises:
             ImageError: a frame cannot be read, and there is no `on_unreadable`.
-            UsageError: as `follow` does, or there are not as many steps as frames.
+            UsageError: as in `follow`, or the numbers of steps and frames differ.
         """
         if steps is not None and len(steps) != len(frames):
             raise UsageError(f"expected a step for each of {len(frames)} frames, got {len(steps)}")
@@ -285,16 +283,16 @@ class Index:
         return follower.smoothed() if smooth else answers
 
     def embed(self, photos: Sequence[Source]) -> Floats:
-        """Descriptors of photos, B d, unit length. Raises ImageError for the first that cannot be read."""
+        """Return descriptors of photos, B d, unit length. Raises ImageError for an unreadable photo."""
         return self.embedder.embed([self.read(photo) for photo in photos])
 
     @property
     def reader(self) -> Reader:
-        """What reads query photos as this index's network takes them."""
+        """The reader of query photos for this index's network."""
         return Reader(self.image_size, None, self.min_image_size, self.embedder.read)
 
     def read(self, photo: Source, *, max_pixels: int = MAX_PIXELS) -> Image:
-        """A photo as this index's network takes it, H W 3. Raises ImageError."""
+        """Return a photo as the network takes it, H W 3. Raises ImageError."""
         return self.embedder.read(photo, self.image_size, self.min_image_size, max_pixels=max_pixels)
 
     def answer(
@@ -306,16 +304,16 @@ class Index:
         verify: bool = True,
         matched: bool = False,
     ) -> Answer:
-        """The answer for what a photo was seen as: search → verify → places → position, and how sure it is.
+        """Answer a photo that the network has seen: search, verify, group into places, locate, judge.
 
         Args:
-            seen: by this index's model; a descriptor (d) alone is answered without verification. A question
-                that is asked more than once is verified once.
-            matched: list where the photos verified show the same.
+            seen: output of this index's model. A descriptor (d) alone is not verified. A question that is
+                answered several times is verified once.
+            matched: list matching points of the verified photos.
 
         Raises:
             UsageError: `k` is below 1.
-            ModelMismatch: a descriptor of another dimension than this index's.
+            ModelMismatch: the descriptor's dimension is not this index's.
         """
         if k < 1:
             raise UsageError(f"k counts places and must be at least 1, got {k}")
@@ -355,21 +353,21 @@ class Index:
     def nearest(
         self, seen: Seen | Floats | Question, n: int, filters: Filters | None = None, *, verify: bool = True
     ) -> list[PhotoHit]:
-        """The n photos most like what a photo was seen as, best first; see `answer`."""
+        """Return the n nearest photos, best first; see `answer`."""
         question = Question.of(seen, verify=verify)
         return [found.shown() for found in self._search.nearest(question, n, filters)]
 
     def see(self, photo: Source) -> Seen:
-        """What a photo is seen as: its descriptor and local features. Raises ImageError."""
+        """Return a photo's descriptor and local features. Raises ImageError."""
         return self.embedder.see([[self.read(photo)]])[0]
 
     def matches(self, seen: Seen, id: str) -> Matches | None:
-        """Where a photo and one of the index show the same; None where the index keeps no local features.
+        """Return the matching points of a photo and one of the index; None without local features.
 
-        Of a panorama, by the view that agrees most.
+        For a panorama, the view with the most matches counts.
 
         Raises:
-            NotFound: there is no photo of that id.
+            NotFound: there is no photo with that id.
         """
         self.photo(id)
         views = self._search.features(id)
@@ -380,7 +378,7 @@ class Index:
 
     @property
     def verifies(self) -> bool:
-        """Whether this index keeps local features to verify answers by."""
+        """Whether this index keeps local features to verify answers."""
         return self.embedder.model.local is not None
 
     def descriptors(self) -> tuple[list[str], Floats]:
@@ -443,7 +441,7 @@ class Index:
         return self._described(source["failed"]) | source
 
     def _described(self, failed: int) -> dict[str, Any]:
-        """What manifest and model say of it; `failed`: how many photos could not be read."""
+        """Description from manifest and model; `failed` is the number of unreadable photos."""
         counts, config = self.counts(), self.embedder.model.config
         return {
             "photos": counts.photos,

@@ -13,7 +13,7 @@ from indexer.search.searcher import WEIGHED
 from indexer.snapshots.store import Floats
 
 CHANCE = 0.75
-"""Quantile of the inliers of verified photos elsewhere that counts as what any two photos agree on."""
+"""Quantile of the inliers of other verified photos; it stands for the agreement of any two photos."""
 _SHARPNESS = 2.0
 _LEAST_CONTRAST = 0.25
 _MOST_LEAD = 1.5  # ln: photos of one day agree on far more features than photos of two days
@@ -50,34 +50,34 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Level:
-    """What an ordinary score of one query is."""
+    """The level of ordinary scores of a query."""
 
     middle: float
     width: float
-    """Half of what lies between the 16th and the 84th percentile: σ where scores are normal."""
+    """Half of the range between the 16th and 84th percentile: σ for normal scores."""
 
     @classmethod
     def of(cls, scores: Floats | Scores) -> Level:
-        """From the scores (n) of a sample of the collection; from none, as if all were 0."""
+        """Return the level of the scores (n) of a sample; of no scores, as if all were 0."""
         if not len(scores):
             return cls(0.0, _LEAST_WIDTH)
         low, middle, high = np.percentile(scores, (15.87, 50.0, 84.13)).tolist()
-        # Rounding leaves a width where all photos are one: there, nothing stands out.
+        # at least: identical photos have no spread, and then nothing stands out
         return cls(middle, max((high - low) / 2, _LEAST_WIDTH))
 
 
 def weights(scores: Scores, level: Level) -> Scores:
-    """Weights exp(2(s − s₁)/σ) of scores, of which s₁ is the best."""
+    """Weights exp(2(s − s₁)/σ) of scores; s₁ is the best."""
     return np.asarray(np.exp(_SHARPNESS * (scores - scores.max()) / level.width), np.float64)
 
 
 def evidence_of(scores: Scores, near: Mask, level: Level, agreeing: Sequence[int | None] = ()) -> Evidence:
-    """The evidence of a search.
+    """Return the evidence of a search.
 
     Args:
-        scores: cosines of the best photos (n ≥ 1), best first; those after the first WEIGHED do not count.
+        scores: cosines of the best photos (n ≥ 1), best first; only the first WEIGHED count.
         near: which of them show the first one's place or its neighbourhood; the first does.
-        agreeing: inliers of each, where they were verified, which then decide which is first.
+        agreeing: inliers of each, if verified; they then decide which is first.
     """
     found = weights(np.asarray(scores[:WEIGHED], np.float64), level)
     agreement = float(found[near[:WEIGHED]].sum() / found.sum())
@@ -90,12 +90,12 @@ def evidence_of(scores: Scores, near: Mask, level: Level, agreeing: Sequence[int
 
 
 def share_out(left: float, places: Sequence[float], level: Level, most: float) -> list[float]:
-    """Probabilities of the further places, given what is left to them together.
+    """Return probabilities of the further places, which share what is left.
 
     Args:
         left: the probability that the index has the place and that it is not the first.
-        places: best scores of all further places that were found, best first.
-        most: what none of them may exceed: the probability of the first.
+        places: best scores of all further places, best first.
+        most: upper bound of each: the probability of the first.
     """
     if not places:
         return []
