@@ -1,4 +1,4 @@
-"""An opened index: one snapshot, what was added since, and the straight way from a photo to an answer."""
+"""`Index`, an opened index: from a photo to an answer."""
 
 from __future__ import annotations
 
@@ -7,72 +7,53 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from indexer.addresses import SCHEME
 from indexer.answers import KNOWN_SHARE, Answer, Photo, PhotoHit, Place, PlaceHit
 from indexer.build.rebuild import rebuild
 from indexer.confidence.calibration import KNOWN_FROM, Calibration, check_known_share
-from indexer.confidence.evidence import WEIGHED
-from indexer.confidence.judge import Judge, Judgement
+from indexer.confidence.judge import Judge, Judgement, answer_note, judged_places
 from indexer.errors import NotFound, UsageError
 from indexer.filters import Filters
-from indexer.options import load_options
+from indexer.milvus.replica import Replica
 from indexer.photos.reader import Reader
-from indexer.places.neighbourhood import frame_ranks
 from indexer.posting.posting import Posting
 from indexer.search.filter_columns import Counts
-from indexer.search.localisation import LOCATE_BY, locate
-from indexer.search.searcher import Question, Scored, Searcher, grouped
-from indexer.search.showing import rounded, shown_places, why_untold
+from indexer.search.folder import Folder
+from indexer.search.localisation import LOCATE_BY, locate, rounded
+from indexer.search.searcher import WEIGHED, Question, grouped
 from indexer.search.verification import Features, Matches, matches
-from indexer.sequences.follower import Follower, FrameAnswer, MotionKind, PhotoMap, follow_all
+from indexer.sequences.follower import Follower, FrameAnswer, follow_all
 from indexer.sequences.motion import Step
-from indexer.snapshots.manifest import Manifest, opened_store, other_model, read_manifest
-from indexer.snapshots.store import Store, sample_of
+from indexer.sequences.photo_map import MotionKind, PhotoMap
+from indexer.snapshots.manifest import other_model
+from indexer.snapshots.store import Floats
 from indexer.storage.catalogue import Catalogue
-from indexer.storage.layout import Layout, disk_use, generation_of
-from indexer.storage.shards import read_slots
 from model.embedder import Embedder, Seen
 from model.errors import ImageError
 from model.gpu_decoding import Image
 from model.images import MAX_PIXELS, Source
-from model.modelfile import load_model, read_header
+from model.modelfile import load_model
 
-Floats = NDArray[np.float32]
+ONLY_A_FOLDER = "a replica only answers queries: files, changes and sequences need the index's folder"
 
 
 class Index:
-    """One snapshot of an index, opened; made by `Index.open`. What is added or removed later shows at once.
+    """An opened index: one snapshot, and what was added or removed since. Made by `Index.open`.
 
-    Search and catalogue may be used from many threads; `query` and `embed` use the network and are for one
-    thread at a time.
+    It answers from a folder, or from a replica on Milvus. Search and catalogue may be used from many threads;
+    `query` and `embed` use the network and are for one thread at a time.
     """
 
     def __init__(
-        self,
-        layout: Layout,
-        manifest: Manifest,
-        catalogue: Catalogue,
-        store: Store,
-        embedder: Embedder,
-        known_share: float = KNOWN_SHARE,
+        self, source: Folder | Replica, embedder: Embedder, known_share: float = KNOWN_SHARE
     ) -> None:
-        self._layout = layout
-        self._catalogue = catalogue
-        self.manifest = manifest
+        self._source = source
+        self.manifest = source.manifest
         self.embedder = embedder
         self.known_share = check_known_share(known_share)
-        self._search = Searcher(layout, catalogue, manifest, store)
-        self._calibration = Calibration.from_json(manifest.calibration)
-        self._judge = Judge(
-            self._calibration,
-            self.known_share,
-            sample=lambda: sample_of(store),
-            ranks=lambda frames: frame_ranks(catalogue.place_photos(), frames),
-        )
-        self._counts: tuple[int, Counts] | None = None
+        self._search = source.searcher
+        self._calibration = Calibration.from_json(self.manifest.calibration)
+        self._judge = Judge(self._calibration, self.known_share, sample=source.sample, ranks=source.ranks)
         self._posting: Posting | None = None
 
     @classmethod
@@ -85,59 +66,69 @@ class Index:
         known_share: float = KNOWN_SHARE,
         model: Path | None = None,
     ) -> Index:
-        """Open the current snapshot of the index in the folder `path` and load its network.
+        """Open the current snapshot of an index and load its network.
 
         Args:
-            path: the folder, or milvus://HOST/NAME for a snapshot that was sent there; see
-                `indexer.milvus.replica.Replica`.
+            path: the folder, or milvus://HOST/NAME for a snapshot that was sent there.
             known_share: share of the queries that show a place of the index, between 0 and 1; confidence
-                holds for it.
-            model: the model file, where there is no folder that has it.
+                depends on it.
+            model: the model file; needed for Milvus only.
 
         Raises:
-            UsageError: `known_share` is no such share.
+            UsageError: `known_share` is not between 0 and 1, the address is wrong, or `model` is missing.
             IndexMissing: there is no index, or its first run has not finished.
             FormatTooNew: a newer version wrote it.
-            IndexerError: it is damaged beyond what the shards can mend.
+            ModelMismatch: the model file is not the one that made the descriptors.
+            StoreUnavailable: Milvus cannot be reached.
+            IndexerError: the index is damaged beyond repair from the shards.
             ModelError: no such device or precision.
         """
         check_known_share(known_share)
-        if str(path).startswith(SCHEME):
-            from indexer.milvus.replica import Replica
-
-            return Replica.open_far(
-                str(path), model, device=device, precision=precision, known_share=known_share
-            )
-        layout = Layout(Path(path))
-        manifest = read_manifest(layout, layout.current())
-        network = load_model(layout.model(generation_of(manifest.snapshot)))
-        embedder = Embedder(network, device=device, precision=precision)
-        return cls._with(layout, manifest, embedder, known_share)
+        source: Folder | Replica
+        if not str(path).startswith(SCHEME):
+            source = Folder.open(Path(path))
+            model = source.model_file
+        elif model is None:
+            raise UsageError(f"{path} needs `model`: the file generations/NN/model.safetensors of its index")
+        else:
+            source = Replica.open(str(path))
+        return cls.over(source, Embedder(load_model(model), device=device, precision=precision), known_share)
 
     @classmethod
-    def _with(cls, layout: Layout, manifest: Manifest, embedder: Embedder, known_share: float) -> Index:
-        header = read_header(layout.model(generation_of(manifest.snapshot)))
-        if header["fingerprint"] != manifest.model:
-            raise other_model(manifest, header["fingerprint"])
-        catalogue = Catalogue(layout.folder)
-        store = opened_store(layout, catalogue, manifest)
-        return cls(layout, manifest, catalogue, store, embedder, known_share)
+    def over(cls, source: Folder | Replica, embedder: Embedder, known_share: float = KNOWN_SHARE) -> Index:
+        """Return an index over a source. Raises ModelMismatch if another model made its descriptors."""
+        if embedder.model.fingerprint != source.manifest.model:
+            raise other_model(source.manifest, embedder.model.fingerprint)
+        return cls(source, embedder, known_share)
 
     def latest(self) -> Index:
-        """This index while its snapshot is current, else the current one; it shares an unchanged network."""
-        name = self._layout.current()
-        if name == self.manifest.snapshot:
+        """Return this index if its snapshot is current, else the current one; an unchanged network is shared.
+
+        Raises:
+            ModelMismatch: another model made the descriptors, and its file is not here.
+            StoreUnavailable: Milvus cannot be reached, or is still loading.
+        """
+        source = self._source.latest()
+        if source is self._source:
             return self
-        manifest = read_manifest(self._layout, name)
         embedder = self.embedder
-        if manifest.model != self.manifest.model:
-            model = load_model(self._layout.model(generation_of(name)))
-            embedder = self.embedder.with_model(model)
-        return self._with(self._layout, manifest, embedder, self.known_share)
+        if source.manifest.model != self.manifest.model and isinstance(source, Folder):
+            embedder = embedder.with_model(load_model(source.model_file))
+        return self.over(source, embedder, self.known_share)
+
+    def _folder(self) -> Folder:
+        if not isinstance(self._source, Folder):
+            raise UsageError(ONLY_A_FOLDER)
+        return self._source
+
+    @property
+    def writable(self) -> bool:
+        """Whether photos can be added and removed here."""
+        return self._source.writable
 
     @property
     def path(self) -> Path:
-        return self._layout.folder
+        return self._source.path
 
     @property
     def snapshot(self) -> str:
@@ -166,16 +157,16 @@ class Index:
         verify: bool = True,
         matched: bool = False,
     ) -> Answer:
-        """Where was this photo taken: the k nearest places, and the position.
+        """Find where a photo was taken: its position and the k nearest places.
 
         Args:
             photo: a path, the bytes of an image file, or an open binary file.
             filters: which photos may be in the answer.
-            verify: look at the nearest photos once more, by their local features, where the index has them.
-            matched: list where the photos verified show the same as this one.
+            verify: compare the nearest photos again by local features, if the index has them.
+            matched: list matching points of the verified photos.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the photo cannot be read.
         """
         return self.query_clip([photo], k, filters=filters, verify=verify, matched=matched)
 
@@ -189,15 +180,15 @@ class Index:
         matched: bool = False,
         on_unreadable: Callable[[Source, ImageError], None] | None = None,
     ) -> Answer:
-        """Where were these photos of one place taken; they are pooled as one, in whatever order.
+        """Find where photos of one place were taken. They are pooled as one, in any order.
 
         Args:
             verify: as in `query`; a clip of several frames is never verified.
             matched: as in `query`.
-            on_unreadable: told of each frame that cannot be read, which is then left out.
+            on_unreadable: called for each frame that cannot be read, which is then left out.
 
         Raises:
-            ImageError: a frame cannot be read; with `on_unreadable`, none can.
+            ImageError: a frame cannot be read; with `on_unreadable`, if none can.
             ModelError: there is no frame.
         """
         start = time.perf_counter()
@@ -227,27 +218,29 @@ class Index:
         verify: bool = True,
         remember: bool = False,
     ) -> Follower:
-        """Follow a camera that moves, a frame at a time: `follower.update(frame)` says where it is.
+        """Follow a moving camera frame by frame: `follower.update(frame)` returns where it is.
 
         Args:
-            k: how many places to name.
-            motion: how it moves over the map: `photos` along traverses, which are the photos of each folder
-                in the order of their names; `metres` between photos with positions, in whatever order;
-                `auto` by metres where half of the photos have a position, else by photos.
+            k: number of places in an answer.
+            motion: `photos`: along the photos of each folder, in order of name; `metres`: between photos
+                with positions; `auto`: metres if half of the photos have a position, else photos.
             known_share: share of frames that show the map; None: this index's share of queries.
             filters: which photos are the map.
-            verify: look at the photos most like a frame once more, as in `query`.
-            remember: keep the frames, so that `follower.smoothed()` can go back over them.
+            verify: compare the nearest photos again, as in `query`.
+            remember: keep the frames, for `follower.smoothed()`.
 
         Raises:
-            UsageError: a value that cannot be, or a map that no camera can be followed in.
+            UsageError: an impossible value, or a map that no camera can be followed on.
             IndexerError: the filters leave no photo.
         """
-        searched, selection = self._search.selected(filters)
-        photos = PhotoMap.read(self._catalogue, generation_of(self.snapshot), searched, selection)
+        folder = self._folder()
+        searched, selection = folder.searcher.selected(filters)
         return Follower(
-            self,
-            photos,
+            folder.searcher,
+            self.embedder,
+            PhotoMap.read(folder.catalogue, folder.generation, searched, selection),
+            model=self.model_fingerprint,
+            snapshot=self.snapshot,
             k=k,
             motion=motion,
             known_share=self.known_share if known_share is None else known_share,
@@ -269,18 +262,17 @@ class Index:
         verify: bool = True,
         on_unreadable: Callable[[Source, ImageError], None] | None = None,
     ) -> list[FrameAnswer]:
-        """Where was a moving camera at each of its frames, given in order; see `follow`.
+        """Find where a moving camera was at each of its frames, given in order; see `follow`.
 
         Args:
-            steps: what odometry says of the way to each frame, None where it says nothing; see
-                `indexer.sequences.odometry`.
-            smooth: answer each frame by all of them; else by those up to it alone.
-            verify: look at the photos most like a frame once more, as in `query`.
-            on_unreadable: told of each frame that cannot be read, which is then left out.
+            steps: the step to each frame by odometry, or None; see `indexer.sequences.odometry`.
+            smooth: use all frames for each answer; otherwise only those up to it.
+            verify: compare the nearest photos again, as in `query`.
+            on_unreadable: called for each frame that cannot be read, which is then left out.
 
         Raises:
             ImageError: a frame cannot be read, and there is no `on_unreadable`.
-            UsageError: as `follow` does, or there are not as many steps as frames.
+            UsageError: as in `follow`, or the numbers of steps and frames differ.
         """
         if steps is not None and len(steps) != len(frames):
             raise UsageError(f"expected a step for each of {len(frames)} frames, got {len(steps)}")
@@ -291,16 +283,16 @@ class Index:
         return follower.smoothed() if smooth else answers
 
     def embed(self, photos: Sequence[Source]) -> Floats:
-        """Descriptors of photos, B d, unit length. Raises ImageError for the first that cannot be read."""
+        """Return descriptors of photos, B d, unit length. Raises ImageError for an unreadable photo."""
         return self.embedder.embed([self.read(photo) for photo in photos])
 
     @property
     def reader(self) -> Reader:
-        """What reads query photos as this index's network takes them."""
+        """The reader of query photos for this index's network."""
         return Reader(self.image_size, None, self.min_image_size, self.embedder.read)
 
     def read(self, photo: Source, *, max_pixels: int = MAX_PIXELS) -> Image:
-        """A photo as this index's network takes it, H W 3. Raises ImageError."""
+        """Return a photo as the network takes it, H W 3. Raises ImageError."""
         return self.embedder.read(photo, self.image_size, self.min_image_size, max_pixels=max_pixels)
 
     def answer(
@@ -312,16 +304,16 @@ class Index:
         verify: bool = True,
         matched: bool = False,
     ) -> Answer:
-        """The answer for what a photo was seen as: search → verify → places → position, and how sure it is.
+        """Answer a photo that the network has seen: search, verify, group into places, locate, judge.
 
         Args:
-            seen: by this index's model; a descriptor (d) alone is answered without verification. A question
-                that is asked more than once is verified once.
-            matched: list where the photos verified show the same.
+            seen: output of this index's model. A descriptor (d) alone is not verified. A question that is
+                answered several times is verified once.
+            matched: list matching points of the verified photos.
 
         Raises:
             UsageError: `k` is below 1.
-            ModelMismatch: a descriptor of another dimension than this index's.
+            ModelMismatch: the descriptor's dimension is not this index's.
         """
         if k < 1:
             raise UsageError(f"k counts places and must be at least 1, got {k}")
@@ -332,7 +324,7 @@ class Index:
             [found.shown() for found in hits[:LOCATE_BY]], radius_factor=self._judge.radius_factor
         )
         judgement = self._judgement(question, places, filters)
-        shown = shown_places(places[:k], judgement, filters)
+        shown = judged_places(places[:k], judgement, filters)
         if matched:
             shown = self._search.matched(question, hits, shown)
         timings = dict(timings_ms or {})
@@ -347,7 +339,7 @@ class Index:
             model=self.manifest.model,
             snapshot=self.manifest.snapshot,
             timings_ms=timings,
-            note=why_untold(judgement, places, position, filters),
+            note=answer_note(judgement, places, position, filters),
         )
 
     def _judgement(
@@ -361,40 +353,21 @@ class Index:
     def nearest(
         self, seen: Seen | Floats | Question, n: int, filters: Filters | None = None, *, verify: bool = True
     ) -> list[PhotoHit]:
-        """The n photos most like what a photo was seen as, best first; see `answer`."""
+        """Return the n nearest photos, best first; see `answer`."""
         question = Question.of(seen, verify=verify)
         return [found.shown() for found in self._search.nearest(question, n, filters)]
 
-    def photo_hits(
-        self, scored: Sequence[tuple[float, int]], inliers: Mapping[int, int]
-    ) -> list[tuple[PhotoHit, Place | None] | None]:
-        """The photos and places of descriptors, given by cosine and id; None where one was removed since.
-
-        Args:
-            inliers: by id, of those that were verified.
-        """
-        hits = self._catalogue.hits([number for _, number in scored])
-        found = [
-            Scored(score, number, hits[number]).verified(inliers.get(number)) if number in hits else None
-            for score, number in scored
-        ]
-        return [None if one is None else (one.shown(), one.hit.place) for one in found]
-
-    def verify(self, question: Question, numbers: Sequence[int]) -> None:
-        """Find out what of a query the photos of these descriptors show too; the question then knows it."""
-        self._search.verify(question, numbers)
-
     def see(self, photo: Source) -> Seen:
-        """What a photo is seen as: its descriptor and local features. Raises ImageError."""
+        """Return a photo's descriptor and local features. Raises ImageError."""
         return self.embedder.see([[self.read(photo)]])[0]
 
     def matches(self, seen: Seen, id: str) -> Matches | None:
-        """Where a photo and one of the index show the same; None where the index keeps no local features.
+        """Return the matching points of a photo and one of the index; None without local features.
 
-        Of a panorama, by the view that agrees most.
+        For a panorama, the view with the most matches counts.
 
         Raises:
-            NotFound: there is no photo of that id.
+            NotFound: there is no photo with that id.
         """
         self.photo(id)
         views = self._search.features(id)
@@ -405,97 +378,70 @@ class Index:
 
     @property
     def verifies(self) -> bool:
-        """Whether this index keeps local features to verify answers by."""
+        """Whether this index keeps local features to verify answers."""
         return self.embedder.model.local is not None
 
     def descriptors(self) -> tuple[list[str], Floats]:
-        """Photo ids and descriptors (n d) of everything searched, views of panoramas one by one."""
-        generation = generation_of(self.snapshot)
-        live = self._catalogue.live_descriptors(generation)
-        slots = [slot for _, _, slot in live]
-        blocks = list(read_slots(self._layout.shards(generation), slots, self.manifest.dim))
-        empty = np.empty((0, self.manifest.dim), np.float32)
-        return [photo for _, photo, _ in live], np.concatenate([empty, *blocks])
+        """Return photo ids and descriptors (n d) of everything searched; a panorama has several."""
+        return self._folder().descriptors()
 
     def photos(self) -> list[Photo]:
-        """Every photo of the index, by path."""
-        return self._catalogue.photos()
+        """Return every photo of the index, by path."""
+        return self._source.photos()
 
     def photo(self, photo: str) -> Photo:
-        """One photo by id. Raises NotFound."""
-        return self._catalogue.photo(photo)
+        """Return a photo by id. Raises NotFound."""
+        return self._source.photo(photo)
 
     def photo_file(self, photo: str) -> Path:
-        """A file that holds a photo. Raises NotFound when no such photo, or none of its files, is there."""
-        shown = self._catalogue.photo(photo)
-        for path in self._catalogue.file_of(photo):
-            if path.is_file():
-                return path
-        raise NotFound(f"the file of photo {shown.path} is not there any more")
+        """Return a file of a photo. Raises NotFound if there is no such photo, or no file of it is here."""
+        shown = self.photo(photo)
+        for path in self._source.photo_files(photo):
+            return path
+        raise NotFound(f"the file of photo {shown.path} is not here")
 
     def places(self) -> list[Place]:
-        """Every place, with how many photos show it."""
-        return self._catalogue.places()
+        """Return every place, with its number of photos."""
+        return self._source.places()
 
     def place(self, place: str) -> Place:
-        """One place with its photos, by id. Raises NotFound."""
-        return self._catalogue.place(place)
+        """Return a place with its photos, by id. Raises NotFound."""
+        return self._source.place(place)
 
     @property
     def catalogue(self) -> Catalogue:
-        return self._catalogue
+        return self._folder().catalogue
 
     def posting(self) -> Posting:
-        """What adds photos, with descriptors of this index's model, and removes them.
+        """Return what adds photos, with descriptors of this index's model, and removes them.
 
         Raises:
             IndexerError: the index cannot be written.
         """
         if self._posting is None:
-            self._posting = Posting(
-                self._layout, generation_of(self.snapshot), self.manifest.dim, self.embedder.read
-            )
+            folder = self._folder()
+            self._posting = Posting(folder.layout, folder.generation, self.manifest.dim, self.embedder.read)
         return self._posting
 
     def counts(self) -> Counts:
-        """What is searched now; counted anew only after a change."""
-        change = self._catalogue.last_change()
-        if self._counts is None or self._counts[0] != change:
-            found = Counts(self.manifest.count, self.manifest.photos, self.manifest.places)
-            if change != self.manifest.change:
-                found = self._search.counts()
-            self._counts = (change, found)
-        return self._counts[1]
+        """Return how much is searched now."""
+        return self._source.counts()
 
     def drift(self) -> float:
-        """How many descriptors were added to the snapshot or died in it since, as a share of it."""
-        searched = self._search.current()
-        dead = max(searched.count - self.counts().descriptors, 0)
-        return (searched.count - searched.snapshot.count + dead) / max(searched.snapshot.count, 1)
+        """Return the share of the snapshot's descriptors that were added or removed since."""
+        return self._source.drift()
 
     def rebuild(self) -> None:
-        """Publish the next snapshot, which `latest` then gives. Raises as `indexer.build.rebuild` does."""
-        rebuild(self.path)
+        """Publish the next snapshot, which `latest` then returns. Raises as `indexer.build.rebuild` does."""
+        rebuild(self._folder().path)
 
     def info(self) -> dict[str, Any]:
-        """What is in the index and how it was made."""
-        generation = generation_of(self.snapshot)
-        fit, places, search = load_options(self._layout.options(generation))
-        return self._described(self._catalogue.count("failed")) | {
-            "with_position": sum(photo.lat is not None for photo in self.photos()),
-            "local_bytes": disk_use(self._layout.local(generation)),
-            "panoramas": fit.panoramas,
-            "places_by": places.places,
-            "place_radius_m": places.place_radius_m,
-            "factory": self.manifest.factory,
-            "search_recall": self.manifest.recall,
-            "recall": search.recall,
-            "memory": search.memory,
-            "bytes": disk_use(self.path),
-        }
+        """Return what is in the index and how it was made."""
+        source = self._source.info()
+        return self._described(source["failed"]) | source
 
     def _described(self, failed: int) -> dict[str, Any]:
-        """What manifest and model say of it; `failed`: how many photos could not be read."""
+        """Description from manifest and model; `failed` is the number of unreadable photos."""
         counts, config = self.counts(), self.embedder.model.config
         return {
             "photos": counts.photos,

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from benchmarks.common import SETS, RememberedMaps, truth_file
 from indexer.answers import KNOWN_SHARE, PhotoHit
 from indexer.build.run import build_index
-from indexer.confidence.calibration import BINS, KNOWN_FROM, Calibration, Evidence, expected_calibration_error
-from indexer.confidence.evidence import WEIGHED, Level, evidence_of
+from indexer.confidence.calibration import BINS, KNOWN_FROM, Calibration, expected_calibration_error
+from indexer.confidence.evidence import Evidence, Level, evidence_of
 from indexer.evaluation import query_metadata
 from indexer.evaluation.queries import Query
 from indexer.evaluation.truth import by_file
@@ -34,6 +34,7 @@ from indexer.photos.metadata import PhotoMetadata
 from indexer.photos.scan import ScannedFile, scan
 from indexer.places.neighbourhood import PlaceRule, Whereabouts, frame_ranks
 from indexer.search.localisation import LOCATE_BY, locate
+from indexer.search.searcher import WEIGHED
 from indexer.search.verification import CANDIDATES, Features, cosine, inliers, raised
 from indexer.snapshots.store import sampled
 from model.embedder import Seen

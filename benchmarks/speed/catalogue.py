@@ -35,6 +35,7 @@ from indexer.index import Index
 from indexer.options import BuildOptions, Options, PlaceOptions, SearchOptions, load_options, save_options
 from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.posting import read_new
+from indexer.search.folder import Folder
 from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
@@ -163,10 +164,9 @@ def step(name: str, folder: Path) -> Callable[[], object]:
     embedder = Embedder(load_model(Layout(into).model(1)), device="cpu")
     asked = np.random.default_rng(2).standard_normal(embedder.model.config.output_dim).astype(np.float32)
     asked /= np.linalg.norm(asked)
-    layout = Layout(into)
 
     def first() -> Index:
-        index = Index._with(layout, read_manifest(layout, layout.current()), embedder, 0.8)
+        index = Index.over(Folder.open(into), embedder)
         index.answer(asked)
         return index
 

@@ -19,10 +19,10 @@ import numpy as np
 
 from indexer.filters import Filters
 from indexer.index import Index
-from indexer.milvus.replica import Replica
 from indexer.milvus.sync import send
 from indexer.options import RECALL
 from indexer.photos.scan import scan
+from indexer.storage.layout import Layout
 
 
 def main() -> None:
@@ -32,12 +32,12 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("--most", type=int, default=1_000_000, help="queries")
     options = parser.parse_args()
-    near = Index.open(options.index)
+    near, layout = Index.open(options.index), Layout(options.index)
     started = time.perf_counter()
-    send(near._layout, near.catalogue, near.manifest, options.store, RECALL)
+    send(layout, near.catalogue, near.manifest, options.store, RECALL)
     print(f"{near.manifest.count} descriptors sent in {time.perf_counter() - started:.1f} s")
-    model = near._layout.model(int(near.snapshot.split("/")[0]))
-    far = Replica.open_far(options.store, model)
+    model = layout.model(int(near.snapshot.split("/")[0]))
+    far = Index.open(options.store, model=model)
     photos = [photo for photo in near.photos() if photo.lat is not None]
     middle = photos[len(photos) // 2]
     filters = {

@@ -1,1 +1,1 @@
-"""How sure an answer is, calibrated on the index's own photos."""
+"""Calibrated confidence, fitted on the index's own photos."""

@@ -1,9 +1,8 @@
-"""How sure an answer is: a small monotone model from evidence to the probability that it is right.
+"""Calibration: a small monotone model from evidence to the probability that an answer is right.
 
-Three things can be the case with a query: the index has its place and the first answer is it (*right*), the
-index has its place and the first answer is another (*wrong*), the index does not have its place (*absent*).
-`fit` learns from cases of all three that an index makes of its own photos
-(`indexer.confidence.self_queries`).
+A query has one of three outcomes: the index has its place and the first answer is it (*right*), the index has
+its place and the first answer is another (*wrong*), or the index does not have its place (*absent*). `fit`
+learns from cases of all three, which come from the index's own photos (`indexer.confidence.self_queries`).
 """
 
 from __future__ import annotations
@@ -18,47 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from indexer.confidence.evidence import Evidence
 from indexer.errors import UsageError
 
 VERSION = 1
 KNOWN_FROM = 0.5
-"""Confidence from which a place counts as known: below, the answer is more likely wrong than right."""
+"""Least confidence of a known place: below, the answer is more likely wrong than right."""
 BINS = 10
 
 Outcome = Literal["right", "wrong", "absent"]
 OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "absent")
 Floats = NDArray[np.float64]
 
-_LEAST_CONTRAST = 0.25
-_MOST_LEAD = 1.5  # ln: photos of one day agree on far more than those of two, and that says no more
 _RIDGE = 1.0
 _APART = 3.0
 _FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What of a search speaks for its first answer.
-
-    No number here changes when all scores of a query are raised or scaled alike, as another season, camera
-    or light does: from an index's own photos only that can be learnt which holds for photos of another day.
-    """
-
-    contrast: float
-    """How far the best score stands out of the collection's: (s₁ − median)/σ over a sample of all photos, σ
-    being half of what lies between its 16th and 84th percentile."""
-    agreement: float
-    """Share of the best place and its neighbourhood in the best photos' weight exp(2(s − s₁)/σ): near 1
-    where no other place comes near, small where many are alike."""
-    lead: float | None = None
-    """How many times as many inliers the best photo has as photos elsewhere commonly have: (1 + n₁)/(1 + n),
-    n their upper quartile among those that were verified. None where it was not verified."""
-
-    def features(self) -> tuple[float, ...]:
-        """What the model weighs; the more, the surer."""
-        # A twofold contrast says as much at 2 as at 4, and the tenth match more than the hundredth.
-        known = (math.log(max(self.contrast, _LEAST_CONTRAST)), self.agreement)
-        return known if self.lead is None else (*known, min(math.log(self.lead), _MOST_LEAD))
 
 
 @dataclass(frozen=True)
@@ -73,15 +46,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Model:
-    """Log-odds of wrong and of absent against right, each falling in every feature.
+    """Log-odds of wrong and of absent against right; each falls in every feature.
 
-    log P₀(o|x)/P₀(right|x) = aₒ − bₒ·(x − m)/s with bₒ ≥ 0, o being wrong or absent, in the mixture that it
-    was fitted on, of whose queries the share κ₀ shows a place of the index. In one of share κ, where nothing
-    else differs, P(o|x) ∝ P₀(o|x)·κ/κ₀ for right and wrong and ∝ P₀(absent|x)·(1 − κ)/(1 − κ₀), so that
+    log P₀(o|x)/P₀(right|x) = aₒ − bₒ·(x − m)/s with bₒ ≥ 0, for o wrong or absent, where the share κ₀ of the
+    fitted queries shows a place of the index. For another share κ, P(o|x) ∝ P₀(o|x)·κ/κ₀ for right and wrong,
+    and ∝ P₀(absent|x)·(1 − κ)/(1 − κ₀), so
 
         P(right|x) = 1 / (1 + e^{a_w − b_w·z} + (1 − κ)/κ · κ₀/(1 − κ₀) · e^{a_a − b_a·z}).
 
-    That is exact for every κ, with nothing fitted anew, and rises in every feature whatever κ is.
+    This is exact for every κ without a new fit, and rises in every feature.
     """
 
     middle: tuple[float, ...]
@@ -93,7 +66,9 @@ class Model:
     """κ₀."""
 
     def probabilities(self, evidence: Evidence, known_share: float) -> dict[Outcome, float]:
-        """Of the three outcomes, where `known_share` of the queries show a place of the index."""
+        """Return the probabilities of the outcomes, if `known_share` of the queries show a place of the
+        index.
+        """
         z = (np.array(evidence.features()[: len(self.middle)]) - self.middle) / self.scale
         shift = math.log((1 - known_share) / known_share * self.known_share / (1 - self.known_share))
         logs = np.array([0.0, *(np.array(self.intercepts) - np.array(self.slopes) @ z)])
@@ -105,56 +80,55 @@ class Model:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What an index knows of how sure its answers are; goes with the snapshot."""
+    """The calibration of a snapshot's confidence."""
 
     photos: int
-    """Photos that have another of their place."""
+    """Photos that share a place with another photo."""
     of: int = 0
-    """How many photos the index had."""
+    """Photos of the index at the time."""
     queries: int = 0
-    """How many of them were asked."""
+    """Photos that were used as queries."""
     reason: str | None = None
-    """Why there is no model; None where there is one."""
+    """Why there is no model; None if there is one."""
     model: Model | None = None
-    """By contrast and agreement alone."""
+    """The model by contrast and agreement."""
     verified: Model | None = None
-    """By the lead as well, for answers that were verified; None where none was."""
+    """The model with the lead as well, for verified answers; None if none was verified."""
     right: float | None = None
-    """Share of them that were answered rightly, their place being there."""
+    """Share of the present queries that were answered rightly."""
     ece: float | None = None
-    """Expected calibration error over ten bins, of models fitted on four fifths of the photos on the rest."""
+    """Expected calibration error over ten bins, by five-fold cross-validation."""
     radius_factor: float = 1.0
-    """By what the radius of a position is multiplied so that it holds the truth two times in three."""
+    """Factor of a position's radius, so that it holds the truth two times in three."""
     frames: int | None = None
-    """How many frames in file order lie near each other; None where position or place decides."""
+    """Number of neighbouring frames that count as the same place; None if position or place decides."""
     named: bool = False
-    """Whether folders say what is one place."""
+    """Whether folders define places."""
     place_radius_m: float = 25.0
     version: int = field(default=VERSION)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any] | None) -> Calibration | None:
-        """Read what a manifest holds; None where it holds none, or one of another version."""
+        """Read a manifest's calibration; None if it has another version."""
         if values is None or values.get("version") != VERSION:
             return None
         models = {name: _read_model(values[name]) for name in ("model", "verified")}
         return cls(**{**values, **models})
 
     def summary(self) -> dict[str, Any]:
-        """What `Index.info` tells of it."""
+        """Return the part that `Index.info` shows."""
         names = ("photos", "queries", "reason", "right", "ece", "radius_factor")
         return {name: getattr(self, name) for name in names}
 
     def probabilities(self, evidence: Evidence, known_share: float) -> dict[Outcome, float] | None:
-        """Of the three outcomes; None where that cannot be told of such an answer.
+        """Return the probabilities of the outcomes; None if there is no model for such an answer.
 
-        Of a verified answer, the mean of what both models say: photos of one day agree on more features than
-        photos of two, by how much those of one day do not tell, so that neither model is the better one
-        everywhere.
+        For a verified answer, this is the mean of both models. Photos of one day agree on more features than
+        photos of two days, by an unknown factor, so neither model is better everywhere.
         """
         models = [self.model] if evidence.lead is None else [self.model, self.verified]
         told = [model.probabilities(evidence, known_share) for model in models if model is not None]
@@ -177,18 +151,18 @@ def _read_model(values: dict[str, Any] | None) -> Model | None:
 
 
 def check_known_share(value: float) -> float:
-    """Give a share back that is one; raises UsageError for any other."""
+    """Return a share if it is one; raise UsageError otherwise."""
     if not 0 < value < 1:
         raise UsageError(f"the share of known places must lie between 0 and 1, not {value:g}")
     return value
 
 
 def fit(cases: Sequence[Case]) -> Model:
-    """The model of largest posterior on cases, of which some are absent and some are not.
+    """Fit the model with the largest posterior to cases; some are absent and some are not.
 
-    Weighted log-likelihood, less ½|b_a|² and 3/2·|b_w − b_a|²: wrong answers are mostly few, and look much as
-    those of absent places do. A case of each outcome at the mean evidence is added, so that none becomes
-    impossible where none was met. Either all cases were verified or none was.
+    Weighted log-likelihood minus ½|b_a|² and 3/2·|b_w − b_a|²: wrong answers are few and resemble those of
+    absent places. One case of each outcome at the mean evidence is added, so that no outcome becomes
+    impossible. Either all cases were verified or none was.
     """
     x = np.array([case.evidence.features() for case in cases], np.float64)
     outcome = np.array([OUTCOMES.index(case.outcome) for case in cases])
@@ -240,7 +214,7 @@ def expected_calibration_error(confidence: Floats, right: NDArray[np.bool_], wei
 
 
 def cross_validated_error(cases: Sequence[Case]) -> float:
-    """The calibration error of models fitted on four fifths of the photos, on the rest of them."""
+    """Return the calibration error by five-fold cross-validation."""
     folds = np.array([_fold(case.photo) for case in cases])
     confidence = np.zeros(len(cases))
     for fold in np.unique(folds).tolist():

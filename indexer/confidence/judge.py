@@ -1,17 +1,20 @@
-"""How sure the answers of an opened index are: its calibration, applied to what a search found."""
+"""Confidence of an answer: the index's calibration applied to the result of a search."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from indexer.answers import PhotoHit, PlaceHit
+from indexer.answers import PhotoHit, PlaceHit, Position
 from indexer.confidence.calibration import Calibration
-from indexer.confidence.evidence import WEIGHED, Level, evidence_of, share_out
+from indexer.confidence.evidence import Level, evidence_of, share_out
+from indexer.filters import Filters
 from indexer.places.neighbourhood import PlaceRule, Whereabouts
+from indexer.search.localisation import with_distances
+from indexer.search.searcher import PHOTOS_A_PLACE, WEIGHED
 from indexer.search.verification import cosine
 from indexer.snapshots.store import Floats
 
@@ -21,18 +24,18 @@ UNVERIFIED = "confidence was calibrated without verification, so it does not app
 
 @dataclass(frozen=True)
 class Judgement:
-    """How sure an answer is."""
+    """Confidence of an answer and its places."""
 
     confidence: float | None
-    """That its first place is right."""
+    """Probability that the first place is right."""
     places: Mapping[str, float]
-    """By place: that it is the right one; together no more than 1."""
+    """Probability of each place, by id; together at most 1."""
     note: str | None
-    """Why it cannot be told."""
+    """Why there is no confidence."""
 
 
 class Judge:
-    """Judges what a snapshot's searches find; may be asked from many threads."""
+    """Judges the results of a snapshot's searches. May be used from many threads."""
 
     def __init__(
         self,
@@ -41,13 +44,13 @@ class Judge:
         sample: Callable[[], Floats],
         ranks: Callable[[int], Mapping[str, int]],
     ) -> None:
-        """Take what is read when first needed.
+        """What `sample` and `ranks` return is read when first needed.
 
         Args:
-            calibration: the snapshot's; None where it was made by another version.
+            calibration: the snapshot's; None if another version made it.
             known_share: share of the queries that show a place of the index.
-            sample: gives descriptors (m d) of the snapshot, to know what an ordinary score is.
-            ranks: gives the photos' numbers in file order, where so many frames are a place.
+            sample: returns descriptors (m d) of the snapshot, which show ordinary scores.
+            ranks: returns the photos' numbers in file order, if places are frames.
         """
         self._calibration = calibration
         self._known_share = known_share
@@ -57,21 +60,21 @@ class Judge:
 
     @property
     def radius_factor(self) -> float:
-        """By what the radius of a position is multiplied."""
+        """Factor of a position's radius."""
         return self._calibration.radius_factor if self._calibration else 1.0
 
     @property
     def judges(self) -> bool:
-        """Whether it can say anything."""
+        """Whether there is a model."""
         return self._calibration is not None and self._calibration.model is not None
 
     def judge(self, descriptor: Floats, places: Sequence[PlaceHit], rivals: Sequence[PlaceHit]) -> Judgement:
-        """Say how sure it is that a photo's descriptor (d) shows the first of the places found.
+        """Judge whether a photo's descriptor (d) shows the first of these places.
 
         Args:
-            places: all that were found, with all of their photos, best first.
-            rivals: what is found where nothing is filtered out; `places` themselves, where nothing is. A
-                filter does not make an answer surer: what it leaves out still speaks against what it leaves.
+            places: all places of the search, with all of their photos, best first.
+            rivals: the places of an unfiltered search; `places` if nothing is filtered. Filters do not
+                raise confidence: excluded photos still compete.
         """
         calibration = self._calibration
         if calibration is None:
@@ -81,7 +84,7 @@ class Judge:
         if calibration.model is None:
             return Judgement(None, {}, f"there is no confidence: {calibration.reason}")
         sample, ranks = self._needed(calibration)
-        # By einsum, in this thread: to wake BLAS's others takes longer than so small a product.
+        # einsum runs in this thread: waking BLAS's threads takes longer than so small a product
         level = Level.of(np.einsum("nd,d->n", sample, descriptor))
         first = places[0].photos[0]
         hits, owners = _ranked(first, places, rivals)
@@ -107,15 +110,46 @@ class Judge:
 
 
 def _down(probability: float) -> float:
-    """Rounded so that what sums to no more than 1 still does."""
+    """Round down, so that the sum stays at most 1."""
     return math.floor(probability * 10_000) / 10_000
 
 
 def _ranked(
     first: PhotoHit, places: Sequence[PlaceHit], rivals: Sequence[PlaceHit]
 ) -> tuple[list[PhotoHit], dict[str, str]]:
-    """The first photo and then the best of all others, and the places of them all."""
+    """Return the first photo and then the best of all others, and the places of them all."""
     owners = {hit.id: place.id for place in (*rivals, *places) for hit in place.photos}
     others = {hit.id: hit for place in (*rivals, *places) for hit in place.photos if hit.id != first.id}
     best = sorted(others.values(), key=lambda hit: (-hit.score, hit.id))
     return [first, *best[: WEIGHED - 1]], owners
+
+
+def judged_places(
+    places: Sequence[PlaceHit], judgement: Judgement, filters: Filters | None
+) -> tuple[PlaceHit, ...]:
+    """Return places with their confidence, their best photos, and their distance from the filters' point."""
+    calibrated = judgement.confidence is not None
+    shown = [
+        replace(
+            place,
+            confidence=judgement.places.get(place.id, 0.0) if calibrated else None,
+            photos=place.photos[:PHOTOS_A_PLACE],
+        )
+        for place in places
+    ]
+    return with_distances(shown, filters)
+
+
+def answer_note(
+    judgement: Judgement,
+    places: Sequence[PlaceHit],
+    position: Position | None,
+    filters: Filters | None,
+) -> str | None:
+    """Return the reason why known, confidence or position is None."""
+    notes = [judgement.note] if judgement.note else []
+    if not places:
+        notes.append("no photo passes the filters" if filters and filters.narrow else "the index is empty")
+    elif position is None:
+        notes.append("none of the nearest photos has a position")
+    return "; ".join(notes) or None

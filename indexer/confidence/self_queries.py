@@ -1,9 +1,9 @@
-"""An index asked about its own photos: what it learns from that of how sure it may be.
+"""Self-queries: ask the index about its own photos to calibrate its confidence.
 
-Each photo drawn is asked by its stored descriptor, against all others: once as they are, and once without
-its surroundings, so that its place is not in the index. Where photos of one place were taken by one camera on
-one day they find each other more easily than photos of another day will find them. Then, they are asked
-disturbed as well: with a random mixture of the collection's other photos added to the descriptor.
+Each drawn photo is queried by its stored descriptor, against all others: once as they are, and once without
+its surroundings, so that its place is absent. Photos that one camera took on one day find each other more
+easily than photos of another day. If so, they are also queried disturbed: with a random mixture of other
+photos added to the descriptor.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from numpy.typing import NDArray
 
 from indexer.answers import Photo, PhotoHit
 from indexer.confidence.calibration import Calibration, Case, Outcome, cross_validated_error, fit
-from indexer.confidence.evidence import WEIGHED, Level, evidence_of
+from indexer.confidence.evidence import Level, evidence_of
 from indexer.geo import haversine_m
 from indexer.places.neighbourhood import Mask, PlaceRule, Whereabouts
 from indexer.search.localisation import LOCATE_BY, locate
+from indexer.search.searcher import WEIGHED
 from indexer.search.verification import cosine, raised
 from indexer.snapshots.store import Floats, Store, sampled
 
 QUERIES = 300
-"""Photos asked at most."""
+"""Most photos that are queried."""
 VERIFIED = 150
-"""Of them, those whose answers are verified, too."""
+"""Most photos whose answers are verified."""
 LEFT = 0.5
 """Share of its inliers that a disturbed photo keeps."""
 LEAST = 40
-"""Photos that must have another of their place, and that must have others without their surroundings."""
+"""Least photos that share a place with another photo, and that remain without their surroundings."""
 DISTURBANCES = 4
-"""How often at most a photo is asked disturbed; the more photos, the fewer."""
+"""Most disturbed queries of a photo; fewer if there are more photos."""
 HARD = 0.8
-"""Share of photos found as they are from which those that are disturbed begin to count."""
+"""Share of right undisturbed answers above which disturbed ones count."""
 DISTURBED_SHARE = 0.25
-"""What they count for at most, of all whose place is there."""
+"""Their greatest share among the present."""
 HELD = 0.68
-"""Share of the true positions that lie within the radius."""
+"""Share of the true positions within the radius."""
 FACTORS = (0.4, 2.0)
 _CELLS = 16_000_000  # scores held at a time: 64 MB
 
 Verify = Callable[[str, Sequence[PhotoHit]], Sequence[PhotoHit]]
-"""From a photo's id and what was found for it, best first, to the same with verified scores and inliers,
-best first."""
+"""From a photo's id and its hits, best first, to the hits with verified scores and inliers, best first."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What is asked, and of what."""
+    """The photos and descriptors that self-queries use."""
 
     store: Store
     photos: Sequence[Photo]
-    """All whose descriptors the store holds."""
+    """The store of all descriptors."""
     owner: NDArray[np.int64]
-    """The number of the photo of each of the store's descriptors, in the order of their ids."""
+    """The number of the photo of each descriptor, in the order of their ids."""
     where: Whereabouts
-    """Of the photos, in their order."""
+    """The place of each photo."""
 
     @classmethod
     def of(
@@ -70,9 +70,9 @@ class Collection:
         rule: PlaceRule,
         ranks: Mapping[str, int] | None = None,
     ) -> Collection:
-        """Of photos by id, the owner of each of the store's descriptors, and the place of each photo."""
+        """Return it from photos by id, the owner of each descriptor, and the place of each photo."""
         number = {id: i for i, id in enumerate(dict.fromkeys(owners))}
-        # What was deleted a moment ago is still found, and of no known place.
+        # A photo that was just deleted is still in the store, and has no known place.
         kept = [
             photos.get(id) or Photo(id, id, None, None, None, None, None, 0, 0, "removed") for id in number
         ]
@@ -82,18 +82,18 @@ class Collection:
 
 @dataclass(frozen=True)
 class Found:
-    """What one question found, and whether it was right."""
+    """The result of one query, and whether it was right."""
 
     photo: Photo
     disturbed: bool
     outcome: Outcome
     hits: tuple[PhotoHit, ...]
     near: Mask
-    """Which of the hits show the first one's neighbourhood."""
+    """Which hits show the first one's neighbourhood."""
     level: Level
 
     def case(self, weight: float) -> Case:
-        """What is learnt from."""
+        """The case to learn from."""
         scores = np.array([cosine(hit) for hit in self.hits])
         agreeing = [hit.inliers for hit in self.hits]
         evidence = evidence_of(scores, self.near, self.level, agreeing)
@@ -101,7 +101,7 @@ class Found:
 
 
 def calibrate(collection: Collection, verify: Verify | None = None) -> Calibration:
-    """Learn from an index's own photos how sure its answers are; says why where it cannot."""
+    """Calibrate on an index's own photos; the result has a reason if that is impossible."""
     rule = collection.where.rule
     drawn, spots, partnered = _draw(collection)
     empty = Calibration(partnered, frames=rule.frames, named=rule.named, place_radius_m=rule.radius_m)
@@ -132,10 +132,10 @@ def calibrate(collection: Collection, verify: Verify | None = None) -> Calibrati
 
 
 def _cases(found: Sequence[Found]) -> list[Case]:
-    """What is learnt from, half of it with the place there.
+    """Return the weighted cases; half of the weight is on present places.
 
-    Of that half, the share e/4 is disturbed, e = (r − 0.8)/0.2 where more than 0.8 are right undisturbed:
-    where all find each other, nothing else tells what it looks like when a photo of another day does not.
+    Of that half, the share e/4 is disturbed, with e = (r − 0.8)/0.2 if a share r above 0.8 is right
+    undisturbed: if all photos find each other, nothing else shows how a failure to find looks.
     """
     disturbed = sum(one.disturbed for one in found)
     present = sum(one.outcome != "absent" for one in found) - disturbed
@@ -146,7 +146,7 @@ def _cases(found: Sequence[Found]) -> list[Case]:
 
 
 def _share_right(found: Sequence[Found]) -> float:
-    """Of the photos that were asked as they are, with their place there."""
+    """Share of right answers among undisturbed present queries."""
     return float(np.mean([one.outcome == "right" for one in _plain(found)]))
 
 
@@ -165,10 +165,10 @@ def _too_few(collection: Collection, partnered: int) -> str:
 
 
 def _draw(collection: Collection) -> tuple[list[int], bool, int]:
-    """Photos to ask, whether others of their spot are left out, and how many there were to choose from."""
+    """Return the photos to query, whether others of their spot are left out, and how many could be chosen."""
     spots = True
     partnered = np.flatnonzero(collection.where.partnered(spots=True))
-    if len(partnered) < LEAST:  # a camera without moving: what it saw before is all there is
+    if len(partnered) < LEAST:  # a camera without motion: only what it saw before is there
         spots = False
         partnered = np.flatnonzero(collection.where.partnered(spots=False))
     order = sorted(partnered.tolist(), key=lambda i: _hash(collection.photos[i].id))
@@ -180,7 +180,9 @@ def _hash(text: str) -> str:
 
 
 def _ask(collection: Collection, drawn: Sequence[int], spots: bool) -> Iterator[Found]:
-    """Every photo drawn: as it is, its place there and gone, and disturbed, its place there."""
+    """Query every drawn photo: as it is with its place present and absent, and disturbed with its place
+    present.
+    """
     store, where, owner = collection.store, collection.where, collection.owner
     ids = store.ids
     sample = np.searchsorted(ids, sampled(ids))
@@ -210,12 +212,12 @@ def _ask(collection: Collection, drawn: Sequence[int], spots: bool) -> Iterator[
 
 
 def _disturbed(own: Floats, others: Floats, usable: Mask, seed: str) -> Floats:
-    """A descriptor (d) with a random mixture of others (m d) added that is as long as it is."""
+    """Return a descriptor (d) plus a random mixture of others (m d) of the same length."""
     if not usable.any():
         return own
     generator = np.random.default_rng(int(_hash(seed), 16))
     shares = generator.standard_normal(len(others)).astype(np.float32) * usable
-    shares[usable] -= shares[usable].mean()  # so that what all photos have in common is not added
+    shares[usable] -= shares[usable].mean()  # without what all photos have in common
     noise = shares @ others
     mixed = own + noise / max(float(np.linalg.norm(noise)), 1e-12)
     return np.asarray(mixed / max(float(np.linalg.norm(mixed)), 1e-12), np.float32)
@@ -223,7 +225,7 @@ def _disturbed(own: Floats, others: Floats, usable: Mask, seed: str) -> Floats:
 
 @dataclass(frozen=True)
 class _Search:
-    """What one photo finds."""
+    """The result of a query."""
 
     collection: Collection
     photo: int
@@ -231,7 +233,7 @@ class _Search:
     sample: NDArray[np.int64]
 
     def found(self, row: Floats, gone: Mask, *, absent: bool, disturbed: bool = False) -> Iterator[Found]:
-        """By its scores (n) with all descriptors, some photos gone; nothing where none is left."""
+        """Search by scores (n) with all descriptors, some photos left out; yields nothing if none is left."""
         photos, owner = self.collection.photos, self.collection.owner
         best = np.full(len(photos), -np.inf, np.float32)
         if len(photos) == len(owner):
@@ -259,10 +261,10 @@ def _hit(photo: Photo, score: float) -> PhotoHit:
 
 
 def _verified(collection: Collection, found: Sequence[Found], verify: Verify) -> list[Found]:
-    """The same with verified hits.
+    """Return the hits verified.
 
-    What was disturbed has no image to be matched: its matches are those of the photo itself, thinned
-    to LEFT of them.
+    A disturbed photo has no image to match: its matches are those of the photo itself, thinned to LEFT of
+    them.
     """
     number = {photo.id: i for i, photo in enumerate(collection.photos)}
     where = collection.where
@@ -286,10 +288,10 @@ def _verified(collection: Collection, found: Sequence[Found], verify: Verify) ->
 
 
 def _radius_factor(found: Sequence[Found]) -> float:
-    """By what radii are multiplied so that HELD of the photos, asked as they are, lie within theirs.
+    """Return the factor of radii so that HELD of the undisturbed queries lie within theirs.
 
-    Within bounds: where most positions are wrong no radius would be of use, and the photos of one spot may
-    share one GPS fix that is off for all of them.
+    It is bounded: if most positions are wrong no radius helps, and photos of one spot may share one GPS fix
+    that is off for all of them.
     """
     ratios = []
     for one in _plain(found):

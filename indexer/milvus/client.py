@@ -1,8 +1,7 @@
-"""Snapshots in Milvus: a collection each, with all that an answer needs as fields, and what is said about it.
+"""Snapshots on Milvus: one collection each, with all fields that an answer needs, and a table of texts.
 
-Searching, filtering and reading are here; `indexer.milvus.sync` fills the collections, and
-`indexer.milvus.replica` answers from them. The server keeps its order by alias; milvus-lite has none, and a
-row says which collection answers.
+`indexer.milvus.sync` fills the collections, and `indexer.milvus.replica` answers from them. An alias names
+the current collection; milvus-lite has no aliases, so there a row names it.
 """
 
 from __future__ import annotations
@@ -14,23 +13,16 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from indexer.addresses import Address
-from indexer.answers import Photo, Place
 from indexer.errors import IndexerError, StoreUnavailable
-from indexer.filters import Filters
-from indexer.geo import band_degrees
-from indexer.search.filter_columns import Columns, PlaceNumbers, columns_of
+from indexer.milvus.entities import FIELDS, NUMBERS, TEXTS, Entity
 from indexer.snapshots.store import Floats, Ids
-from indexer.storage.rows import Hit
 
-NOWHERE = 1e15
-"""In the place of a number that a photo lacks: Milvus 2.3 has no nulls, and no comparison reaches it."""
 LARGEST = 65_535
 """Characters of a field."""
 ASKED = 100
@@ -51,14 +43,6 @@ LEAST_INDEXED = 1024
 """Descriptors of a sealed part from which on a server makes a graph of it."""
 MOST = 16_384
 """Entities that Milvus finds at most."""
-
-_TEXTS = ("photo", "path", "taken_at", "given_place", "place", "place_name")
-_NUMBERS = (
-    *("lat", "lon", "heading", "yaw", "direction", "clock", "seconds", "place_lat", "place_lon"),
-    *("width", "height"),
-)
-FIELDS = ("id", *_TEXTS, *_NUMBERS)
-Entity = dict[str, Any]
 
 
 class Milvus:
@@ -186,9 +170,9 @@ class Milvus:
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
-        for name in _TEXTS:
+        for name in TEXTS:
             schema.add_field(name, DataType.VARCHAR, max_length=LARGEST if name == "path" else 1024)
-        for name in _NUMBERS:
+        for name in NUMBERS:
             schema.add_field(name, DataType.DOUBLE)
         schema.add_field("local", DataType.VARCHAR, max_length=LARGEST)
         self.drop(collection)
@@ -336,128 +320,3 @@ class _Explained:
 
 
 # Entities
-
-
-def entity(number: int, vector: Floats, hit: Hit, packed: bytes | None) -> Entity:
-    """A descriptor with all that an answer needs of it."""
-    photo, place = hit.photo, hit.place
-    columns = columns_of([hit.row(number)], PlaceNumbers())
-    return {
-        "id": number,
-        "vector": vector.tolist(),
-        "photo": photo.id,
-        "path": photo.path,
-        "taken_at": photo.taken_at or "",
-        "given_place": photo.place or "",
-        "place": place.id if place else "",
-        "place_name": (place.name if place else None) or "",
-        "lat": _number(photo.lat),
-        "lon": _number(photo.lon),
-        "heading": _number(photo.heading),
-        "yaw": hit.yaw,
-        "direction": _number(None if photo.heading is None else (photo.heading + hit.yaw) % 360.0),
-        "clock": _number(float(columns.clock[0])),
-        "seconds": _number(float(columns.clock[0] - np.nan_to_num(columns.offset[0]))),
-        "place_lat": _number(place.lat if place else None),
-        "place_lon": _number(place.lon if place else None),
-        "width": float(photo.width),
-        "height": float(photo.height),
-        "local": base64.b64encode(packed).decode() if packed else "",
-    }
-
-
-def hit_of(row: Mapping[str, Any]) -> Hit:
-    """The photo and place of an entity."""
-    place = None
-    if row["place"]:
-        place = Place(
-            row["place"], row["place_name"] or None, _known(row["place_lat"]), _known(row["place_lon"]), 0
-        )
-    photo = Photo(
-        row["photo"],
-        row["path"],
-        row["given_place"] or None,
-        _known(row["lat"]),
-        _known(row["lon"]),
-        _known(row["heading"]),
-        row["taken_at"] or None,
-        int(row["width"]),
-        int(row["height"]),
-        "ok",
-    )
-    return Hit(photo, place, float(row["yaw"]))
-
-
-def vectors_of(rows: Sequence[Mapping[str, Any]]) -> Floats:
-    """The descriptors (n d) of entities."""
-    return np.array([row["vector"] for row in rows], np.float32)
-
-
-def _number(value: float | None) -> float:
-    return NOWHERE if value is None or value != value else float(value)
-
-
-def _known(value: float) -> float | None:
-    return None if value == NOWHERE else float(value)
-
-
-# Filters
-
-
-def expression_of(filters: Filters | None) -> str:
-    """What Milvus can tell of filters; all that passes them passes this. `passing` does the rest."""
-    if filters is None:
-        return ""
-    parts = []
-    if filters.place is not None:
-        name = filters.place.replace("\\", "\\\\").replace('"', '\\"')
-        parts.append(f'(place == "{name}" or place_name == "{name}")')
-    if filters.heading is not None and filters.heading_tolerance < 180:
-        parts.append(_direction(filters.heading, filters.heading_tolerance))
-    elif filters.heading is not None:
-        parts.append("direction < 361.0")
-    for bound, sign in ((filters.after, ">="), (filters.before, "<")):
-        if bound is not None:
-            field = "seconds" if bound.has_offset else "clock"
-            parts.append(f"{field} {sign} {bound.seconds!r} and {field} < {NOWHERE!r}")
-    if filters.position is not None and filters.radius_m is not None:
-        parts.append(_box(*filters.position, filters.radius_m))
-    return " and ".join(parts)
-
-
-def _direction(heading: float, tolerance: float) -> str:
-    # A thousandth of a degree more: rounding is left to `passing`.
-    low, high = (heading - tolerance - 1e-3) % 360.0, (heading + tolerance + 1e-3) % 360.0
-    if low <= high:
-        return f"direction >= {low!r} and direction <= {high!r}"
-    return f"(direction >= {low!r} and direction < 361.0 or direction <= {high!r})"
-
-
-def _box(lat: float, lon: float, radius_m: float) -> str:
-    """A box around a circle; as wide as the earth where it touches a pole."""
-    band = band_degrees(radius_m)
-    parts = [f"lat >= {lat - band!r} and lat <= {lat + band!r}"]
-    if abs(lat) + band < 89.0:
-        half = band / float(np.cos(np.radians(abs(lat) + band)))
-        if half < 180.0:
-            west, east = lon - half, lon + half
-            if west < -180.0:
-                parts.append(f"(lon >= {west + 360.0!r} and lon < 181.0 or lon <= {east!r})")
-            elif east > 180.0:
-                parts.append(f"(lon >= {west!r} and lon < 181.0 or lon <= {east - 360.0!r})")
-            else:
-                parts.append(f"lon >= {west!r} and lon <= {east!r}")
-    return " and ".join(parts)
-
-
-def passing(filters: Filters, hits: Mapping[int, Hit]) -> set[int]:
-    """Ids of those that pass filters, judged as every other store's are."""
-    numbers = PlaceNumbers()
-    columns: Columns = columns_of([hit.row(number) for number, hit in hits.items()], numbers)
-    wanted = {
-        hit.place.id
-        for hit in hits.values()
-        if hit.place is not None and filters.place in (hit.place.id, hit.place.name)
-    }
-    mask: NDArray[np.bool_] = columns.passing(filters, numbers.known(sorted(wanted)))
-    return set(columns.ids[mask].tolist())

@@ -1,4 +1,4 @@
-"""An index without a folder: a snapshot on Milvus, asked with a model file. As many as wanted may run."""
+"""A snapshot on Milvus, answered from without the index's folder. Any number of replicas may run."""
 
 from __future__ import annotations
 
@@ -9,145 +9,100 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from indexer.addresses import Address
-from indexer.answers import KNOWN_SHARE, Photo, Place
-from indexer.confidence.calibration import Calibration, check_known_share
-from indexer.confidence.judge import Judge
-from indexer.errors import IndexerError, IndexMissing, NotFound, UsageError
+from indexer.answers import Photo, Place
+from indexer.errors import IndexerError, IndexMissing, NotFound
 from indexer.filters import Filters
-from indexer.index import Index
-from indexer.milvus.client import Entity, Milvus, expression_of, hit_of, passing, vectors_of
+from indexer.milvus.client import Milvus
+from indexer.milvus.entities import Entity, expression_of, hit_of, passing, vectors_of
 from indexer.search.additions import exact_cosines
 from indexer.search.filter_columns import Counts
 from indexer.search.searcher import Rank, Scored, Searcher
 from indexer.search.verification import Features
-from indexer.snapshots.manifest import Manifest, manifest_of, other_model
+from indexer.snapshots.manifest import Manifest, manifest_of
 from indexer.snapshots.store import Floats
-from model.embedder import Embedder
-from model.modelfile import load_model
 
 UNCOUNTED = sys.maxsize
 """Places that photos on Milvus show at most."""
-ONLY_THE_WRITER = "a replica has no photos and changes none: ask the service of the index's folder"
 
 
-class Replica(Index):
-    """A snapshot on Milvus; made by `Index.open("milvus://HOST/NAME", model=FILE)`.
+class Replica:
+    """A snapshot on Milvus: a source of answers for `indexer.index.Index`, with the members of `Folder`.
 
-    It answers as the index that was sent there does. Photos' files, POSTs and sequences are for that index.
+    It answers as the folder that was sent there does. Photos' files, changes and sequences need the folder.
     """
 
-    def __init__(self, milvus: Milvus, collection: str, embedder: Embedder, known_share: float) -> None:
+    writable = False
+
+    def __init__(self, milvus: Milvus, collection: str) -> None:
         self._milvus = milvus
         self._collection = collection
         self.manifest = _manifest(milvus, collection)
-        if embedder.model.fingerprint != self.manifest.model:
-            raise other_model(self.manifest, embedder.model.fingerprint)
-        self.embedder = embedder
-        self.known_share = check_known_share(known_share)
-        self._calibration = Calibration.from_json(self.manifest.calibration)
-        self._search = FarSearcher(milvus, collection, self.manifest)
-        self._judge = Judge(self._calibration, self.known_share, sample=self._sample, ranks=self._ranks)
+        self.searcher = FarSearcher(milvus, collection, self.manifest)
 
     @classmethod
-    def open_far(
-        cls,
-        address: str,
-        model: Path | None,
-        *,
-        device: str = "auto",
-        precision: str = "auto",
-        known_share: float = KNOWN_SHARE,
-    ) -> Replica:
+    def open(cls, address: str) -> Replica:
         """Open the snapshot that answers on Milvus.
 
         Raises:
-            UsageError: no such address, no model, or pymilvus is not installed.
+            UsageError: the address is wrong, or pymilvus is not installed.
             IndexMissing: there is no snapshot.
-            ModelMismatch: it was made by another model.
             StoreUnavailable: the store cannot be reached.
         """
-        check_known_share(known_share)
-        if model is None:
-            raise UsageError(
-                f"{address} needs `model`: the file generations/NN/model.safetensors of its index"
-            )
         milvus = Milvus(Address.parse(address))
-        collection = _current(milvus)
-        embedder = Embedder(load_model(model), device=device, precision=precision)
-        return cls(milvus, collection, embedder, known_share)
+        return cls(milvus, _current(milvus))
 
     def latest(self) -> Replica:
-        """This while its snapshot answers, else the one that does; it shares the network.
+        """Return this replica if its snapshot is current, else the current one.
 
         Raises:
-            ModelMismatch: that was made by another model, whose file is not here.
-            StoreUnavailable: the store cannot be reached, or not be asked yet.
+            StoreUnavailable: the store cannot be reached, or is still loading.
         """
         collection = _current(self._milvus)
         # A server that was just started names the collection before it has loaded it.
         self._milvus.count(collection)
-        if collection == self._collection:
-            return self
-        return Replica(self._milvus, collection, self.embedder, self.known_share)
+        return self if collection == self._collection else Replica(self._milvus, collection)
 
     @property
     def path(self) -> Path:
         return Path(self._milvus.address.uri)
 
-    def _sample(self) -> Floats:
+    def sample(self) -> Floats:
         text = self._milvus.said(f"{self._collection}/sample") or ""
         rows = np.frombuffer(base64.b64decode(text), "<f2").reshape(-1, self.manifest.dim)
         return np.ascontiguousarray(rows, np.float32)
 
-    def _ranks(self, _: int) -> Mapping[str, int]:
-        found: dict[str, int] = json.loads(self._milvus.said(f"{self._collection}/ranks") or "{}")
-        return found
-
-    def photo_hits(self, scored: Any, inliers: Any) -> NoReturn:  # noqa: ARG002
-        _refuse()
-
-    def follow(self, *_: Any, **__: Any) -> NoReturn:
-        raise UsageError("a camera's way is followed by the index's folder, not by a replica")
-
-    def descriptors(self) -> NoReturn:
-        _refuse()
+    def ranks(self, _: int) -> Mapping[str, int]:
+        ranks: dict[str, int] = json.loads(self._milvus.said(f"{self._collection}/ranks") or "{}")
+        return ranks
 
     def photos(self) -> list[Photo]:
-        found = {row["photo"]: hit_of(row).photo for row in self._of("")}
-        return sorted(found.values(), key=lambda photo: photo.path)
+        photos = {row["photo"]: hit_of(row).photo for row in self._entities("")}
+        return sorted(photos.values(), key=lambda photo: photo.path)
 
     def photo(self, photo: str) -> Photo:
-        rows = self._of(f'photo == "{photo}"') if photo.isalnum() else []
+        rows = self._entities(f'photo == "{photo}"') if photo.isalnum() else []
         if not rows:
             raise NotFound(f"no photo {photo!r} in this index")
         return hit_of(rows[0]).photo
 
-    def photo_file(self, photo: str) -> NoReturn:
-        shown = self.photo(photo)
-        raise NotFound(f"the file of photo {shown.path} is not here: {ONLY_THE_WRITER}")
+    def photo_files(self, _: str) -> list[Path]:
+        return []
 
     def places(self) -> list[Place]:
-        return sorted(_places(self._of("")).values(), key=lambda place: place.id)
+        return sorted(_places(self._entities("")).values(), key=lambda place: place.id)
 
     def place(self, place: str) -> Place:
-        rows = self._of(f'place == "{place}"') if place.isalnum() else []
+        rows = self._entities(f'place == "{place}"') if place.isalnum() else []
         if not rows:
             raise NotFound(f"no place {place!r} in this index")
-        (found,) = _places(rows).values()
+        (shown,) = _places(rows).values()
         members = {row["photo"]: hit_of(row).photo for row in rows}
-        return replace(found, members=tuple(sorted(members.values(), key=lambda photo: photo.path)))
-
-    @property
-    def catalogue(self) -> Any:
-        _refuse()
-
-    def posting(self) -> NoReturn:
-        _refuse()
+        return replace(shown, members=tuple(sorted(members.values(), key=lambda photo: photo.path)))
 
     def counts(self) -> Counts:
         descriptors = self._milvus.count(self._collection)
@@ -158,13 +113,10 @@ class Replica(Index):
     def drift(self) -> float:
         return 0.0
 
-    def rebuild(self) -> NoReturn:
-        _refuse()
-
     def info(self) -> dict[str, Any]:
-        """What is known of it here."""
         places_by, _, radius = self.manifest.places_by.partition(" within ")
-        return self._described(failed=0) | {
+        return {
+            "failed": 0,
             "with_position": self._milvus.count(self._collection, "lat < 91.0"),
             "local_bytes": 0,
             "panoramas": None,
@@ -177,7 +129,7 @@ class Replica(Index):
             "bytes": 0,
         }
 
-    def _of(self, expression: str) -> list[Entity]:
+    def _entities(self, expression: str) -> list[Entity]:
         return sorted(self._milvus.entities(self._collection, expression), key=lambda row: int(row["id"]))
 
 
@@ -266,7 +218,3 @@ def _manifest(milvus: Milvus, collection: str) -> Manifest:
             f"the collection {collection} on {milvus.address.uri} is not whole: run 'loci index' again"
         )
     return manifest_of(json.loads(text))
-
-
-def _refuse() -> NoReturn:
-    raise UsageError(ONLY_THE_WRITER)

@@ -19,7 +19,8 @@ import numpy as np
 
 from indexer.addresses import Address
 from indexer.errors import IndexerError
-from indexer.milvus.client import FLAT, GRAPH, INSERTED, UNSEALED, Entity, Milvus, entity
+from indexer.milvus.client import FLAT, GRAPH, INSERTED, UNSEALED, Milvus
+from indexer.milvus.entities import Entity, entity
 from indexer.places.neighbourhood import frame_ranks
 from indexer.snapshots.compressed import CompressedStore, parted
 from indexer.snapshots.manifest import Manifest, opened_store, read_manifest

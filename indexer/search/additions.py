@@ -1,7 +1,7 @@
-"""What an opened index searches: its snapshot, and exactly beside it what was added since.
+"""The descriptors that an opened index searches: those of its snapshot, and those added since.
 
-Additions are noticed before every search by the number of the catalogue's last change, whoever made them: a
-POST, or a run in another process. What was deleted stays in the stores; the catalogue masks it.
+Additions are noticed before every search by the number of the catalogue's last change, from a POST or from a
+run in another process. Deleted descriptors stay in the stores; the catalogue filters them out.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Searched:
-    """The stores at one moment; their descriptors differ."""
+    """The stores at one moment. They have no descriptor in common."""
 
     snapshot: Store
     added: tuple[ExactStore, ...] = ()
     change: int = 0
-    """Number of the last change that they take in."""
+    """Number of the last change that they contain."""
 
     @property
     def count(self) -> int:
@@ -41,13 +41,15 @@ class Searched:
         return (self.snapshot, *self.added)
 
     def missing(self, ids: Ids) -> Ids:
-        """Those ids that no store holds."""
+        """Return the ids that no store holds."""
         for store in self.stores:
             ids = ids[~store.holds(ids)]
         return ids
 
     def search(self, descriptor: Floats, k: int, among: Ids | None = None) -> list[tuple[float, int]]:
-        """Cosine and id of the k descriptors nearest to one (d), best first; of `among` only, where given."""
+        """Return cosine and id of the k descriptors nearest to one (d), best first; only among `among` if
+        given.
+        """
         found = []
         for store in self.stores:
             _, ids = store.search(descriptor[None], min(k, store.count), among)
@@ -56,7 +58,7 @@ class Searched:
         return sorted(found, key=lambda hit: (-hit[0], hit[1]))[:k]
 
     def vectors(self, ids: Ids) -> Floats:
-        """The descriptors (n d) of ids that the stores hold."""
+        """Return the descriptors of ids, n d."""
         found = np.empty((len(ids), self.snapshot.dim), np.float32)
         for store in self.stores:
             held = store.holds(ids)
@@ -64,19 +66,19 @@ class Searched:
         return found
 
     def cosines(self, descriptor: Floats, ids: Ids) -> list[float]:
-        """Cosines of a descriptor (d) with these, the same as a search gives."""
+        """Return cosines of a descriptor (d) with these, equal to those of a search."""
         return exact_cosines(self.vectors(ids), descriptor)
 
 
 def exact_cosines(vectors: Floats, descriptor: Floats) -> list[float]:
-    """Cosines in fp64: in fp32 the last digits would depend on which store a descriptor is in."""
+    """Return cosines in fp64: in fp32 the last digits would depend on the store of a descriptor."""
     cosines = np.einsum("nd,d->n", vectors, descriptor, dtype=np.float64)
     rounded: list[float] = np.round(cosines, 9).tolist()
     return rounded
 
 
 class Additions:
-    """Keeps an opened index's stores up to date; may be asked from many threads."""
+    """Keeps an opened index's stores up to date. May be used from many threads."""
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class Additions:
         store: Store,
         since: int,
     ) -> None:
-        """Of a snapshot; `since` is the number of the last change that it contains."""
+        """`since` is the number of the last change that the snapshot contains."""
         self._layout = layout
         self._catalogue = catalogue
         self._generation = generation_of(snapshot)
@@ -98,7 +100,7 @@ class Additions:
         self._searched = self._with(Searched(store, change=change), live)
 
     def current(self) -> Searched:
-        """What is searched now, with all that was added before this was asked."""
+        """Return what is searched, with everything added before this call."""
         change = self._catalogue.last_change()
         if change <= self._searched.change:
             return self._searched
@@ -124,7 +126,7 @@ class Additions:
                 raise
             log.info("a newer model has taken over: this one takes up nothing more")
             return searched
-        if not store.count:  # gone again
+        if not store.count:  # removed meanwhile
             return searched
         return Searched(searched.snapshot, _merged((*searched.added, store), self._dim), searched.change)
 
@@ -147,7 +149,7 @@ class Additions:
 
 
 def _merged(stores: tuple[ExactStore, ...], dim: int) -> tuple[ExactStore, ...]:
-    """As few stores as halving allows: each is more than twice the next, so that adding one stays cheap."""
+    """Merge stores so that each is more than twice the next: then adding one stays cheap."""
     while len(stores) > 1 and stores[-2].count <= 2 * stores[-1].count:
         parts = [(store.ids, store.vectors(store.ids)) for store in stores[-2:]]
         stores = (*stores[:-2], ExactStore.build(dim, parts))

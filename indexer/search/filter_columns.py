@@ -1,7 +1,7 @@
-"""What filters ask of every descriptor, as columns in memory, kept up to date with the catalogue.
+"""Metadata of all descriptors as columns in memory, for filters.
 
-A snapshot has them in a file as they were when it was made, so that the first filtered query does not have to
-read the whole catalogue: of a million photos that took ten seconds.
+Each snapshot has its columns in a file, so the first filtered query does not read the whole catalogue: for a
+million photos that took ten seconds.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Columns:
-    """n descriptors by id, ascending; NaN where a datum is missing."""
+    """n descriptors by ascending id; NaN if a value is missing."""
 
     ids: Ids
     lat: Floats
     lon: Floats
     heading: Floats
-    """Where the descriptor looks: the photo's heading, and the view's yaw added."""
+    """Direction of the view: the photo's heading plus the view's yaw."""
     clock: Floats
-    """See `indexer.filters.Moment`, as the next two."""
+    """See `indexer.filters.Moment`, also for the next two."""
     offset: Floats
     lasts: Floats
     place: NDArray[np.int32]
-    """Number of its place in `PlaceNumbers`; -1 where it has none."""
+    """Number of its place in `PlaceNumbers`; -1 if it has none."""
     first: Mask
-    """Whether it is its photo's first view, as each photo has one."""
+    """Whether it is the first view of its photo; each photo has one."""
 
     def take(self, chosen: Mask) -> Columns:
-        """The chosen ones of these descriptors."""
+        """Return the chosen descriptors."""
         return Columns(*(column[chosen] for column in self._all()))
 
     @classmethod
     def joined(cls, parts: Sequence[Columns]) -> Columns:
-        """The descriptors of all parts, of which there is one at least."""
+        """Return the descriptors of all parts, of which there is at least one."""
         whole = [np.concatenate(column) for column in zip(*(part._all() for part in parts), strict=True)]
         order = np.argsort(whole[0], kind="stable")
         return cls(*(column[order] for column in whole))
@@ -65,7 +65,7 @@ class Columns:
         return tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     def passing(self, filters: Filters, places: Sequence[int]) -> Mask:
-        """Which descriptors a query may be answered with; `places` are the numbers of `filters.place`."""
+        """Return which descriptors pass; `places` are the numbers of `filters.place`."""
         passing = np.ones(len(self.ids), bool)
         if filters.place is not None:
             passing &= np.isin(self.place, np.asarray(places, np.int32))
@@ -75,7 +75,7 @@ class Columns:
         if filters.after is not None:
             passing &= self._seconds(filters.after) >= filters.after.seconds
         if filters.before is not None:
-            # All of a day's seconds, of which the last is not yet the next day's first.
+            # the whole day must pass; its last second is before the next day
             passing &= self._seconds(filters.before) + np.maximum(self.lasts - 1, 0) < filters.before.seconds
         if filters.position is not None and filters.radius_m is not None:
             passing &= self._near(*filters.position, filters.radius_m)
@@ -85,7 +85,7 @@ class Columns:
         return self.clock - np.nan_to_num(self.offset) if bound.has_offset else self.clock
 
     def _near(self, lat: float, lon: float, radius_m: float) -> Mask:
-        """Within a circle; the costly formula only for the band of latitudes that it lies in."""
+        """Return which are within a circle. The exact formula runs only for its band of latitudes."""
         near = np.abs(self.lat - lat) <= band_degrees(radius_m)
         near[near] = haversine_m(self.lat[near], self.lon[near], lat, lon) <= radius_m
         return near
@@ -98,31 +98,31 @@ class Counts:
     descriptors: int
     photos: int
     places: int
-    """A photo without one is counted by itself."""
+    """A photo without a place counts as one."""
 
 
 @dataclass
 class PlaceNumbers:
-    """Places by number, so that a column of them takes four bytes a descriptor."""
+    """Numbers of places, so that a column of them takes four bytes a descriptor."""
 
     numbers: dict[str, int] = field(default_factory=dict)
     _next: Iterator[int] = field(default_factory=count)
 
     def of(self, place: str | None) -> int:
-        """A place's number, a new one where it has none; -1 for none."""
+        """Return a place's number, new if it has none; -1 for None."""
         if place is None:
             return -1
         number = self.numbers.get(place)
-        # Not by how many there are: two threads would give two places the same.
+        # not len(): two threads could give two places the same number
         return self.numbers.setdefault(place, next(self._next)) if number is None else number
 
     def known(self, places: Sequence[str]) -> list[int]:
-        """The numbers of those places that have one."""
+        """Return the numbers of those places that have one."""
         return [self.numbers[place] for place in places if place in self.numbers]
 
 
 def columns_of(rows: Sequence[SearchedRow], places: PlaceNumbers) -> Columns:
-    """Put rows into columns."""
+    """Convert rows to columns."""
     rows = sorted(rows, key=lambda row: row.id)
     moments = [(read_moment(row.taken_at) if row.taken_at else None) or _NO_TIME for row in rows]
     headings = [None if row.heading is None else row.heading + row.yaw for row in rows]
@@ -148,15 +148,15 @@ def _floats(values: Sequence[float | None]) -> Floats:
 
 @dataclass(frozen=True)
 class Selection:
-    """The descriptors that filters leave."""
+    """The descriptors that pass the filters."""
 
     ids: Ids
     places: int
-    """How many places they show, a photo without one counted by itself."""
+    """Number of their places; a photo without a place counts as one."""
 
 
 def save_columns(catalogue: Catalogue, generation: int, path: Path) -> None:
-    """Write the columns of all that is searched of a generation.
+    """Write the columns of everything searched of a generation.
 
     Raises:
         IndexerError: the catalogue cannot be read.
@@ -175,24 +175,24 @@ def _read(catalogue: Catalogue, generation: int, places: PlaceNumbers) -> Column
 
 
 def _load(path: Path, places: PlaceNumbers) -> Columns | None:
-    """What `save_columns` wrote; None where it cannot be read."""
+    """Read the columns of `save_columns`; None if they cannot be read."""
     try:
         with NPY_HEADERS, path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: file[name] for name in Columns.__dataclass_fields__}
             numbers = np.array([*map(places.of, file["places"].tolist()), -1], np.int32)
-        return Columns(**(found | {"place": numbers[found["place"]]}))  # of −1, the last: −1
+        return Columns(**(found | {"place": numbers[found["place"]]}))  # index −1 is the last place
     except (OSError, ValueError, LookupError, EOFError, BadZipFile):
         log.warning("%s is damaged; reading the catalogue instead", path)
         return None
 
 
 def _places(numbers: NDArray[np.int32]) -> int:
-    """How many places these are, a −1 each by itself."""
+    """Number of distinct places; each −1 counts as one."""
     return int(np.count_nonzero(np.bincount(numbers[numbers >= 0])) + np.count_nonzero(numbers < 0))
 
 
 class Table:
-    """The columns of a generation, read when first asked for and brought up to date when asked again."""
+    """The columns of a generation, read when first needed, and updated when needed again."""
 
     def __init__(
         self,
@@ -202,10 +202,10 @@ class Table:
         change: int,
         damaged: Callable[[], object],
     ) -> None:
-        """Of a generation; `saved` is a file of them that takes in all up to the change of this number.
+        """`saved` is a file of columns that contains all changes up to `change`.
 
         Args:
-            damaged: called where the file is damaged.
+            damaged: called if the file is damaged.
         """
         self._damaged = damaged
         self._catalogue = catalogue
@@ -218,19 +218,19 @@ class Table:
         self._lock = threading.Lock()
 
     def counts(self) -> Counts:
-        """How much is searched now."""
+        """Return how much is searched now."""
         columns = self._current()
         photos = np.count_nonzero(columns.first)
         return Counts(len(columns.ids), int(photos), _places(columns.place[columns.first]))
 
     def select(self, filters: Filters) -> Selection:
-        """The descriptors that pass."""
+        """Return the descriptors that pass."""
         columns = self._current()
         mask = columns.passing(filters, self._numbers(filters))
         return Selection(columns.ids[mask], _places(columns.place[mask]))
 
     def passing(self, filters: Filters, rows: Sequence[SearchedRow]) -> set[int]:
-        """Ids of those of `rows` that pass, judged by the rows themselves."""
+        """Return the ids of those `rows` that pass."""
         columns = columns_of(rows, self._places)
         return set(columns.ids[columns.passing(filters, self._numbers(filters))].tolist())
 
@@ -254,7 +254,7 @@ class Table:
             return self._columns
 
     def _first(self, change: int) -> tuple[Columns, int]:
-        """The columns, and the number of the last change that they surely take in."""
+        """Return the columns, and the number of the last change that they surely contain."""
         if self._saved.exists():
             columns = _load(self._saved, self._places)
             if columns is not None:

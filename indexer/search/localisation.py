@@ -1,22 +1,24 @@
-"""From photos that resemble a query to places, and to a position."""
+"""From photos that resemble a query to places and a position."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.answers import PhotoHit, PlaceHit, Position
-from indexer.geo import from_local, to_local
+from indexer.answers import PhotoHit, Place, PlaceHit, Position
+from indexer.filters import Filters
+from indexer.geo import from_local, haversine_m, to_local
 from indexer.places.assign import place_id
 
 LOCATE_BY = 20
-"""Best photos that the position is found from."""
+"""Best photos used for the position."""
 GROUP_RADIUS_M = 50.0
-"""Hits this near to one hit speak for the same position: two places' radius, about as far as a street
-scene stays recognisable."""
+"""Hits this near to each other support the same position: two radii of a place, about as far as a street
+scene stays recognisable.
+"""
 LEAST_RESULTANT = 0.85
-"""How far headings must agree to be one."""
+"""Least agreement of headings for a common heading."""
 _GPS_FLOOR_M = 10.0
 _LONE_HIT_M = 15.0
 _LEAST_TEMPERATURE = 0.01
@@ -24,46 +26,20 @@ _LEAST_TEMPERATURE = 0.01
 FloatArray = NDArray[np.float64]
 
 
-class LocatedHit(Protocol):
-    """What of a hit says where; see `indexer.answers.PhotoHit`."""
-
-    @property
-    def lat(self) -> float | None: ...
-    @property
-    def lon(self) -> float | None: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def heading(self) -> float | None: ...
-
-
-class PlaceLike(Protocol):
-    """What of a place an answer tells; see `indexer.answers.Place`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def lat(self) -> float | None: ...
-    @property
-    def lon(self) -> float | None: ...
-
-
 def locate(
-    hits: Iterable[LocatedHit], *, group_radius_m: float = GROUP_RADIUS_M, radius_factor: float = 1.0
+    hits: Iterable[PhotoHit], *, group_radius_m: float = GROUP_RADIUS_M, radius_factor: float = 1.0
 ) -> Position | None:
-    """Where the query was taken and looks, from the hits that have a position; None where none has.
+    """Return position and heading of the query, from the hits that have a position; None if none has.
 
-    Weights: w = exp((s − s₁)/τ) with the best score s₁ and τ a third of its lead over the median, at least
-    0.01: what counts is a score's distance from the best relative to the spread of all, whatever the level
-    of this collection's cosines, and a median hit weighs 1/20. The hit with most weight within
-    `group_radius_m` gives the group; of equals, the best. Position: the group's weighted mean µ, in metres
-    about that hit (so the antimeridian is nowhere special). Radius: √((10 + 15/√n)² + (2σ)²) metres, with
-    the group's weighted spread σ² = Σw|p − µ|²/Σw and its effective number of hits n = (Σw)²/Σw²: 10 m
-    because a photo's own GPS is off and the camera stood some way from the query's, 15 m more where a
-    single photo speaks. That is multiplied by `radius_factor`, which is calibrated on the index itself.
-    Heading: as `_heading` says, of the same group.
+    Weights: w = exp((s − s₁)/τ) with the best score s₁; τ is a third of its lead over the median, at least
+    0.01. So only differences relative to the spread count, not the level of the cosines; a median hit weighs
+    1/20. The hit with most weight within `group_radius_m` defines the group; of equals, the best.
+
+    Position: the group's weighted mean µ, in metres around that hit (so the antimeridian is not special).
+    Radius: √((10 + 15/√n)² + (2σ)²) metres, with the weighted spread σ² = Σw|p − µ|²/Σw and the effective
+    number of hits n = (Σw)²/Σw²: 10 m for GPS errors and the distance between cameras, 15 m more for a single
+    photo. It is multiplied by `radius_factor`, which is calibrated on the index. Heading: `_heading` of the
+    same group.
     """
     found = [
         (hit.lat, hit.lon, hit.score, np.nan if hit.heading is None else hit.heading)
@@ -76,7 +52,7 @@ def locate(
     lat, lon, weights = values[:, 0], values[:, 1], _weights(values[:, 2])
     offsets = [to_local(lat, lon, lat[i], lon[i]) for i in range(len(values))]
     groups = np.stack([np.hypot(*offset.T) <= group_radius_m for offset in offsets])
-    # Rounded, so that equal groups tie and the first, of the better score, is taken.
+    # Rounded, so that equal groups tie, and the first one (with the better score) is taken.
     best = int(np.round(groups @ weights, 9).argmax())
     mean, radius_m = _mean_and_radius(offsets[best][groups[best]], weights[groups[best]])
     position = from_local(mean[0], mean[1], lat[best], lon[best])
@@ -84,13 +60,13 @@ def locate(
     return Position(*position, radius_factor * radius_m, heading)
 
 
-def group_hits(hits: Iterable[PhotoHit], place_of: Callable[[str], PlaceLike | None]) -> tuple[PlaceHit, ...]:
-    """The places that the hits show, best first, each with its hits, best first.
+def group_hits(hits: Iterable[PhotoHit], place_of: Callable[[str], Place | None]) -> tuple[PlaceHit, ...]:
+    """Return the places of the hits, best first, each with its hits, best first.
 
-    `place_of` gives the place of a photo by the photo's id (a dict's `get` will do); a photo that has none
-    yet is a place of its own. A place scores as its best hit; equals are ordered by id.
+    `place_of` returns the place of a photo id (for example a dict's `get`); a photo without one is its own
+    place. A place has the score of its best hit; equals are ordered by id.
     """
-    found: dict[str, tuple[PlaceLike | None, list[PhotoHit]]] = {}
+    found: dict[str, tuple[Place | None, list[PhotoHit]]] = {}
     for hit in sorted(hits, key=lambda hit: (-hit.score, hit.id)):
         place = place_of(hit.id)
         found.setdefault(place.id if place else place_id(hit.id), (place, []))[1].append(hit)
@@ -98,8 +74,8 @@ def group_hits(hits: Iterable[PhotoHit], place_of: Callable[[str], PlaceLike | N
     return tuple(sorted(places, key=lambda place: (-place.score, place.id)))
 
 
-def _place_hit(id: str, place: PlaceLike | None, photos: Sequence[PhotoHit]) -> PlaceHit:
-    where: PlaceLike | PhotoHit = place or photos[0]
+def _place_hit(id: str, place: Place | None, photos: Sequence[PhotoHit]) -> PlaceHit:
+    where: Place | PhotoHit = place or photos[0]
     return PlaceHit(
         id=id,
         name=place.name if place else None,
@@ -111,7 +87,7 @@ def _place_hit(id: str, place: PlaceLike | None, photos: Sequence[PhotoHit]) -> 
 
 
 def _weights(scores: FloatArray) -> FloatArray:
-    """Weights of scores sorted from the best, the first being 1."""
+    """Weights of scores sorted from the best; the first is 1."""
     temperature = max((scores[0] - float(np.median(scores))) / 3, _LEAST_TEMPERATURE)
     return np.asarray(np.exp((scores - scores[0]) / temperature), np.float64)
 
@@ -125,12 +101,11 @@ def _mean_and_radius(offsets: FloatArray, weights: FloatArray) -> tuple[tuple[fl
 
 
 def _heading(headings: FloatArray, weights: FloatArray) -> float | None:
-    """The circular weighted mean of headings (n, degrees, NaN where unknown); None where they disagree.
+    """Circular weighted mean of headings (n, degrees, NaN if unknown); None if they disagree.
 
-    With unit vectors u of the headings and v = Σw²u/Σw², photos without a heading counting as u = 0, it is
-    the direction of v where |v| is at least `LEAST_RESULTANT`: it is 1 where all look one way, 0 where they
-    look every way. Squared, since photos of one spot that look elsewhere tell its position just as well, but
-    nothing of where the query looks.
+    With unit vectors u of the headings (u = 0 if unknown) and v = Σw²u/Σw², it is the direction of v if |v| ≥
+    `LEAST_RESULTANT`; |v| is 1 if all look one way. Weights are squared: photos of one spot that look
+    elsewhere support the position, but not the heading.
     """
     angles = np.radians(headings)
     vectors = np.nan_to_num(np.stack([np.sin(angles), np.cos(angles)], axis=1))
@@ -138,3 +113,22 @@ def _heading(headings: FloatArray, weights: FloatArray) -> float | None:
     if np.hypot(east, north) < LEAST_RESULTANT:
         return None
     return float(np.degrees(np.arctan2(east, north)) % 360)
+
+
+def rounded(position: Position) -> Position:
+    """Return a position rounded to a centimetre, its radius to a decimetre, its heading to 0.1 degrees."""
+    heading = None if position.heading is None else round(position.heading, 1) % 360
+    return Position(round(position.lat, 7), round(position.lon, 7), round(position.radius_m, 1), heading)
+
+
+def with_distances(places: Sequence[PlaceHit], filters: Filters | None) -> tuple[PlaceHit, ...]:
+    """Return places with their distance from the position in the filters, if there is one."""
+    if filters is None or filters.position is None:
+        return tuple(places)
+    lat, lon = filters.position
+    return tuple(
+        place
+        if place.lat is None or place.lon is None
+        else replace(place, distance_m=round(float(haversine_m(lat, lon, place.lat, place.lon)), 1))
+        for place in places
+    )

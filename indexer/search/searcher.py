@@ -1,4 +1,4 @@
-"""From what a photo was seen as to the photos and places of an index that are most like it."""
+"""From what the network saw of a photo to the nearest photos and places of an index."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.answers import PhotoHit, PlaceHit
-from indexer.confidence.evidence import WEIGHED
+from indexer.answers import PhotoHit, Place, PlaceHit
 from indexer.errors import IndexerError, ModelMismatch
 from indexer.filters import Filters
 from indexer.search.additions import Additions, Searched
 from indexer.search.filter_columns import Counts, Selection, Table
 from indexer.search.localisation import group_hits
-from indexer.search.showing import PHOTOS_A_PLACE
 from indexer.search.verification import CANDIDATES, Features, Matches, matches, raised, stored_features
 from indexer.snapshots.manifest import Manifest
 from indexer.snapshots.store import Store
@@ -29,25 +27,30 @@ from model.embedder import Seen
 
 Floats = NDArray[np.float32]
 
+WEIGHED = 50
+"""Best photos that are weighed against each other, for confidence."""
+PHOTOS_A_PLACE = 5
+"""Most photos of a place in an answer."""
+
 
 @dataclass
 class Question:
-    """One query: what it was seen as, and what verification has found of it so far."""
+    """A query: its descriptor, and its matches with photos so far."""
 
     descriptor: Floats
     features: Features | None = None
     """None: hits are not verified."""
     agreeing: dict[int, Matches] = field(default_factory=dict)
-    """What of it is in the photos of the index too, by their descriptors."""
+    """Matches with photos of the index, by the number of their descriptor."""
     verify_ms: float = 0.0
 
     def inliers(self, number: int) -> int | None:
-        """How many features of it a descriptor's photo shows too; None where that was not verified."""
+        """Inliers with a descriptor's photo; None if it was not verified."""
         return len(self.agreeing[number]) if number in self.agreeing else None
 
     @classmethod
     def of(cls, seen: Seen | Floats | Question, *, verify: bool) -> Question:
-        """Of a photo, or of a descriptor alone, which is not verified; a question is itself."""
+        """Return the question for a photo, or for a descriptor alone, which is not verified."""
         if isinstance(seen, Question):
             return seen
         if not isinstance(seen, Seen):
@@ -62,24 +65,24 @@ class Scored:
 
     score: float
     number: int
-    """Of its descriptor that is most like the query."""
+    """Number of the descriptor that is nearest to the query."""
     hit: Hit
     inliers: int | None = None
 
     def verified(self, inliers: int | None) -> Scored:
-        """It with its score raised; as it is where it was not verified."""
+        """Return it with its score raised by inliers; unchanged if None."""
         if inliers is None:
             return self
         return Scored(raised(self.score, inliers), self.number, self.hit, inliers)
 
     def shown(self) -> PhotoHit:
-        """It, as an answer shows it."""
+        """Return it as a hit of an answer."""
         photo = self.hit.photo
         heading = None if photo.heading is None else (photo.heading + self.hit.yaw) % 360
         return PhotoHit(
             photo.id,
             photo.path,
-            min(1.0, round(self.score, 6)),  # what fp32 rounding leaves of a cosine is not worth more digits
+            min(1.0, round(self.score, 6)),  # fp32 rounds a cosine; more digits mean nothing
             self.inliers,
             lat=photo.lat,
             lon=photo.lon,
@@ -89,12 +92,11 @@ class Scored:
 
 
 Rank = Callable[[Floats, int], tuple[list[Scored], bool]]
-"""From a descriptor (d) and a number of descriptors to those nearest to it, best first, and whether that is
-all there are."""
+"""From a descriptor (d) and a number n to the n nearest, best first, and whether those are all."""
 
 
 class Searcher:
-    """Searches one snapshot and what was added since; may be asked from many threads."""
+    """Searches one snapshot and what was added since. May be used from many threads."""
 
     def __init__(self, layout: Layout, catalogue: Catalogue, manifest: Manifest, store: Store) -> None:
         self._layout = layout
@@ -108,28 +110,28 @@ class Searcher:
         self._table = Table(catalogue, self._generation, saved, manifest.change, layout.mark_damaged)
 
     def current(self) -> Searched:
-        """What is searched now."""
+        """Return what is searched now."""
         return self._additions.current()
 
     def counts(self) -> Counts:
-        """How much is searched now."""
+        """Return how much is searched now."""
         return self._table.counts()
 
     def selected(self, filters: Filters | None) -> tuple[Searched, Selection | None]:
-        """What is searched now, and which of it where filters leave some out."""
-        # In this order: a photo added in between is searched and not selected, which does no harm.
+        """Return what is searched now, and the selection of filters if they exclude any."""
+        # In this order: a photo added in between is searched and not selected, which is harmless.
         selection = self._table.select(filters) if filters is not None and filters.narrow else None
         return self._additions.current(), selection
 
     def nearest(self, question: Question, n: int, filters: Filters | None = None) -> list[Scored]:
-        """The n photos most like the query, best first, the first CANDIDATES of them verified."""
+        """Return the n nearest photos, best first; the first CANDIDATES of them verified."""
         rank, _ = self._ranking(filters)
         return self._photos(question, n, rank)
 
     def with_places(
         self, question: Question, k: int, filters: Filters | None
     ) -> tuple[list[Scored], tuple[PlaceHit, ...]]:
-        """The nearest photos, as many as it takes to name k places (or all), and all places they show."""
+        """Return the nearest photos, enough for k places (or all), and all their places."""
         rank, most = self._ranking(filters)
         n = max(WEIGHED, 4 * PHOTOS_A_PLACE * k)
         while True:
@@ -140,7 +142,7 @@ class Searcher:
             n *= 4
 
     def _photos(self, question: Question, n: int, rank: Rank) -> list[Scored]:
-        """The n nearest photos, verified; a panorama counts once, by its best view."""
+        """Return the n nearest photos, verified; a panorama counts once, by its best view."""
         if question.descriptor.shape != (self._manifest.dim,):
             raise ModelMismatch(
                 f"this index has {self._manifest.dim}-D descriptors, got one of shape "
@@ -157,7 +159,7 @@ class Searcher:
             ask *= 4
 
     def _ranking(self, filters: Filters | None) -> tuple[Rank, int]:
-        """What ranks the photos that pass, as they are now, and how many places they show at most."""
+        """Return the ranking of the photos that pass now, and the most places they can show."""
         searched, selection = self.selected(filters)
         most = self._manifest.places + searched.count - self._manifest.count
         if selection is not None:
@@ -182,7 +184,7 @@ class Searcher:
         return scored, ask >= count
 
     def _shown(self, numbers: Sequence[int], filters: Filters | None) -> dict[int, Hit]:
-        """The photos of descriptors, without those removed since, or changed so that they do not pass."""
+        """Return photos of descriptors, without those that were removed or no longer pass."""
         hits = self._catalogue.hits(numbers)
         if filters is None:
             return hits
@@ -190,7 +192,7 @@ class Searcher:
         return {number: hit for number, hit in hits.items() if number in passing}
 
     def _verified(self, question: Question, hits: list[Scored]) -> list[Scored]:
-        """The same, best first again once the first of them are verified."""
+        """Return the hits, best first again after the first of them are verified."""
         if question.features is None:
             return hits
         first, rest = hits[:CANDIDATES], hits[CANDIDATES:]
@@ -199,7 +201,7 @@ class Searcher:
         return sorted([*first, *rest], key=lambda found: (-found.score, found.number))
 
     def verify(self, question: Question, numbers: Sequence[int]) -> None:
-        """Find out what of a query the photos of these descriptors show too; the question then knows it."""
+        """Match a query with the photos of these descriptors; the question keeps the matches."""
         if question.features is None:
             return
         started = time.perf_counter()
@@ -209,7 +211,7 @@ class Searcher:
         question.verify_ms += 1000 * (time.perf_counter() - started)
 
     def _local(self, numbers: Sequence[int]) -> dict[int, Features]:
-        """Local features of descriptors, where they have some."""
+        """Return the local features of descriptors, if they have any."""
         slots = self._catalogue.slots(self._generation, numbers)
         try:
             packed = read_local(self._layout.local(self._generation), [slot for _, slot in slots])
@@ -221,10 +223,25 @@ class Searcher:
             if local is not None
         }
 
+    def photo_hits(
+        self, scored: Sequence[tuple[float, int]], inliers: Mapping[int, int]
+    ) -> list[tuple[PhotoHit, Place | None] | None]:
+        """Return photos and places of descriptors, given by cosine and id; None for those removed since.
+
+        Args:
+            inliers: inliers of the verified descriptors, by id.
+        """
+        hits = self._catalogue.hits([number for _, number in scored])
+        found = [
+            Scored(score, number, hits[number]).verified(inliers.get(number)) if number in hits else None
+            for score, number in scored
+        ]
+        return [None if one is None else (one.shown(), one.hit.place) for one in found]
+
     def matched(
         self, question: Question, hits: Sequence[Scored], places: Sequence[PlaceHit]
     ) -> tuple[PlaceHit, ...]:
-        """The same places, with where each of their photos shows what the query shows."""
+        """Return the places with the matching points of their photos."""
         verified = {found.hit.photo.id: found.number for found in hits if found.inliers is not None}
         shown = {photo.id for place in places for photo in place.photos}
         views = self._views(sorted(shown & verified.keys()))
@@ -232,22 +249,22 @@ class Searcher:
         def lines(photo: PhotoHit) -> PhotoHit:
             number = verified.get(photo.id)
             if number is None or views[photo.id] > 1:
-                return photo  # a panorama: positions in one of its views are not positions in the photo
+                return photo  # a panorama: positions in a view are not positions in the photo
             return replace(photo, matches=question.agreeing[number].shown())
 
         return tuple(replace(place, photos=tuple(map(lines, place.photos))) for place in places)
 
     def _views(self, photos: Sequence[str]) -> Mapping[str, int]:
-        """How many descriptors each of these photos has."""
+        """Return the number of descriptors of each photo."""
         return {photo: len(self._catalogue.slots_of(self._generation, photo)) for photo in photos}
 
     def features(self, photo: str) -> list[Features]:
-        """Local features of each view of a photo; none where the index keeps none."""
+        """Return the local features of each view of a photo; empty if the index keeps none."""
         slots = self._catalogue.slots_of(self._generation, photo)
         return stored_features(self._layout.local(self._generation), slots)
 
 
 def grouped(hits: Sequence[Scored]) -> tuple[PlaceHit, ...]:
-    """The places that the hits show, best first, with all of those."""
+    """Return the places of the hits, best first, with all their hits."""
     places = {found.hit.photo.id: found.hit.place for found in hits}
     return group_hits((found.shown() for found in hits), places.get)

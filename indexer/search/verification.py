@@ -1,9 +1,8 @@
-"""Whether two photos show the same thing: do their local features agree on one geometry?
+"""Geometric verification: whether the local features of two photos agree on one geometry.
 
-The nearest photos by descriptor are looked at once more. Features that are each other's nearest among all of
-the two photos are matched, and a homography is fitted to the matches by MAGSAC (Barath et al., CVPR 2019);
-those that it maps onto each other are inliers. Source of the scheme: Taira et al., InLoc (CVPR 2018), there
-with dense conv maps.
+Features that are mutual nearest neighbours among those of two photos are matched, and MAGSAC fits a
+homography to the matches (Barath et al., CVPR 2019). Matches that fit it are inliers. The scheme is that of
+Taira et al., InLoc (CVPR 2018), which used dense conv maps.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from indexer.storage.rows import Slot
 from model.local_features import STRIDE, Packed, extent, unpack
 
 CANDIDATES = 20
-"""Photos that are verified, the nearest first."""
+"""Number of nearest photos to verify."""
 WEIGHT = 0.25
 """w of `raised`."""
 SHOWN = 60
-"""Matches of a photo that an answer lists at most."""
-_TOLERANCE = 1.5 * STRIDE  # pixels that a match may be off, a cell and a half
-_LEAST = 4  # matches that a homography takes
-_ROUNDS = 2000  # of MAGSAC, at most
+"""Most matches of a photo in an answer."""
+_TOLERANCE = 1.5 * STRIDE  # pixels that a match may be off: one and a half cells
+_LEAST = 4  # least matches for a homography
+_ROUNDS = 2000  # iterations of MAGSAC
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Places in two photos that show the same by one geometry, n each: x, y as shares of width and height."""
+    """Matching points of two photos, n each: x, y as shares of width and height."""
 
     query: Floats
     photo: Floats
@@ -45,7 +44,7 @@ class Matches:
         return len(self.query)
 
     def shown(self) -> tuple[Match, ...]:
-        """At most SHOWN of them, evenly chosen, as an answer lists them."""
+        """Return at most SHOWN of them, evenly chosen, for an answer."""
         chosen = np.linspace(0, len(self) - 1, min(len(self), SHOWN)).round().astype(int)
         both = np.concatenate([self.query, self.photo], 1)[chosen].astype(float).round(4)
         return tuple((qx, qy, px, py) for qx, qy, px, py in both.tolist())
@@ -53,7 +52,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class Features:
-    """One photo's local features: n positions in pixels (n 2) and unit codes (n 64)."""
+    """Local features of one photo: n positions in pixels (n 2) and unit codes (n 64)."""
 
     positions: Floats
     codes: Floats
@@ -62,22 +61,22 @@ class Features:
 
     @classmethod
     def of(cls, packed: Packed) -> Features:
-        """Of a photo's record."""
+        """Unpack a photo's record."""
         return cls(*unpack(packed), extent(packed))
 
 
 def stored_features(folder: Path, slots: Sequence[Slot]) -> list[Features]:
-    """Local features of the descriptors in these slots, without those that have none. Raises IndexerError."""
+    """Return the local features of the descriptors in these slots that have some. Raises IndexerError."""
     return [Features.of(local) for local in read_local(folder, slots) if local is not None]
 
 
 def inliers(query: Features, photo: Features) -> int:
-    """How many features of two photos agree on one geometry; 0 where fewer than four do."""
+    """Return the number of inliers of two photos; 0 if below four."""
     return len(_agreeing(query, photo)[0])
 
 
 def matches(query: Features, photo: Features) -> Matches:
-    """Which they are."""
+    """Return the inliers of two photos."""
     left, right = _agreeing(query, photo)
     return Matches(
         (query.positions[left] / np.asarray(query.extent)).astype(np.float32),
@@ -86,28 +85,28 @@ def matches(query: Features, photo: Features) -> Matches:
 
 
 def raised(cosine: float, agreeing: int) -> float:
-    """A score that takes a photo's inliers in: 1 − (1 − cosine)·(1 + n)^−w, so that it never falls.
+    """Raise a score by inliers: 1 − (1 − cosine)·(1 + n)^−w. It never falls.
 
-    What is left of likeness shrinks by a power, because the number of inliers grows with the size of the
-    photos and the likeness of any two of a collection: what counts is how many times as many one candidate
-    has as another. w = ¼ was taken for being good on all sets rather than best on one.
+    The difference to 1 shrinks by a power, because the number of inliers grows with the size of the photos
+    and the similarity of a collection: the ratio between candidates counts. w = ¼ is good on all data sets,
+    and not the best on any single one.
     """
     return float(1 - (1 - cosine) * (1 + agreeing) ** -WEIGHT)
 
 
 def cosine(hit: PhotoHit) -> float:
-    """What a photo's score was before it was raised."""
+    """Return a photo's score before it was raised."""
     return 1 - (1 - hit.score) * float((1 + (hit.inliers or 0)) ** WEIGHT)
 
 
 class OwnPhotos:
-    """Verifies what a photo of an index finds in it; see `indexer.confidence.self_queries.Verify`.
+    """Verifies own photos; see `indexer.confidence.self_queries.Verify`.
 
-    Pairs are remembered: a photo is asked several times, with and without its surroundings.
+    Pairs are remembered: a photo is queried several times, with and without its surroundings.
     """
 
     def __init__(self, folder: Path, slots: Mapping[str, Sequence[Slot]]) -> None:
-        """Take the folder of local features, and where those of each photo's views lie."""
+        """Take the folder of local features, and the slots of each photo's views."""
         self._folder = folder
         self._slots = slots
         self._pairs: dict[tuple[str, str], int | None] = {}
@@ -125,7 +124,7 @@ class OwnPhotos:
         return replace(hit, score=raised(hit.score, agreeing), inliers=agreeing)
 
     def _look(self, photo: str, others: Sequence[str]) -> None:
-        """Remember how many features of a photo agree with each of these, by the view that agrees most."""
+        """Remember the inliers of a photo with each of these, by the view with the most."""
         if self._asked[0] != photo:
             self._asked = (photo, stored_features(self._folder, self._slots[photo])[:1])
         views = [
@@ -147,7 +146,7 @@ def _agreeing(query: Features, photo: Features) -> tuple[NDArray[np.intp], NDArr
         return nothing, nothing
     likeness = query.codes @ photo.codes.T
     right, back = likeness.argmax(1), likeness.argmax(0)
-    left = np.flatnonzero(back[right] == np.arange(len(right)))  # each other's nearest
+    left = np.flatnonzero(back[right] == np.arange(len(right)))  # mutual nearest neighbours
     right = right[left]
     if len(left) < _LEAST:
         return nothing, nothing

@@ -5,36 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from indexer.answers import KNOWN_SHARE, Answer, PhotoHit, Place, PlaceHit, Position
 from indexer.confidence.calibration import KNOWN_FROM
-from indexer.errors import IndexerError, ModelMismatch, UsageError
+from indexer.errors import ModelMismatch, UsageError
 from indexer.filters import Filters
 from indexer.geo import haversine_m
 from indexer.places.assign import place_id
-from indexer.places.groups import by_folder
-from indexer.search.additions import Searched
-from indexer.search.filter_columns import Selection
-from indexer.search.localisation import GROUP_RADIUS_M, locate
-from indexer.search.searcher import Question
-from indexer.search.showing import PHOTOS_A_PLACE, rounded, with_distances
+from indexer.search.localisation import GROUP_RADIUS_M, locate, rounded, with_distances
+from indexer.search.searcher import PHOTOS_A_PLACE, Question, Searcher
 from indexer.search.verification import CANDIDATES
 from indexer.sequences.bayes_filter import LEAST_PHOTOS, Belief, Likeness, SequenceFilter, learn
-from indexer.sequences.motion import Floats, Ints, MetricMotion, Motion, OrderedMotion, Step
-from indexer.storage.catalogue import Catalogue
-from model.embedder import Seen
+from indexer.sequences.motion import Floats, MetricMotion, Step
+from indexer.sequences.photo_map import Descriptor, MotionKind, PhotoMap
+from model.embedder import Embedder, Seen
 from model.errors import ImageError
 from model.images import Source
-
-if TYPE_CHECKING:
-    from indexer.index import Index
-
-Descriptor = NDArray[np.float32]
-MotionKind = Literal["auto", "photos", "metres"]
 
 SHOWN_FROM = 100
 """Likeliest photos that an answer's places and position are found from, at least."""
@@ -61,93 +50,6 @@ class FrameAnswer:
 
 
 @dataclass(frozen=True)
-class PhotoMap:
-    """The photos of an index as a map, numbered by folder and file order, and their descriptors."""
-
-    numbers: Ints
-    """Ids of the descriptors, photo by photo: a panorama has several."""
-    starts: Ints
-    """Where each photo's begin."""
-    lengths: tuple[int, ...]
-    """Of the traverses: photos a folder."""
-    lat: Floats
-    lon: Floats
-    """Degrees; NaN where a photo has no position."""
-    searched: Searched
-    _take: Ints
-    """Where in the stores' scores each of `numbers` is."""
-
-    @classmethod
-    def read(
-        cls, catalogue: Catalogue, generation: int, searched: Searched, selection: Selection | None
-    ) -> PhotoMap:
-        """The photos that are searched, of `selection` only where given.
-
-        Raises:
-            IndexerError: there are none.
-        """
-        ids = np.concatenate([store.ids for store in searched.stores])
-        order = np.argsort(ids, kind="stable")
-        allowed = ids[order] if selection is None else np.intersect1d(selection.ids, ids)
-        live = catalogue.live_descriptors(generation)
-        held = np.isin(np.array([number for number, _, _ in live], np.int64), allowed)
-        views: dict[str, list[int]] = {}
-        for (number, photo, _), kept in zip(live, held.tolist(), strict=True):
-            if kept:
-                views.setdefault(photo, []).append(number)
-        folders = by_folder(photo for photo in catalogue.place_photos() if photo.id in views)
-        photos = [photo for folder in folders for photo in folder.photos]
-        if not photos:
-            raise IndexerError("there is no photo to follow a camera by: the filters leave none")
-        counts = [len(views[photo.id]) for photo in photos]
-        numbers = np.array([number for photo in photos for number in views[photo.id]], np.int64)
-        return cls(
-            numbers=numbers,
-            starts=np.concatenate([[0], np.cumsum(counts[:-1], dtype=np.int64)]).astype(np.int64),
-            lengths=tuple(len(folder.photos) for folder in folders),
-            lat=np.array([photo.lat for photo in photos], np.float64),
-            lon=np.array([photo.lon for photo in photos], np.float64),
-            searched=searched,
-            _take=order[np.searchsorted(ids[order], numbers)],
-        )
-
-    @property
-    def photos(self) -> int:
-        return len(self.starts)
-
-    def motion(self, kind: MotionKind) -> Motion:
-        """How a camera moves over it; `auto`: by metres where half of the photos have a position.
-
-        Raises:
-            UsageError: by metres, where no photo has a position.
-        """
-        placed = np.count_nonzero(np.isfinite(self.lat))
-        if kind == "metres" and not placed:
-            raise UsageError("metres need positions, and the photos of this index have none")
-        by_metres = kind == "metres" or (kind == "auto" and 2 * placed >= self.photos)
-        return MetricMotion(self.lat, self.lon) if by_metres else OrderedMotion(self.lengths)
-
-    def vectors(self, photos: Ints) -> Descriptor:
-        """Descriptors (n d) of photos by number; a panorama's first view."""
-        return self.searched.vectors(self.numbers[self.starts[photos]])
-
-    def scores(self, descriptor: Descriptor) -> Floats:
-        """Cosines of a descriptor (d) with every one of `numbers`."""
-        found = np.concatenate([store.scores(descriptor) for store in self.searched.stores])
-        return found[self._take].astype(np.float64)
-
-    def by_photo(self, scores: Floats) -> Floats:
-        """Each photo's score: that of its best view."""
-        return np.maximum.reduceat(scores, self.starts)
-
-    def best_view(self, photo: int, scores: Floats) -> int:
-        """Where in `numbers` a photo's best view is."""
-        end = self.starts[photo + 1] if photo + 1 < self.photos else len(self.numbers)
-        start = int(self.starts[photo])
-        return start + int(scores[start:end].argmax())
-
-
-@dataclass(frozen=True)
 class _Frame:
     """What is kept of a frame."""
 
@@ -167,9 +69,12 @@ class Follower:
 
     def __init__(
         self,
-        index: Index,
+        searcher: Searcher,
+        embedder: Embedder,
         photos: PhotoMap,
         *,
+        model: str,
+        snapshot: str,
         k: int = 5,
         motion: MotionKind = "auto",
         known_share: float = KNOWN_SHARE,
@@ -180,7 +85,9 @@ class Follower:
         """See `Index.follow`."""
         if k < 1:
             raise UsageError(f"k counts places and must be at least 1, got {k}")
-        self._index, self._map, self._k, self._filters = index, photos, k, filters
+        self._searcher, self._embedder, self._map = searcher, embedder, photos
+        self._model, self._snapshot = model, snapshot
+        self._k, self._filters = k, filters
         self._motion = photos.motion(motion)
         self.likeness: Likeness = learn(photos.vectors, self._motion)
         self._filter = SequenceFilter(
@@ -208,14 +115,15 @@ class Follower:
         """
         start = time.perf_counter()
         self._check(step)
+        config = self._embedder.model.config
         try:
-            image = self._index.read(photo)
+            image = self._embedder.read(photo, config.image_size, config.min_image_size)
         except ImageError:
             self._frames += 1
             self._skipped = _joined(self._skipped, step or Step())
             raise
         decoded = time.perf_counter()
-        seen = self._index.embedder.see([[image]])[0]
+        seen = self._embedder.see([[image]])[0]
         timings = {"decode": 1000 * (decoded - start), "embed": 1000 * (time.perf_counter() - decoded)}
         return self.update_seen(seen, step, timings)
 
@@ -278,7 +186,7 @@ class Follower:
         count = min(CANDIDATES, self._map.photos)
         nearest = np.argpartition(-by_photo, count - 1)[:count].tolist()
         views = {photo: int(self._map.numbers[self._map.best_view(photo, scores)]) for photo in nearest}
-        self._index.verify(question, list(views.values()))
+        self._searcher.verify(question, list(views.values()))
         found = {photo: question.inliers(view) for photo, view in views.items()}
         return {photo: inliers for photo, inliers in found.items() if inliers is not None}
 
@@ -301,7 +209,7 @@ class Follower:
         likely = likely[np.lexsort((likely, -belief.photos[likely]))]
         numbers = self._map.numbers[[self._map.best_view(int(photo), scores) for photo in likely]]
         cosines = self._map.searched.cosines(frame.descriptor, numbers)
-        shown = self._index.photo_hits(list(zip(cosines, numbers.tolist(), strict=True)), frame.inliers)
+        shown = self._searcher.photo_hits(list(zip(cosines, numbers.tolist(), strict=True)), frame.inliers)
         hits = [(int(p), *hit) for p, hit in zip(likely, shown, strict=True) if hit is not None]
         places = self._places(hits, belief)
         sure = self._map.photos >= LEAST_PHOTOS
@@ -311,8 +219,8 @@ class Follower:
             confidence=confidence,
             position=_position([hit for _, hit, _ in hits], places),
             places=with_distances(places, self._filters),
-            model=self._index.model_fingerprint,
-            snapshot=self._index.snapshot,
+            model=self._model,
+            snapshot=self._snapshot,
             timings_ms=frame.timings_ms,
             note=UNCALIBRATED if sure else TOO_FEW,
         )

@@ -24,8 +24,9 @@ from loci.progress import showing_progress
 
 if TYPE_CHECKING:
     from indexer.evaluation import Comparison, Evaluation
-    from indexer.index import Floats, Index
+    from indexer.index import Index
     from indexer.progress import Progress
+    from indexer.snapshots.store import Floats
     from model.embedder import Seen
 
 RADIUS_M = 25.0

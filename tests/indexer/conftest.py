@@ -25,7 +25,7 @@ from indexer.index import Index
 from indexer.options import BuildOptions, FitOptions, Options, PlaceOptions, SearchOptions, save_options
 from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.posting import NewPhoto
-from indexer.snapshots.manifest import opened_store, read_manifest
+from indexer.search.folder import Folder
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
 from indexer.storage.rows import FileRow, PhotoFacts
@@ -190,12 +190,9 @@ class Handmade:
 
     def open(self) -> Index:
         """Without a network: it answers descriptors only."""
-        manifest = read_manifest(self.layout, self.layout.current())
-        catalogue = Catalogue(self.folder)
-        network: Any = SimpleNamespace(read=read_photo)  # which sees nothing
-        return Index(
-            self.layout, manifest, catalogue, opened_store(self.layout, catalogue, manifest), network
-        )
+        config = SimpleNamespace(image_size=640, min_image_size=256)
+        network: Any = SimpleNamespace(read=read_photo, model=SimpleNamespace(config=config))
+        return Index(Folder.open(self.folder), network)
 
     def new(self, number: int, metadata: PhotoMetadata | None = None, name: str | None = None) -> NewPhoto:
         """A photo to be posted, of bytes that are none."""

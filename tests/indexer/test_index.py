@@ -85,7 +85,7 @@ def test_a_photo_whose_file_is_gone(world: World) -> None:
     index = world.open()
     photo = index.query(world.photo(0)).places[0].photos[0]
     world.photo(0).unlink()
-    with pytest.raises(NotFound, match=r"the file of photo photos/wall0/view0\.jpg is not there any more"):
+    with pytest.raises(NotFound, match=r"the file of photo photos/wall0/view0\.jpg is not here"):
         index.photo_file(photo.id)
     assert index.photo(photo.id).path == "photos/wall0/view0.jpg"
 

@@ -15,13 +15,13 @@ from indexer.confidence.calibration import (
     VERSION,
     Calibration,
     Case,
-    Evidence,
     Model,
     check_known_share,
     cross_validated_error,
     expected_calibration_error,
     fit,
 )
+from indexer.confidence.evidence import Evidence
 from indexer.errors import UsageError
 
 if TYPE_CHECKING:

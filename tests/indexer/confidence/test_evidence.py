@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from indexer.confidence.evidence import WEIGHED, Level, evidence_of, share_out, weights
+from indexer.confidence.evidence import Level, evidence_of, share_out, weights
+from indexer.search.searcher import WEIGHED
 from indexer.snapshots.exact import ExactStore
 from indexer.snapshots.store import SAMPLE, sample_of, sampled
 

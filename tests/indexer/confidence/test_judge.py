@@ -21,8 +21,9 @@ from indexer.geo import from_local
 from indexer.index import Index
 from indexer.options import PlaceOptions
 from indexer.photos.metadata import PhotoMetadata
+from indexer.search.folder import Folder
 from indexer.search.searcher import Question, grouped
-from indexer.snapshots.manifest import opened_store, read_manifest
+from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 
 if TYPE_CHECKING:
@@ -61,10 +62,8 @@ def opened(made: Handmade, change: Callable[[dict[str, Any]], object] | None = N
         calibration = json.loads(json.dumps(manifest.calibration))
         change(calibration)
         manifest = replace(manifest, calibration=calibration)
-    catalogue = Catalogue(made.folder)
     nothing: Any = None
-    store = opened_store(made.layout, catalogue, manifest)
-    return Index(made.layout, manifest, catalogue, store, nothing, **options)
+    return Index(Folder(made.layout, manifest), nothing, **options)
 
 
 def sure(index: Index, descriptor: Floats, k: int = 5, filters: Filters | None = None) -> float:
