@@ -68,6 +68,7 @@ def test_the_pace_is_measured() -> None:
     assert pace.multiplications > 1e8
 
 
+@pytest.mark.slow
 def test_disk_is_about_what_an_index_takes(handmade: Any) -> None:
     handmade.dim = 128
     rows = np.random.default_rng(0).standard_normal((2000, 128)).astype(np.float32)

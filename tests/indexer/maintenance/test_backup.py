@@ -178,6 +178,7 @@ class Slow(io.BytesIO):
         return self.out.write(data)
 
 
+@pytest.mark.slow
 def test_photos_come_and_go_and_snapshots_are_made_meanwhile(
     thirty: Handmade, unit: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +320,7 @@ def test_another_model_takes_over_while_the_catalogue_is_copied(
 # Never half of one
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_leaves_nothing_that_passes_for_a_backup(
     thirty: Handmade, start_child: StartChild, unit: Unit, tmp_path: Path
 ) -> None:
@@ -370,6 +372,7 @@ def test_cut_off_anywhere_it_is_refused(thirty: Handmade, tmp_path: Path) -> Non
         assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_is_refused_or_does_not_matter(thirty: Handmade, tmp_path: Path) -> None:
     backup(thirty.folder, tmp_path / "saved.tar")
     restore(tmp_path / "saved.tar", tmp_path / "whole")

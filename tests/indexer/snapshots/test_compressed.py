@@ -394,6 +394,7 @@ def problems(made: Any) -> list[str]:
     return [problem for problem in check_index(made.folder) if not problem.startswith("no model file")]
 
 
+@pytest.mark.slow
 def test_an_index_in_little_memory_answers(small: tuple[Any, list[str], Floats]) -> None:
     made, ids, vectors = small
     index = made.open()
@@ -409,6 +410,7 @@ def test_an_index_in_little_memory_answers(small: tuple[Any, list[str], Floats])
     assert answer.places[0].photos[0].id == ids[700]
 
 
+@pytest.mark.slow
 def test_photos_come_and_go_beside_it_and_into_the_next(small: tuple[Any, list[str], Floats]) -> None:
     made, ids, vectors = small
     index = made.open()
@@ -425,6 +427,7 @@ def test_photos_come_and_go_beside_it_and_into_the_next(small: tuple[Any, list[s
     assert ids[700] not in found(latest, vectors[700], 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["index.faiss", "rows.npy"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_a_damaged_file_is_done_without_and_made_again(
@@ -447,6 +450,7 @@ def test_a_damaged_file_is_done_without_and_made_again(
     assert problems(made) == []
 
 
+@pytest.mark.slow
 def test_other_wishes_make_another_snapshot(small: tuple[Any, list[str], Floats]) -> None:
     made, _, _ = small
     first = made.layout.current()
@@ -469,6 +473,7 @@ def test_too_little_memory_publishes_nothing(small: tuple[Any, list[str], Floats
     assert made.layout.current() == first
 
 
+@pytest.mark.slow
 def test_shards_that_the_snapshot_reads_are_not_deleted(
     small: tuple[Any, list[str], Floats], monkeypatch: pytest.MonkeyPatch
 ) -> None:

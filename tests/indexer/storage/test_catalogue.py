@@ -199,6 +199,7 @@ def test_what_is_gone_is_not_found(catalogue: Catalogue) -> None:
     assert catalogue.hits([1]) == {}
 
 
+@pytest.mark.slow
 def test_reading_while_another_process_writes(catalogue: Catalogue, tmp_path: Path) -> None:
     """Each transaction adds a pair: no reader may ever see half of one."""
     catalogue.close()
@@ -266,11 +267,13 @@ def read_only(world: World, tmp_path: Path) -> Path:
     return world.index
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_read(read_only: Path) -> None:
     done = read_elsewhere(read_only)
     assert (done.stdout, done.stderr) == ("8\n", "")
 
 
+@pytest.mark.slow
 def test_changes_that_wait_in_a_log_are_not_passed_over(read_only: Path, tmp_path: Path) -> None:
     writer = Catalogue(read_only, create=True)
     put(writer, 99)

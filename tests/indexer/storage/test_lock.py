@@ -41,6 +41,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_a_second_run_is_told_who_holds_the_index_and_goes_once_it_is_killed(world: World) -> None:
     with holder(world.index) as process:
         held = (
@@ -58,6 +59,7 @@ def test_a_second_run_is_told_who_holds_the_index_and_goes_once_it_is_killed(wor
     assert not (world.index / "LOCK.holder").exists()
 
 
+@pytest.mark.slow
 def test_a_new_index_being_made_by_another_is_left_to_it(empty: World) -> None:
     empty.index.mkdir()
     with holder(empty.index) as process:
