@@ -90,7 +90,7 @@ def assert_equal(made: Path, expected: Path, question: Path) -> None:
     assert [place["id"] for place in answers[0]["places"]] == [place["id"] for place in answers[1]["places"]]
 
 
-def test_in_one_run_each_photo_is_embedded_once(unbroken: Runs) -> None:
+def test_single_run_embeds_each_photo_once(unbroken: Runs) -> None:
     stages = [line[1] for line in unbroken.logs[0] if line[0] == "stage"]
     assert stages == ["scanning", *STAGES]
     totals = {line[1]: line[2] for line in unbroken.logs[0] if line[0] == "stage"}
@@ -99,7 +99,7 @@ def test_in_one_run_each_photo_is_embedded_once(unbroken: Runs) -> None:
     assert len(unbroken.embedded()) == PHOTOS
 
 
-def test_killed_in_every_stage(runs: Runs, unbroken: Runs, photos: Path) -> None:
+def test_run_killed_in_every_stage_is_resumed(runs: Runs, unbroken: Runs, photos: Path) -> None:
     """Kill twice in each long stage, before and after a random event."""
     draw = random.Random(0)
     # Number of events of each stage to draw from. Work that is done is not repeated.
@@ -124,7 +124,7 @@ def test_killed_in_every_stage(runs: Runs, unbroken: Runs, photos: Path) -> None
     assert_equal(Path(runs.where["index"]), Path(unbroken.where["index"]), photos / "077.jpg")
 
 
-def test_killed_from_outside_at_random_moments(runs: Runs, unbroken: Runs, photos: Path) -> None:
+def test_run_killed_at_random_moments_is_resumed(runs: Runs, unbroken: Runs, photos: Path) -> None:
     draw = random.Random(1)
     for _ in range(6):
         runs.run(seconds=draw.uniform(0.05, 0.9))
@@ -133,7 +133,7 @@ def test_killed_from_outside_at_random_moments(runs: Runs, unbroken: Runs, photo
     assert_equal(Path(runs.where["index"]), Path(unbroken.where["index"]), photos / "077.jpg")
 
 
-def test_killed_while_it_is_brought_up_to_date(
+def test_killed_update_is_resumed(
     unbroken: Runs, zygote: subprocess.Popen[str], photos: Path, paint: Paint, tmp_path: Path
 ) -> None:
     """The old snapshot answers meanwhile."""
