@@ -1,26 +1,26 @@
-"""What an index answers: the values that the command line, Python and HTTP all hand out."""
+"""Answers of an index, the same from the command line, Python and HTTP."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 KNOWN_SHARE = 0.8
-"""Share of the queries that show a place of the index, where nothing else is said."""
+"""Default share of queries that show a place of the index."""
 Match = tuple[float, float, float, float]
-"""x, y in the query and x, y in the photo, as shares of width and height."""
+"""x, y in the query and x, y in the photo, as fractions of width and height."""
 STAGES = ("decode", "embed", "search", "verify")
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoHit:
-    """A photo of the index that resembles the query."""
+    """A photo of the index that is similar to the query."""
 
     id: str
     path: str
     score: float
-    """Cosine of the two descriptors, -1 to 1, raised towards 1 by inliers where verified."""
+    """Cosine of the two descriptors, -1 to 1; raised towards 1 by inliers if verified."""
     inliers: int | None = None
-    """Matched local features that agree on one geometry; None where not verified."""
+    """Matched local features that agree on one geometry; None if not verified."""
     lat: float | None = None
     lon: float | None = None
     heading: float | None = None
@@ -28,46 +28,46 @@ class PhotoHit:
     taken_at: str | None = None
     """ISO 8601."""
     matches: tuple[Match, ...] | None = None
-    """Where inliers lie, some of many; None where not asked for, not verified, or a panorama's."""
+    """Positions of some inliers; None if not requested, not verified, or in a panorama."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceHit:
-    """A place that the query may show, with the photos that speak for it, best first."""
+    """A place that the query may show, with its similar photos, best first."""
 
     id: str
     name: str | None
     lat: float | None
     lon: float | None
     score: float
-    """The best score among its photos."""
+    """Best score of its photos."""
     confidence: float | None = None
-    """Probability that this is the place, no more than 1 together; None where the index is not calibrated."""
+    """Probability that this is the place, at most 1 in sum; None if the index is not calibrated."""
     distance_m: float | None = None
-    """Metres between the place and the position that the query named; None where it named none."""
+    """Metres to the position in the query; None if the query has none."""
     photos: tuple[PhotoHit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where the query was taken: degrees (WGS 84) and how many metres that may be off."""
+    """Position of the query in degrees (WGS 84), with its uncertainty."""
 
     lat: float
     lon: float
     radius_m: float
-    """Within which the truth lies two times in three, where the place is right."""
+    """Radius in metres that contains the true position two times in three, if the place is right."""
     heading: float | None = None
-    """Where the query looks, degrees clockwise from north; None where the matching photos do not tell."""
+    """Viewing direction in degrees, clockwise from north; None if the matching photos do not determine it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to one query photo, the same from Python, the command line and HTTP."""
+    """Answer to one query photo."""
 
     known: bool | None
-    """Whether the first place is more likely right than wrong; None where the index cannot tell."""
+    """Whether the first place is more likely right than wrong; None if the index is not calibrated."""
     confidence: float | None
-    """Probability that the first place is right; None where the index is not calibrated."""
+    """Probability that the first place is right; None if the index is not calibrated."""
     position: Position | None
     places: tuple[PlaceHit, ...]
     """Best first."""
@@ -80,7 +80,7 @@ class Answer:
     """Why known, confidence or position is None."""
 
     def to_json(self) -> dict[str, Any]:
-        """Give the answer as JSON values in the documented order, every stage and every null present."""
+        """Return the answer as JSON values in the documented order, with every stage and every null."""
         answer = asdict(self)
         answer["places"] = [
             place | {"photos": [_photo_json(photo) for photo in place["photos"]]}
@@ -93,7 +93,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """What the catalogue knows about one photo; sizes in pixels, upright."""
+    """A photo of the catalogue; width and height in pixels, upright."""
 
     id: str
     path: str
@@ -116,9 +116,9 @@ class Place:
     lat: float | None
     lon: float | None
     photos: int
-    """How many photos show it."""
+    """Number of photos that show the place."""
     members: tuple[Photo, ...] = ()
-    """The photos themselves, where one place was asked for; empty in a list of places."""
+    """The photos; empty in a list of places."""
 
 
 def _photo_json(photo: dict[str, Any]) -> dict[str, Any]:

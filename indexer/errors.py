@@ -1,16 +1,16 @@
-"""What can go wrong with a collection or an index, each said in one sentence."""
+"""Errors of collections and indexes. Each message is one sentence."""
 
 
 class IndexerError(Exception):
-    """Something about a collection or an index stops the work; the message says what, and what to do."""
+    """Base of all errors. The message states the problem and what to do."""
 
 
 class UsageError(IndexerError):
-    """The caller asked for something that cannot be: a bad option, a bad metadata column."""
+    """An option, or a column of a metadata table, is invalid."""
 
 
 class FieldError(UsageError):
-    """A value that cannot be; `field` names it."""
+    """The value of the field `field` is invalid."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field} {problem}")
@@ -18,44 +18,44 @@ class FieldError(UsageError):
 
 
 class IndexMissing(IndexerError):
-    """There is no index where one was expected."""
+    """There is no index in a folder."""
 
 
 class IndexLocked(IndexerError):
-    """Another run is writing to this index; the message names the holder."""
+    """Another process is writing to the index; the message contains its id."""
 
 
 class ModelMismatch(IndexerError):
-    """A descriptor or an index was made by another model than the one at hand."""
+    """A descriptor or an index was made by another model."""
 
 
 class FormatTooNew(IndexerError):
-    """The index was written by a newer version; the message names the version that reads it."""
+    """A newer version wrote the index; the message contains its format."""
 
 
 class NotFound(IndexerError):
-    """The index has no photo or place of that id, or a photo's file is gone."""
+    """The index has no such photo or place, or a photo's file is missing."""
 
 
 class DiskFull(IndexerError):
-    """The disk that holds the index has no room left; nothing was changed."""
+    """The disk of the index is full; nothing was changed."""
 
 
 class IndexBusy(IndexerError):
-    """Another writer has kept the catalogue for itself for too long: the same may work in a moment."""
+    """Another writer kept the catalogue locked for too long; retrying may help."""
 
 
 class StoreUnavailable(IndexerError):
-    """The store that an index answers from cannot be asked now: the same may work in a moment."""
+    """The store of an index cannot be reached; retrying may help."""
 
 
 class Superseded(IndexerError):
-    """Another model has taken over the index since it was opened: open it again, and embed again."""
+    """Another model has replaced the index's model since it was opened: open it again, and embed again."""
 
 
 class NotCalibrated(IndexerError):
-    """The index cannot say how sure it is, where that was asked for."""
+    """Confidence was requested, but the index is not calibrated."""
 
 
 class XmpError(IndexerError):
-    """A photo's XMP or sidecar cannot be read or written; the message goes on from the file's name."""
+    """A photo's XMP or sidecar cannot be read or written; the message continues after the file's name."""

@@ -1,4 +1,4 @@
-"""Which photos a query may be answered with."""
+"""Filters: which photos may be in an answer."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True)
 class Filters:
-    """What a photo must be like to be in an answer; a photo that lacks what a filter asks for is not in it.
+    """Conditions on the photos in an answer. A photo without the data for a condition is left out.
 
-    A time without an offset is what the camera's clock showed, and is compared with what each photo's clock
-    showed. A time with an offset is a moment; a photo whose own time has no offset counts as UTC then. A
-    photo of which only the day is known must have been taken in range whenever that day.
+    A time without a UTC offset is compared with the clock times of photos. A time with an offset is compared
+    with the photos' times in UTC; a photo's time without an offset then counts as UTC. If only the day of a
+    photo is known, the whole day must be in range.
 
     Raises:
-        FieldError: a value out of range, or one that needs another; the message names the field.
+        FieldError: a value is out of range, or needs another field; the message names the field.
     """
 
     lat: float | None = None
-    """Degrees north, with `lon`; without `radius_m` it only makes the answer say how far each place is."""
+    """Degrees north, with `lon`. Without `radius_m`, answers only contain the distance to each place."""
     lon: float | None = None
     """Degrees east."""
     radius_m: float | None = None
-    """Photos at most this far from (lat, lon), metres along the great circle."""
+    """Photos at most so many metres from (lat, lon), along the great circle."""
     taken_after: str | None = None
-    """ISO 8601: photos of this time and later."""
+    """ISO 8601: photos taken at this time or later."""
     taken_before: str | None = None
-    """ISO 8601: photos from before this time."""
+    """ISO 8601: photos taken before this time."""
     heading: float | None = None
-    """Photos that look this way, degrees clockwise from north; of a panorama, its views."""
+    """Photos, or views of a panorama, with this viewing direction, degrees clockwise from north."""
     heading_tolerance: float = DEFAULT_TOLERANCE
-    """How many degrees to either side of `heading` still count."""
+    """Most degrees from `heading`, to either side."""
     place: str | None = None
-    """Photos of the place, or places, of this id or name."""
+    """Photos of the places with this id or name."""
 
     def __post_init__(self) -> None:
         check_position(self.lat, self.lon)
@@ -58,22 +58,22 @@ class Filters:
 
     @property
     def after(self) -> Moment | None:
-        """`taken_after`, read."""
+        """`taken_after` as a moment."""
         return _moment("taken_after", self.taken_after)
 
     @property
     def before(self) -> Moment | None:
-        """`taken_before`, read."""
+        """`taken_before` as a moment."""
         return _moment("taken_before", self.taken_before)
 
     @property
     def position(self) -> tuple[float, float] | None:
-        """Latitude and longitude, where given."""
+        """Latitude and longitude; None if not set."""
         return None if self.lat is None or self.lon is None else (self.lat, self.lon)
 
     @property
     def narrow(self) -> bool:
-        """Whether any photo may be left out."""
+        """Whether any condition is set."""
         return any(
             value is not None
             for value in (self.radius_m, self.taken_after, self.taken_before, self.heading, self.place)
@@ -82,31 +82,31 @@ class Filters:
 
 @dataclass(frozen=True)
 class Moment:
-    """A time as photos and filters give it."""
+    """A time of a photo or filter."""
 
     clock: float
-    """Seconds since 1970 by the clock that showed it, as if it had been in UTC."""
+    """Seconds since 1970 of the clock time, as if it were in UTC."""
     offset: float | None
-    """Seconds that the clock was ahead of UTC; None where it does not say."""
+    """Seconds that the clock is ahead of UTC; None if unknown."""
     lasts: float = 0.0
-    """Seconds: a day where only the day is known."""
+    """Seconds of uncertainty: a day if only the day is known."""
 
     @property
     def has_offset(self) -> bool:
         return self.offset is not None
 
     def precedes(self, other: Moment) -> bool | None:
-        """Whether this comes before another; None where only one of them has an offset."""
+        """Return whether this is before another; None if only one of them has an offset."""
         return self.seconds < other.seconds if self.has_offset == other.has_offset else None
 
     @property
     def seconds(self) -> float:
-        """Since 1970: in UTC where there is an offset, else by the clock."""
+        """Seconds since 1970, in UTC if there is an offset, otherwise of the clock time."""
         return self.clock - (self.offset or 0.0)
 
 
 def read_moment(text: str) -> Moment | None:
-    """Read ISO 8601, with or without time and offset; None where it is none."""
+    """Read ISO 8601, with or without time and offset; return None for other text."""
     try:
         if len(text) <= 10 and "T" not in text:  # a date, in any of ISO 8601's forms
             day = date.fromisoformat(text)
@@ -134,15 +134,15 @@ def _moment(field: str, text: str | None) -> Moment | None:
 
 
 def check_position(lat: float | None, lon: float | None) -> None:
-    """Raise FieldError for half a position, or one that is not on the earth."""
+    """Raise FieldError for an incomplete or impossible position."""
     within("lat", lat, -90, 90)
     within("lon", lon, -180, 180)
     if (lat is None) != (lon is None):
-        missing, given = ("lat", "lon") if lat is None else ("lon", "lat")
-        raise FieldError(missing, f"is missing, though {given} is given")
+        missing, other = ("lat", "lon") if lat is None else ("lon", "lat")
+        raise FieldError(missing, f"is missing, though {other} is given")
 
 
 def within(field: str, value: float | None, least: float, most: float) -> None:
-    """Raise FieldError for a value that is out of range, or no number."""
+    """Raise FieldError for a value that is out of range or not a number."""
     if value is not None and not least <= value <= most:
         raise FieldError(field, f"must be {least:g} to {most:g}, not {value:g}")

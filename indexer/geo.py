@@ -1,7 +1,7 @@
-"""Distances and projections on the earth, exact enough for places a few metres apart.
+"""Distances and projections on the earth.
 
-A sphere is assumed except for UTM, which is WGS84 by its own definition: below a kilometre a sphere's
-distances are within 0.6 % of the ellipsoid's, less than any GPS fix is off.
+The earth is a sphere here, except for UTM, which is defined on WGS84. The error of distances is at most 0.6
+%, which below a kilometre is less than the error of GPS.
 """
 
 from functools import lru_cache
@@ -15,16 +15,16 @@ EARTH_RADIUS_M = 6_371_008.8
 """Mean radius of the earth (IUGG), in metres."""
 
 SEAM_DEGREES = 1e-6
-"""By how much a band of latitudes is wider than its circle: rounding must not cut it."""
+"""Margin of a band of latitudes around a circle, against rounding."""
 
 FloatArray = NDArray[np.float64]
 
 
 def haversine_m(lat1: ArrayLike, lon1: ArrayLike, lat2: ArrayLike, lon2: ArrayLike) -> FloatArray:
-    """Great-circle distance between positions in degrees, in metres.
+    """Return the great-circle distance in metres between positions in degrees. The arguments broadcast.
 
-    The four arguments broadcast. Formula: 2R·asin √(sin²(Δφ/2) + cos φ₁ cos φ₂ sin²(Δλ/2)), which keeps
-    its precision for points close together and across the antimeridian.
+    Formula: 2R·asin √(sin²(Δφ/2) + cos φ₁ cos φ₂ sin²(Δλ/2)), which is precise for close points and across
+    the antimeridian.
     """
     phi1, phi2 = np.radians(np.asarray(lat1, np.float64)), np.radians(np.asarray(lat2, np.float64))
     half_dlam = np.radians(np.asarray(lon2, np.float64) - np.asarray(lon1, np.float64)) / 2
@@ -33,14 +33,14 @@ def haversine_m(lat1: ArrayLike, lon1: ArrayLike, lat2: ArrayLike, lon2: ArrayLi
 
 
 def band_degrees(radius_m: float) -> float:
-    """How far in latitude a circle reaches from its middle: what lies further is not within it."""
+    """Return the degrees of latitude from the middle of a circle to its edge, with a margin."""
     return float(np.degrees(radius_m / EARTH_RADIUS_M)) + SEAM_DEGREES
 
 
 def earth_points(lat: ArrayLike, lon: ArrayLike) -> FloatArray:
-    """Positions in degrees as points in space, (n, 3) in metres from the earth's centre.
+    """Convert positions in degrees to points in space, (n, 3), in metres from the earth's centre.
 
-    Here the poles and the antimeridian are nowhere special, so neighbours can be searched on a plain grid.
+    Neighbours of these points can be searched without special cases at the poles and the antimeridian.
     """
     phi, lam = np.radians(np.asarray(lat, np.float64)), np.radians(np.asarray(lon, np.float64))
     return EARTH_RADIUS_M * np.stack(
@@ -49,19 +49,19 @@ def earth_points(lat: ArrayLike, lon: ArrayLike) -> FloatArray:
 
 
 def chord_m(arc_m: float) -> float:
-    """Straight distance in space between two points `arc_m` apart along the ground, both in metres."""
+    """Return the straight distance in metres between two points `arc_m` metres apart along the ground."""
     return float(2 * EARTH_RADIUS_M * np.sin(min(arc_m / (2 * EARTH_RADIUS_M), np.pi / 2)))
 
 
 def wrap_lon(lon: ArrayLike) -> FloatArray:
-    """Longitudes in degrees brought into [-180, 180)."""
+    """Wrap longitudes in degrees to [-180, 180)."""
     return np.asarray((np.asarray(lon, np.float64) + 180.0) % 360.0 - 180.0, np.float64)
 
 
 def to_local(lat: ArrayLike, lon: ArrayLike, lat0: float, lon0: float) -> FloatArray:
-    """Metres east and north of (lat0, lon0), (n, 2); for distances of a few kilometres.
+    """Return metres east and north of (lat0, lon0), (n, 2), also across the antimeridian.
 
-    Longitude differences are wrapped, so that the antimeridian does not tear a neighbourhood apart.
+    Accurate for distances of a few kilometres.
     """
     east = np.radians(wrap_lon(np.asarray(lon, np.float64) - lon0)) * np.cos(np.radians(lat0))
     north = np.radians(np.asarray(lat, np.float64) - lat0)
@@ -69,18 +69,19 @@ def to_local(lat: ArrayLike, lon: ArrayLike, lat0: float, lon0: float) -> FloatA
 
 
 def from_local(east_m: float, north_m: float, lat0: float, lon0: float) -> tuple[float, float]:
-    """Latitude and longitude in degrees of a point given in metres from (lat0, lon0): `to_local` undone."""
+    """Return latitude and longitude of a point in metres from (lat0, lon0): the inverse of `to_local`."""
     lat = lat0 + float(np.degrees(north_m / EARTH_RADIUS_M))
-    # At the very pole every longitude is the same place; the bound only avoids a division by zero.
+    # The bound avoids a division by zero at the poles.
     shrink = max(float(np.cos(np.radians(lat0))), 1e-12)
     lon = float(wrap_lon(lon0 + np.degrees(east_m / (EARTH_RADIUS_M * shrink))))
     return min(max(lat, -90.0), 90.0), lon
 
 
 def utm_to_latlon(east: float, north: float, zone: int, *, south: bool) -> tuple[float, float] | None:
-    """Latitude and longitude (degrees, WGS84) of UTM coordinates in metres, None where they name no place.
+    """Convert UTM coordinates in metres to latitude and longitude (degrees, WGS84); None if they are invalid.
 
-    `south` says that the northing counts from the false origin 10,000 km below the equator.
+    Args:
+        south: whether the northing has the false origin of the southern hemisphere, 10,000 km.
     """
     if not 1 <= zone <= 60:
         return None

@@ -1,23 +1,23 @@
-"""How a long run says where it is."""
+"""Progress reports of long runs."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Hears of stages, of what is done in them, and of what a person should know."""
+    """Receiver of stages, progress and notes."""
 
     def stage(self, name: str, total: int | None) -> None:
-        """A stage begins; `total` is how many photos it will take, where that is known."""
+        """Begin a stage; `total` is its number of photos, or None if unknown."""
 
     def advance(self, n: int = 1) -> None:
-        """So many more photos of the stage are done."""
+        """Count `n` more photos as done."""
 
     def note(self, text: str) -> None:
-        """Something a person should know, in one sentence."""
+        """Show a note of one sentence."""
 
 
 class Silent:
-    """Says nothing."""
+    """Progress that shows nothing."""
 
     def stage(self, name: str, total: int | None) -> None:
         pass

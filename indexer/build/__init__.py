@@ -1,1 +1,1 @@
-"""`loci index` from end to end, and what it will cost."""
+"""`loci index` and `loci plan`."""

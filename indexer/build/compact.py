@@ -1,4 +1,4 @@
-"""Shards that are largely dead are emptied: what is left of them goes to the end of the run's own."""
+"""Compaction: shards with many dead rows are emptied. Their live rows move to the end of the last shard."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from indexer.storage.lock import is_backed_up
 from indexer.storage.rows import Slot
 from indexer.storage.shards import POSTED, RUN, ShardWriter, read_slots, shard_path
 
-DEAD_SHARE = 0.25  # of a shard's rows
+DEAD_SHARE = 0.25  # of a shard's rows, from which it is emptied
 
 
 def compact(layout: Layout, catalogue: Catalogue, generation: int, dim: int) -> int:
-    """Empty a generation's shards that are over a quarter dead; how many. The write lock must be held.
+    """Empty the shards of a generation with over a quarter dead rows, and return their number.
 
-    A photo that was removed loses its descriptors here; should it come back, it is embedded again. The file
-    of an emptied shard is deleted the next time, so that whoever read a row just before finds its bytes.
+    The write lock must be held. Removed photos lose their descriptors here. A photo that comes back is
+    embedded again. The file of an emptied shard is deleted the next time, because a reader may still need its
+    rows.
     """
     _drop_emptied(layout, catalogue, generation)
     emptied = 0
@@ -31,7 +32,7 @@ def compact(layout: Layout, catalogue: Catalogue, generation: int, dim: int) -> 
 
 
 def _newest(catalogue: Catalogue, generation: int) -> list[int]:
-    """The last shard of each range, which is still being filled."""
+    """Return the last shard of each range, which is still being filled."""
     last = (catalogue.last_slot(generation, shards) for shards in (RUN, POSTED))
     return [slot.shard for slot in last if slot is not None]
 
@@ -40,9 +41,9 @@ def _move(layout: Layout, catalogue: Catalogue, generation: int, dim: int, shard
     live = [item for item in catalogue.live_descriptors(generation) if item[2].shard == shard]
     moved: list[tuple[int, Slot]] = []
     if live:
-        held = [slot for _, _, slot in live]
-        rows = np.concatenate(list(read_slots(layout.shards(generation), held, dim)))
-        local = read_local(layout.local(generation), held)
+        before = [slot for _, _, slot in live]
+        rows = np.concatenate(list(read_slots(layout.shards(generation), before, dim)))
+        local = read_local(layout.local(generation), before)
         last = catalogue.last_slot(generation, RUN)
         slots = ShardWriter(layout.shards(generation), dim, last).append(rows)
         write_local(layout.local(generation), slots, local)
@@ -53,13 +54,13 @@ def _move(layout: Layout, catalogue: Catalogue, generation: int, dim: int, shard
 
 
 def _drop_emptied(layout: Layout, catalogue: Catalogue, generation: int) -> None:
-    """Delete the files of shards that no row and no snapshot names; not of one that a POST has just begun.
+    """Delete the files of shards that no row and no snapshot uses, except a shard that a POST has just begun.
 
-    While a backup reads them, all stay.
+    During a backup all files stay.
     """
     used = {shard for shard, _, _ in catalogue.shard_use(generation)}
     for snapshot in layout.snapshots(generation):
-        used |= shards_named(snapshot)  # by what still answers, until the next does
+        used |= shards_named(snapshot)  # current until the next snapshot
     if is_backed_up(layout.folder):
         return
     for newest in _newest(catalogue, generation):

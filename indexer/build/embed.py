@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from indexer.build.fit import FitRun, Pending, sample_order
+from indexer.build.fit import GenerationRun, Pending, sample_order
 from indexer.storage.local_shards import write_local
 from indexer.storage.shards import RUN, ShardWriter
 from model.embedder import Embedded, Seen
@@ -16,7 +16,7 @@ from model.local_features import Packed
 SPOOLED_BATCH = 64
 
 
-def embed_pending(run: FitRun) -> int:
+def embed_pending(run: GenerationRun) -> int:
     """Embed all pending photos of a generation, and return how many now have descriptors.
 
     Photos whose unreduced descriptors are in the spool come first. They only need to be reduced.
@@ -37,7 +37,7 @@ def embed_pending(run: FitRun) -> int:
     return stored
 
 
-def _reduced(run: FitRun, photos: Sequence[Pending]) -> Iterator[list[Embedded[Pending]]]:
+def _reduced(run: GenerationRun, photos: Sequence[Pending]) -> Iterator[list[Embedded[Pending]]]:
     for start in range(0, len(photos), SPOOLED_BATCH):
         batch = []
         for photo in photos[start : start + SPOOLED_BATCH]:
@@ -51,7 +51,7 @@ def _reduced(run: FitRun, photos: Sequence[Pending]) -> Iterator[list[Embedded[P
         yield batch
 
 
-def _store(run: FitRun, writer: ShardWriter, batch: Sequence[Embedded[Pending]]) -> int:
+def _store(run: GenerationRun, writer: ShardWriter, batch: Sequence[Embedded[Pending]]) -> int:
     rows = [
         (embedded.item[0], view, yaw, seen)
         for embedded in batch

@@ -1,9 +1,9 @@
-"""Fitting a generation's model on the collection itself, resumably: clusters first, then the reduction.
+"""Resumable fitting of a generation's model on the collection: first the clusters, then the reduction.
 
-What the model brings is kept: weights that were trained or published have their pooling, some a reduction.
+Trained and published weights come with their pooling, some also with a reduction. These are kept.
 
-Each photo goes through the network once. The maps of the photos that the clusters are fitted on, and the
-unreduced descriptors of those that the reduction is fitted on, are spooled; what was spooled is reused.
+Each photo goes through the network once. Until all photos are embedded, the spool keeps the maps of photos
+that the clusters are fitted on, and the unreduced descriptors of photos that the reduction is fitted on.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from model.reduction import choose_reduction, fit_reduction
 
 REDUCTION_VIEWS = 4096
 RANGE_PHOTOS = 40
-RANGE_SIDE = 320  # longest side in pixels: how far activations reach does not hang on it
+RANGE_SIDE = 320  # longest side in pixels; the range of activations does not depend on it
 
 Floats = NDArray[np.float32]
-Pending = tuple[str, Path]  # a photo's id and one of its files
+Pending = tuple[str, Path]  # id and one file of a photo
 
 
 @dataclass(frozen=True)
-class FitRun:
-    """One generation being fitted."""
+class GenerationRun:
+    """A run's work on one generation."""
 
     layout: Layout
     generation: int
@@ -65,20 +65,20 @@ class FitRun:
 def measured(
     model: PlaceModel, spool: Spool, photos: Sequence[Pending], reader: Reader, device: str
 ) -> PlaceModel:
-    """The model with what it needs to run in int8, measured on photos unless an unfinished run did so."""
+    """Return the model with activation ranges for int8, measured unless an unfinished run did so."""
     if spool.model_path.exists():
         ranges = load_model(spool.model_path).config.activation_ranges
         return model.fitted(activation_ranges=ranges)
     read = replace(reader, image_size=min(reader.image_size, RANGE_SIDE))
     images = []
     for photo in photos[:RANGE_PHOTOS]:
-        with suppress(ImageError):  # it is told of when it is to be embedded
+        with suppress(ImageError):  # reported when the photo is embedded
             images += read(photo)
     return with_ranges(model, images, device)
 
 
-def fit_model(run: FitRun) -> PlaceModel:
-    """The generation's model; what is missing fitted, saved and returned with the embedder set to it."""
+def fit_model(run: GenerationRun) -> PlaceModel:
+    """Fit the missing parts of the generation's model, save it, and set the embedder to it."""
     path = run.layout.model(run.generation)
     if not path.exists():
         if run.embedder.model.reduction is None:
@@ -92,19 +92,19 @@ def fit_model(run: FitRun) -> PlaceModel:
 
 
 def sample_order(photos: Sequence[Pending], seed: int) -> list[Pending]:
-    """Photos in an order drawn by the seed and each photo's content: the same however they were found."""
+    """Return photos in a random order that depends only on the seed and each photo's content."""
     return sorted(photos, key=lambda photo: hashlib.sha256(f"{seed}:{photo[0]}".encode()).digest())
 
 
-def _sample(run: FitRun, count: int) -> list[Pending]:
+def _sample(run: GenerationRun, count: int) -> list[Pending]:
     pending = run.catalogue.pending(run.generation)
     if not pending:
         raise nothing_readable(run.catalogue)
     return sample_order(pending, run.options.seed)[:count]
 
 
-def _fit_pooling(run: FitRun) -> None:
-    """Spool the sample's maps, and fit the clusters on them where the pooling has some to be fitted."""
+def _fit_pooling(run: GenerationRun) -> None:
+    """Spool the maps of a sample, and fit the clusters on them if the pooling has unfitted ones."""
     if run.spool.model_path.exists():
         run.embedder.set_model(load_model(run.spool.model_path))
         return
@@ -122,11 +122,11 @@ def _fit_pooling(run: FitRun) -> None:
 
 def _save(model: PlaceModel, path: Path) -> None:
     save_model(model, path)
-    sync_folder(path.parent)  # before any descriptor is said to be this model's
+    sync_folder(path.parent)  # before any descriptor of this model is recorded
 
 
-def _spooled_sample(run: FitRun, stage: str, count: int) -> list[Pending]:
-    """The sample with each photo's output of `stage` in the spool; unreadable ones are replaced by others."""
+def _spooled_sample(run: GenerationRun, stage: str, count: int) -> list[Pending]:
+    """Return a sample whose outputs of `stage` are in the spool. Unreadable photos are replaced by others."""
     while True:
         photos = _sample(run, count)
         missing = [p for p in photos if not run.spool.has("maps", p[0]) and not run.spool.has("pooled", p[0])]
@@ -138,14 +138,14 @@ def _spooled_sample(run: FitRun, stage: str, count: int) -> list[Pending]:
                 _spool(run, embedded, stage)
 
 
-def _spool(run: FitRun, embedded: Embedded[Pending], stage: str) -> None:
+def _spool(run: GenerationRun, embedded: Embedded[Pending], stage: str) -> None:
     photo = embedded.item[0]
     if embedded.error is not None:
         with run.catalogue.transaction() as db:
             run.catalogue.set_failed(db, photo, embedded.error)
         run.progress.advance()
         return
-    if embedded.seen[0].local is not None:  # first, so that whoever finds the rest finds these
+    if embedded.seen[0].local is not None:  # written first: a photo with other outputs has its local features
         run.spool.put_local(photo, [seen.local for seen in embedded.seen if seen.local is not None])
     if stage == "maps":
         maps = torch.from_numpy(np.stack(embedded.outputs))
@@ -156,7 +156,7 @@ def _spool(run: FitRun, embedded: Embedded[Pending], stage: str) -> None:
 
 
 def _scaled(maps: Tensor, config: ModelConfig) -> Tensor:
-    """Maps that fp16 holds, V D H W: each local descriptor of unit length, as VLAD has it, or the longest."""
+    """Scale maps (V D H W) to the range of fp16: each local descriptor, or only the longest, to length 1."""
     if config.layers == TWO_LAYERS:
         return joined(*(F.normalize(layer, dim=1, eps=1e-12) for layer in apart(maps)))
     lengths = torch.linalg.vector_norm(maps, dim=1, keepdim=True)  # V 1 H W
@@ -166,7 +166,7 @@ def _scaled(maps: Tensor, config: ModelConfig) -> Tensor:
     return scaled
 
 
-def _fit_reduction(run: FitRun) -> PlaceModel:
+def _fit_reduction(run: GenerationRun) -> PlaceModel:
     count = max(SAMPLE_PHOTOS, REDUCTION_VIEWS // (run.options.panoramas or 1))
     photos = [photo for photo, _ in _spooled_sample(run, "pooled", count)]
     for photo in photos:
@@ -185,8 +185,8 @@ def _fit_reduction(run: FitRun) -> PlaceModel:
     return model.fitted(reduction=reduction, dim=dim, power=power, provenance=provenance)
 
 
-def _pool_maps(run: FitRun, photo: str) -> None:
-    """Maps → descriptors of the whole and, for choosing the reduction, of its left and right halves."""
+def _pool_maps(run: GenerationRun, photo: str) -> None:
+    """Pool maps into descriptors of the whole photo and of its halves, which select the reduction."""
     maps = torch.from_numpy(run.spool.get("maps", photo))  # V D H W
     with torch.inference_mode():
         parts = run.embedder.model.pooling.whole_and_halves(maps)  # V 3 K·D
@@ -194,8 +194,10 @@ def _pool_maps(run: FitRun, photo: str) -> None:
     run.spool.drop("maps", photo)
 
 
-def _load_pooled(run: FitRun, photos: Sequence[str]) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
-    """Descriptors of whole views (n C), of the halves known (m C, twice) and these' rows among the n."""
+def _load_pooled(
+    run: GenerationRun, photos: Sequence[str]
+) -> tuple[Floats, Floats, Floats, NDArray[np.int64]]:
+    """Return descriptors of whole views (n C) and of halves (m C each), and the views (m) of the halves."""
     shapes = [run.spool.shape("pooled", photo) for photo in photos]  # V 1|3 C
     channels = shapes[0][2]
     whole = np.empty((sum(shape[0] for shape in shapes), channels), np.float32)

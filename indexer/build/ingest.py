@@ -1,4 +1,4 @@
-"""From folders to the catalogue: which photos are new, changed, moved, gone or as they were."""
+"""Update of the catalogue from folders: new, changed, moved, vanished and unchanged photos."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from model.images import open_photo, upright_size
 
 T = TypeVar("T")
 
-CHUNK = 256  # files a transaction
-VANISHED_SHARE = 0.2  # more than this at once looks like a disk that is not mounted
+CHUNK = 256  # files in a transaction
+VANISHED_SHARE = 0.2  # if more vanish at once, a disk is probably not mounted
 
 
 @dataclass(frozen=True)
 class Collected:
-    """How a collection differs from what the catalogue knew; counts of photos."""
+    """Changes of a collection; counts of photos."""
 
     added: int
     changed: int
@@ -40,7 +40,7 @@ class Collected:
     returned: int
     unchanged: int
     still_removed: int
-    unreadable: tuple[tuple[Path, str], ...]  # files whose bytes could not be read at all
+    unreadable: tuple[tuple[Path, str], ...]  # files whose bytes could not be read, and the reason
 
 
 def collect(
@@ -53,15 +53,17 @@ def collect(
     prune: bool = False,
     before_changes: Callable[[], object] | None = None,
 ) -> Collected:
-    """Bring the catalogue up to date with what was scanned.
+    """Bring the catalogue up to date with a scan of folders.
 
     Args:
-        before_changes: called where there may be something to do, before anything is written.
+        table: metadata, which overwrites known values.
+        rehash: read all files, even if their size and time are unchanged.
+        prune: accept that many photos vanished.
+        before_changes: called before anything is written, unless nothing has changed.
 
     Raises:
-        IndexerError: over a fifth of the photos below one of the scanned folders would vanish, and not
-            `prune`; or no photo that can be read would be left; or there is none and was none. Nothing is
-            removed then.
+        IndexerError: over a fifth of the photos below a scanned folder would vanish without `prune`, or no
+            readable photo would be left. Then nothing is removed.
     """
     unchanged = None if rehash or table else _all_unchanged(catalogue, scanned)
     if unchanged:
@@ -71,10 +73,35 @@ def collect(
     before = _Before(catalogue)
     if not scanned.files and not any(_below(path, scanned.roots) for path in before.files):
         raise no_photos(scanned.roots)
-    suspects = [file for file in scanned.files if rehash or not before.has(file)]
-    progress.stage("reading", len(suspects))
     outcomes = _Outcomes(before, scanned.files)
-    for chunk in _chunks(_read_all(suspects, table, progress)):
+    suspects = [file for file in scanned.files if rehash or not before.has(file)]
+    _record(catalogue, before, suspects, table, outcomes, progress)
+    if table is not None:
+        _apply_table(catalogue, before, scanned.files, table)
+    gone = _gone(before, scanned)
+    photo_of = {full_path(*key): row.photo for key, row in catalogue.files().items()}
+    present = {photo for path, photo in photo_of.items() if path not in gone}
+    present |= catalogue.stored().keys()  # POSTed photos never vanish
+    vanished = _vanished(catalogue, before, gone, present)
+    if not prune:
+        _refuse_unmounted(before, scanned, vanished)
+    if not present & catalogue.with_status("ok"):
+        raise nothing_readable(catalogue, outcomes.unreadable)
+    _forget(catalogue, before, gone)
+    return outcomes.summary(catalogue, photo_of, len(vanished))
+
+
+def _record(
+    catalogue: Catalogue,
+    before: _Before,
+    files: Sequence[ScannedFile],
+    table: MetadataTable | None,
+    outcomes: _Outcomes,
+    progress: Progress,
+) -> None:
+    """Read files, and record them with their photos."""
+    progress.stage("reading", len(files))
+    for chunk in _chunks(_read_all(files, table, progress)):
         with catalogue.transaction() as db:
             for file, facts in chunk:
                 outcomes.add(file, facts)
@@ -82,35 +109,19 @@ def collect(
                     catalogue.put_photo(db, facts)
                     row = FileRow(file.size, file.mtime_ns, facts.id)
                     catalogue.put_file(db, *before.key(file), row)
-    if table is not None:
-        _apply_table(catalogue, before, scanned.files, table)
-    gone = _gone(before, scanned)
-    photo_of = {full_path(*key): row.photo for key, row in catalogue.files().items()}
-    held = {photo for path, photo in photo_of.items() if path not in gone}
-    held |= catalogue.stored().keys()  # POSTed photos never vanish
-    vanished = _vanished(catalogue, before, gone, held)
-    if not prune:
-        _refuse_unmounted(before, scanned, vanished)
-    if not held & catalogue.with_status("ok"):
-        raise nothing_readable(catalogue, outcomes.unreadable)
-    _forget(catalogue, before, gone)
-    return outcomes.summary(catalogue, photo_of, len(vanished))
 
 
 def _all_unchanged(catalogue: Catalogue, scanned: ScanResult) -> int | None:
-    """How many photos the files hold, where they are the very files that are known, of their sizes and times.
-
-    None where anything may be to do. To find out that there is nothing, this alone is looked at.
-    """
-    if catalogue.count("failed"):  # those are tried again
+    """Return the number of photos if all files have their known size and time; None if any may differ."""
+    if catalogue.count("failed"):  # they are tried again
         return None
-    if catalogue.file_stats() != scanned.files:  # in the same order
+    if catalogue.file_stats() != scanned.files:  # both are sorted
         return None
     return catalogue.count_in_files()
 
 
 def nothing_readable(catalogue: Catalogue, unreadable: Sequence[tuple[Path, str]] = ()) -> IndexerError:
-    """The error for a collection of which no photo can be read."""
+    """Return the error for a collection without a readable photo."""
     failures = [*catalogue.failures(), *((str(path), reason) for path, reason in unreadable)]
     if not failures:
         return IndexerError("no photo would be left in the index: nothing was changed")
@@ -119,7 +130,7 @@ def nothing_readable(catalogue: Catalogue, unreadable: Sequence[tuple[Path, str]
 
 
 class _Before:
-    """What the catalogue knew before this run. A file is its full path, whatever folder it was found from."""
+    """State of the catalogue before this run. Files are identified by their absolute path."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.files = {full_path(*key): (key, row) for key, row in catalogue.files().items()}
@@ -127,16 +138,16 @@ class _Before:
         self.stored = catalogue.stored().keys()
 
     def key(self, file: ScannedFile) -> tuple[str, str]:
-        """Under which root and relative path the catalogue has or gets this file."""
+        """Return the root and relative path under which the catalogue has or gets this file."""
         path = file.name
         return self.files[path][0] if path in self.files else (str(file.root), file.relative)
 
     def photo(self, path: str) -> str | None:
-        """The photo that a path held."""
+        """Return the photo that a path contained; None if the path is new."""
         return self.files[path][1].photo if path in self.files else None
 
     def has(self, file: ScannedFile) -> bool:
-        """Same size and time as before; what failed is tried again, since what it lacked may be there now."""
+        """Whether a file has its known size and time. False for unreadable photos, which are tried again."""
         _, row = self.files.get(file.name, (None, None))
         if row is None or (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
             return False
@@ -144,7 +155,7 @@ class _Before:
 
 
 class _Outcomes:
-    """Counts what each file turned out to be."""
+    """Counter of new, changed, moved, returned and removed photos."""
 
     def __init__(self, before: _Before, files: Sequence[ScannedFile]) -> None:
         self._before = before
@@ -161,21 +172,21 @@ class _Outcomes:
         if not facts.sha256:
             self.unreadable.append((file.path, facts.error or "cannot be read"))
             return
-        held = self._before.photo(file.name)
+        former = self._before.photo(file.name)
         status = self._before.statuses.get(facts.id)
         if status == "removed":
             self._still_removed.add(facts.id)
         elif status == "vanished":
             self._returned.add(facts.id)
-        elif held is not None and held != facts.id:
+        elif former is not None and former != facts.id:
             self._changed.add(facts.id)
         elif status is None:
             self._added.add(facts.id)
-        elif facts.id not in self._stayed and facts.id not in self._before.stored:  # else a copy
+        elif facts.id not in self._stayed and facts.id not in self._before.stored:  # otherwise it is a copy
             self._moved.add(facts.id)
 
     def summary(self, catalogue: Catalogue, photo_of: Mapping[str, str], vanished: int) -> Collected:
-        """In all; `photo_of` tells the photo of each path."""
+        """Return the counts. `photo_of` has the photo of each path."""
         present = {photo for path, photo in photo_of.items() if path in self._paths}
         counted = self._added | self._changed | self._moved | self._returned
         live = catalogue.with_status("ok") | catalogue.with_status("failed")
@@ -221,7 +232,7 @@ def _read(file: ScannedFile, table: MetadataTable | None) -> PhotoFacts:
 def _apply_table(
     catalogue: Catalogue, before: _Before, files: Sequence[ScannedFile], table: MetadataTable
 ) -> None:
-    """A table given now counts for photos that were known before, too."""
+    """Apply a metadata table to all photos, also to those that were known before."""
     known = catalogue.files()
     with catalogue.transaction() as db:
         for file in files:
@@ -232,9 +243,9 @@ def _apply_table(
 
 
 def _gone(before: _Before, scanned: ScanResult) -> set[str]:
-    """Paths below the scanned folders that are not there any more."""
+    """Return the known paths below the scanned folders that no longer exist."""
     present = {file.name for file in scanned.files}
-    blind = [path for path, _ in scanned.problems]  # what could not be looked into has not vanished
+    blind = [path for path, _ in scanned.problems]  # photos in unreadable folders have not vanished
     return {
         path
         for path in before.files.keys() - present
@@ -242,14 +253,14 @@ def _gone(before: _Before, scanned: ScanResult) -> set[str]:
     }
 
 
-def _vanished(catalogue: Catalogue, before: _Before, gone: set[str], held: set[str]) -> set[str]:
-    """Photos that no path holds any more, since theirs are gone."""
+def _vanished(catalogue: Catalogue, before: _Before, gone: set[str], present: set[str]) -> set[str]:
+    """Return the photos whose last path is gone."""
     live = catalogue.with_status("ok") | catalogue.with_status("failed")
-    return {before.files[path][1].photo for path in gone} & live - held
+    return {before.files[path][1].photo for path in gone} & live - present
 
 
 def _refuse_unmounted(before: _Before, scanned: ScanResult, vanished: set[str]) -> None:
-    """Root by root: a small disk that is not mounted would not show among the photos of a large one."""
+    """Refuse if many photos of one root vanished. All roots together could hide a small unmounted disk."""
     for root in scanned.roots:
         below = {
             row.photo

@@ -1,9 +1,9 @@
-"""Embedding on many machines by Ray: `RayEmbedder` has an embedder's stream, and its batches run elsewhere.
+"""Embedding on many machines by Ray. `RayEmbedder` has the same `stream` as `Embedder`.
 
-The run that asked alone writes shards, local features and the catalogue. It reads the photos' files and sends
-their bytes; one worker a node decodes them and runs the network. Results come in the order of the photos,
-whoever computed them. A worker that dies is replaced, and what it was at goes to another; nothing else is
-embedded again.
+Only the run itself writes to the index. It reads the photos' files and sends their bytes to the workers.
+There is one worker on each node, which decodes photos and runs the network. Results come in the order of the
+photos. If a worker dies, it is replaced, and its photos go to another worker. No other photo is embedded
+again.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from model.images import read_photo
 from model.modelfile import PlaceModel
 
 A_TASK = 16
-"""Photos sent to a worker at a time."""
+"""Photos in a task."""
 IN_FLIGHT = 2
-"""Tasks that a worker has, so that it never waits for the next."""
+"""Tasks of a worker at a time, so that it never waits for the next one."""
 AHEAD = 8
-"""Tasks a worker that may be done before the one that all wait for."""
+"""Finished tasks for each worker that may wait for an earlier task."""
 ATTEMPTS = 3
-"""Workers that may die over a photo before it is left out."""
+"""Workers that may die from a photo before it is left out."""
 LOOK_S = 5.0
-"""How often new nodes are looked for."""
+"""Seconds between searches for new nodes."""
 PATIENCE_S = 60.0
-"""How long a cluster may be without any worker."""
+"""Seconds that a cluster may be without a worker."""
 
 Item = tuple[str, Path]
 Sent = tuple[str, bytes | Path]
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """What runs on a node: an embedder, with the model that it was last given."""
+    """Actor on a node: an embedder and its current model."""
 
     def __init__(self, threads: int, device: str, precision: str, batch_size: int | None) -> None:
         import torch
@@ -59,57 +59,57 @@ class Worker:
         self._number = 0
 
     def version(self) -> str:
-        """Of this program, on the node."""
+        """Return the version of this program on the node."""
         return version("geniusloci")
 
     def embed(
         self, number: int, model: PlaceModel, sent: Sequence[Sent], reader: Reader, stage: str
     ) -> Outcome:
-        """What `Embedder.stream` makes of photos, in their order.
+        """Embed photos as `Embedder.stream` does, and return the results in the same order.
 
         Args:
-            number: of the model, which is loaded once.
+            number: number of the model. A new number replaces the worker's model.
         """
         if self._embedder is None:
             self._embedder = Embedder(model, **self._settings)
         elif number != self._number:
             self._embedder.set_model(model)
         self._number = number
-        found = {
+        results = {
             embedded.item[0]: Embedded(embedded.item[0], embedded.seen, embedded.error)
             for batch in self._embedder.stream(sent, replace(reader, read=self._embedder.read), stage)
             for embedded in batch
         }
-        return [found[photo] for photo, _ in sent]
+        return [results[photo] for photo, _ in sent]
 
 
 @dataclass
 class _Task:
-    """Photos that go to one worker."""
+    """Photos for one worker."""
 
     items: list[Item]
     deaths: int = 0
-    """Of workers that had it."""
+    """Workers that died during this task."""
     alone: bool = False
-    """Whether its worker may have nothing else, so that it is clear what it died of."""
+    """Whether its worker gets no other task, so that the cause of a death is clear."""
     outcome: Outcome | None = None
 
 
 @dataclass
 class _Actor:
-    """A worker, seen from here."""
+    """A worker as the run sees it."""
 
     handle: Any
     node: str
     tasks: dict[Any, _Task] = field(default_factory=dict)
-    """By the reference to their result."""
+    """Tasks by Ray's reference to the result."""
 
 
 class RayEmbedder:
-    """Embeds on the nodes of a Ray cluster, as `Embedder` does here.
+    """Embeds on the nodes of a Ray cluster.
 
     Raises:
-        UsageError: no such address, or Ray is not installed.
+        UsageError: the address is invalid, or Ray is not installed.
         IndexerError: the cluster cannot be reached, or has another version of this program.
     """
 
@@ -130,17 +130,17 @@ class RayEmbedder:
         self._looked = 0.0
         self._number = 0
         self.read: Read = read_photo
-        """For the run itself; a worker has its own."""
+        """Decoder for the run itself; workers have their own."""
         self.set_model(model)
 
     def set_model(self, model: PlaceModel) -> None:
-        """Let the workers run another model from now on."""
+        """Use another model from now on."""
         self.model = model
         self._number += 1
         self._sent = self._ray.put(model)
 
     def close(self) -> None:
-        """Let the workers go, and leave the cluster."""
+        """Stop the workers, and leave the cluster."""
         for actor in self._actors:
             with suppress(Exception):
                 self._ray.kill(actor.handle)
@@ -150,13 +150,13 @@ class RayEmbedder:
     def stream(
         self, items: Iterable[Item], reader: Reader, stage: str = "descriptors"
     ) -> Iterator[list[Embedded[Item]]]:
-        """As `Embedder.stream`, in the order of the items.
+        """Yield results as `Embedder.stream` does, in the order of the items.
 
         Raises:
             IndexerError: no worker is left.
         """
         left = deque(_tasks(items))
-        waiting: deque[_Task] = deque()  # in the order in which they are to be yielded
+        waiting: deque[_Task] = deque()  # in the order of the results
         again: deque[_Task] = deque()
         while left or waiting:
             self._look_for_nodes()
@@ -178,7 +178,7 @@ class RayEmbedder:
                 ]
 
     def _free_for(self, task: _Task) -> _Actor | None:
-        """The worker with the fewest tasks of those that may have another; None where none may."""
+        """Return the worker with the fewest tasks that may take another one; None if all are busy."""
         most = 0 if task.alone else IN_FLIGHT - 1
         free = [
             actor
@@ -193,7 +193,7 @@ class RayEmbedder:
         actor.tasks[reference] = task
 
     def _collect(self) -> list[_Task]:
-        """Tasks that are done, or that died with their worker: these have no outcome."""
+        """Return tasks that are done, and tasks without an outcome whose worker died."""
         references = {reference: actor for actor in self._actors for reference in actor.tasks}
         if not references:
             time.sleep(0.1)
@@ -202,7 +202,7 @@ class RayEmbedder:
         finished = []
         for reference in ready:
             actor = references[reference]
-            if reference not in actor.tasks:  # its worker died over another
+            if reference not in actor.tasks:  # its worker died during another task
                 continue
             task = actor.tasks.pop(reference)
             try:
@@ -211,7 +211,7 @@ class RayEmbedder:
             except self._ray.exceptions.RayTaskError as error:
                 raise error.as_instanceof_cause() from None
             except self._ray.exceptions.RayError as error:
-                log.warning("a worker died, its photos go to others")
+                log.warning("a worker died; its photos go to other workers")
                 log.debug("%s", error)
                 lost = [task, *actor.tasks.values()]
                 for each in lost:
@@ -226,10 +226,10 @@ class RayEmbedder:
         if actor in self._actors:
             self._actors.remove(actor)
         actor.tasks.clear()
-        self._looked = 0.0  # it is replaced at once, where its node is still there
+        self._looked = 0.0  # look for nodes at once, to replace the worker
 
     def _look_for_nodes(self) -> None:
-        """One worker on every node that has processors to give; those that joined get theirs."""
+        """Start a worker on every node with processors that has none yet."""
         started = time.monotonic()
         while time.monotonic() - self._looked > LOOK_S or not self._actors:
             self._looked = time.monotonic()
@@ -242,7 +242,7 @@ class RayEmbedder:
                 return
             if time.monotonic() - started > PATIENCE_S:
                 raise IndexerError(
-                    f"no worker is left on {self._address}: start one there, and the same command goes on"
+                    f"no worker is left on {self._address}: start one there, and run the same command again"
                 )
             time.sleep(1.0)
 
@@ -250,31 +250,31 @@ class RayEmbedder:
         remote = self._ray.remote(num_cpus=0, num_gpus=min(1, gpus), max_restarts=0)(Worker)
         handle = remote.options(scheduling_strategy=_node(node)).remote(cores, *self._settings)
         try:
-            found = self._ray.get(handle.version.remote(), timeout=PATIENCE_S)
+            theirs = self._ray.get(handle.version.remote(), timeout=PATIENCE_S)
         except (self._ray.exceptions.RayTaskError, self._ray.exceptions.RuntimeEnvSetupError) as error:
             raise IndexerError(f"a worker on {self._address} cannot start: {_last_line(error)}") from None
-        except self._ray.exceptions.RayError as error:  # the node has gone meanwhile
+        except self._ray.exceptions.RayError as error:  # the node may have left the cluster
             if "ModuleNotFoundError" in str(error):
                 raise IndexerError(
                     f"loci is not installed on a worker of {self._address}: {_last_line(error)}"
                 ) from None
             log.debug("no worker could be started on a node: %s", error)
             return
-        if found != version("geniusloci"):
+        if theirs != version("geniusloci"):
             raise IndexerError(
-                f"a worker on {self._address} has loci {found}, this is {version('geniusloci')}: "
+                f"a worker on {self._address} has loci {theirs}, this is {version('geniusloci')}: "
                 "install the same version there"
             )
         self._actors.append(_Actor(handle, node))
 
 
 AnyEmbedder = Embedder | RayEmbedder
-"""What embeds a run's photos, here or elsewhere."""
+"""Embedder of a run: in this process or on a cluster."""
 
 
 def _connected(address: str) -> Any:
-    """Ray, connected to a cluster."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves these machines
+    """Connect to a cluster, and return the module `ray`."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -284,13 +284,13 @@ def _connected(address: str) -> Any:
             ray.init(include_dashboard=False, **quiet)
         else:
             ray.init(address, **quiet)
-    except Exception as error:  # whatever gRPC, a version or a name's look-up has to say
+    except Exception as error:  # of many kinds: from gRPC, versions, name look-ups
         raise IndexerError(f"the Ray cluster {address} cannot be reached: {_last_line(error)}") from error
     return ray
 
 
 def _node(node: str) -> Any:
-    """How Ray is told to run something on a node and on no other."""
+    """Return the scheduling strategy that runs an actor on this node only."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
@@ -313,12 +313,12 @@ def _tasks(items: Iterable[Item]) -> Iterator[_Task]:
 
 
 def _retried(task: _Task, waiting: deque[_Task]) -> list[_Task]:
-    """What to give out again in a task's place; what workers keep dying of is settled."""
+    """Return tasks to replace a failed one. After ATTEMPTS deaths, photos are tried singly, then given up."""
     if task.deaths < ATTEMPTS:
         return [task]
     if len(task.items) == 1:
         task.outcome = [
-            Embedded(task.items[0][0], error=f"{ATTEMPTS} workers in turn died when they were given it")
+            Embedded(task.items[0][0], error=f"{ATTEMPTS} workers in turn died while they embedded it")
         ]
         return []
     parts = [_Task([item], alone=True) for item in task.items]
@@ -330,7 +330,7 @@ def _retried(task: _Task, waiting: deque[_Task]) -> list[_Task]:
 
 
 def _content(path: Path) -> bytes | Path:
-    """A photo's file; where it cannot be read its path, of which the worker will say so."""
+    """Return a photo's bytes; if they cannot be read its path, for which the worker reports the error."""
     try:
         return path.read_bytes()
     except OSError:

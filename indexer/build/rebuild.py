@@ -1,7 +1,8 @@
-"""The next snapshot, made of what is in the index: no folder is looked at, no photo embedded."""
+"""Rebuilding: the next snapshot from the catalogue, without scanning folders or embedding photos."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from indexer.build.compact import compact
@@ -17,25 +18,22 @@ from indexer.storage.stored_files import sweep
 
 
 def rebuild(index: Path) -> Manifest:
-    """Take into a snapshot what was added since the last, and leave out what was deleted.
+    """Publish a snapshot that contains all changes since the last one.
 
     Raises:
-        IndexLocked: a run is writing to the index, and will publish by itself.
-        IndexerError: no photo is left, or the disk cannot be written; the last snapshot goes on answering.
+        IndexLocked: a run is writing to the index, and will publish a snapshot itself.
+        IndexerError: no photo is left, or the disk cannot be written. The last snapshot keeps answering.
     """
     layout = Layout(index)
     with os_errors_explained(index), write_lock(index):
         manifest = read_manifest(layout, layout.current())
-        catalogue = Catalogue(index, create=True)
-        try:
+        with closing(Catalogue(index, create=True)) as catalogue:
             sweep(catalogue)
             return republish(layout, catalogue, manifest)
-        finally:
-            catalogue.close()
 
 
 def republish(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Manifest:
-    """Publish the next snapshot of the generation that answers, its shards compacted."""
+    """Compact the shards of the current generation, and publish its next snapshot."""
     generation = generation_of(manifest.snapshot)
     compact(layout, catalogue, generation, manifest.dim)
     options = load_options(layout.options(generation))

@@ -15,7 +15,7 @@ from typing import Any
 from indexer.addresses import check_ray_address
 from indexer.build.compact import compact
 from indexer.build.embed import embed_pending
-from indexer.build.fit import FitRun, fit_model, measured, sample_order
+from indexer.build.fit import GenerationRun, fit_model, measured, sample_order
 from indexer.build.ingest import collect
 from indexer.build.publish import publish, published
 from indexer.build.ray_embedder import AnyEmbedder, RayEmbedder
@@ -164,10 +164,12 @@ class _Run:
             check_model(self._layout, generation, model.fingerprint)
         else:
             embedder = self._embedder(self._measured(generation, options.fit))
-            model = fit_model(self._fit_run(generation, options.fit, embedder))
+            model = fit_model(self._generation_run(generation, options.fit, embedder))
 
         def embed() -> int:
-            return embed_pending(self._fit_run(generation, options.fit, embedder or self._embedder(model)))
+            return embed_pending(
+                self._generation_run(generation, options.fit, embedder or self._embedder(model))
+            )
 
         embedded = embed() if self._catalogue.pending(generation) else 0
         self._progress.stage("publishing", None)
@@ -289,9 +291,11 @@ class _Run:
         if self._workers is not None:
             self._workers.close()
 
-    def _fit_run(self, generation: int, options: FitOptions, embedder: AnyEmbedder) -> FitRun:
+    def _generation_run(self, generation: int, options: FitOptions, embedder: AnyEmbedder) -> GenerationRun:
         reader = _reader(options, embedder.read)
-        return FitRun(self._layout, generation, options, self._catalogue, embedder, reader, self._progress)
+        return GenerationRun(
+            self._layout, generation, options, self._catalogue, embedder, reader, self._progress
+        )
 
 
 def _reader(options: FitOptions, read: Read) -> Reader:

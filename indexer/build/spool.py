@@ -1,4 +1,4 @@
-"""What the network made of the photos that a fit needs, kept until the fit is done: a file a photo."""
+"""Temporary files with the network's outputs for photos that a model is fitted on."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ Floats = NDArray[np.float32]
 
 
 class Spool:
-    """Arrays by kind and photo, fp16; a file is there only when it is whole."""
+    """Arrays in fp16 by kind and photo. A file exists only when it is complete."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def put(self, kind: str, photo: str, array: Floats) -> None:
-        """Keep an array; on disk when it returns."""
+        """Write an array. It is on disk at return."""
         path = self._path(kind, photo)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_array(path, torch.from_numpy(array).half().numpy())  # several times as fast as NumPy's
+        save_array(
+            path, torch.from_numpy(array).half().numpy()
+        )  # several times as fast as NumPy's conversion
 
     def get(self, kind: str, photo: str) -> Floats:
-        """An array that was put."""
+        """Return an array."""
         array = torch.from_numpy(np.array(map_array(self._path(kind, photo), "spooled")))
         return array.float().numpy()
 
     def put_local(self, photo: str, local: Sequence[Packed]) -> None:
-        """Keep the local features of a photo's views; on disk when it returns."""
+        """Write the local features of a photo's views. They are on disk at return."""
         path = self._path("local", photo)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_array(path, np.stack(local))
 
     def get_local(self, photo: str) -> list[Packed]:
-        """What `put_local` kept."""
+        """Return the local features of a photo's views."""
         return list(np.array(map_array(self._path("local", photo), "spooled")))
 
     def shape(self, kind: str, photo: str) -> tuple[int, ...]:
-        """The shape of an array that was put, without reading it."""
+        """Return the shape of an array without reading it."""
         shape: tuple[int, ...] = map_array(self._path(kind, photo), "spooled").shape
         return shape
 
@@ -55,12 +57,12 @@ class Spool:
         self._path(kind, photo).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove everything."""
+        """Delete all files."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def model_path(self) -> Path:
-        """Where the model lies between the fit of its clusters and that of its reduction."""
+        """Path of the model with clusters but without a reduction."""
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / "clustered.safetensors"
 

@@ -1,7 +1,7 @@
-"""How each export format spells photos and pairs.
+"""Formats of exported photos and pairs.
 
-geojson (RFC 7946) and csv can be read back as `--metadata`. hloc: `query reference` a line, split at
-white space. kapture: a pairs file of `query_image, map_image, score`. COLMAP: an image list for
+geojson (RFC 7946) and csv can be read back as metadata tables. hloc: one `query reference` a line, separated
+by white space. kapture: a pairs file of `query_image, map_image, score`. COLMAP: an image list for
 `--image_list_path`, and `name lat lon alt` for `model_aligner --ref_images_path … --ref_is_gps 1`.
 """
 
@@ -22,20 +22,20 @@ Pair = tuple[str, str, float]
 
 
 def can_hold(format: str, path: str) -> bool:
-    """Whether a path survives in this format: none of these three can quote the sign that ends a name."""
+    """Whether a format can contain a path. hloc, COLMAP and kapture cannot quote their separators."""
     if format in ("hloc", "colmap"):
         return path.split() == [path] and not path.startswith("#")
     return not (format == "kapture" and ("," in path or path != path.strip() or path.startswith("#")))
 
 
 def geojson(photos: Iterable[Photo]) -> str:
-    """A FeatureCollection with a Point for each photo (no geometry where its position is not known)."""
+    """Return a FeatureCollection with a Point for each photo; without geometry for an unknown position."""
     features = [_feature(photo) for photo in photos]
     return json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False) + "\n"
 
 
 def csv_table(photos: Iterable[Photo]) -> str:
-    """A header and a line a photo; what is not known is empty."""
+    """Return a table with a header and a line for each photo. Unknown values are empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -44,23 +44,23 @@ def csv_table(photos: Iterable[Photo]) -> str:
 
 
 def hloc_pairs(pairs: Iterable[Pair]) -> str:
-    """Pairs as hloc reads them."""
+    """Return pairs in the format of hloc."""
     return "".join(f"{query} {reference}\n" for query, reference, _ in pairs)
 
 
 def kapture_pairs(pairs: Iterable[Pair]) -> str:
-    """Pairs as kapture reads them, with scores."""
+    """Return pairs with scores in the format of kapture."""
     lines = "".join(f"{query}, {reference}, {score:.6f}\n" for query, reference, score in pairs)
     return "# kapture format: 1.1\n# query_image, map_image, score\n" + lines
 
 
 def colmap_images(photos: Iterable[Photo]) -> str:
-    """Names of images, one a line."""
+    """Return the names of images, one on each line."""
     return "".join(f"{photo.path}\n" for photo in photos)
 
 
 def colmap_reference(photos: Iterable[Photo]) -> str:
-    """`name lat lon alt` of the photos that have a position; the altitude, which is not kept, is 0."""
+    """Return `name lat lon alt` of the photos with a position. The altitude is unknown and written as 0."""
     placed = [photo for photo in photos if photo.lat is not None and photo.lon is not None]
     return "".join(f"{photo.path} {photo.lat:.8f} {photo.lon:.8f} 0\n" for photo in placed)
 
@@ -68,7 +68,7 @@ def colmap_reference(photos: Iterable[Photo]) -> str:
 def write_numpy(
     out: BinaryIO, paths: Mapping[str, str], ids: Sequence[str], descriptors: NDArray[np.float32]
 ) -> None:
-    """An .npz of `descriptors` float32 (n, d), and `ids` and `paths` (n,) as text; read without pickle."""
+    """Write an .npz of `descriptors` float32 (n, d), and `ids` and `paths` (n,) as text, without pickle."""
     rows = [row for row, id in enumerate(ids) if id in paths]
     np.savez(
         out,

@@ -1,22 +1,28 @@
-"""Pairs of photos that resemble each other, for tools that match images pair by pair."""
+"""Pairs of similar photos, for tools that match images pair by pair."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Cells of a similarity matrix held at a time: 64 MB.
+# Cells of a similarity matrix in memory at a time: 64 MB.
 _BLOCK = 16_000_000
 
 
 def retrieval_pairs(
     ids: Sequence[str], descriptors: NDArray[np.float32], neighbours: int
 ) -> list[tuple[str, str, float]]:
-    """Each photo with its `neighbours` most similar others, best first: (photo, other, cosine).
+    """Return each photo with its `neighbours` most similar others, best first.
 
-    `descriptors` is (n, d) of unit length, `ids` (n,) the photo of each row; where a photo has several
-    rows, two photos are as similar as their most similar rows. Photos come in the order of their ids, of
-    equally similar others the lower id first.
+    The similarity of two photos with several rows is that of their most similar rows. Photos are sorted by
+    id; equally similar others, too.
+
+    Args:
+        ids: photo of each row (n).
+        descriptors: rows of unit length (n d).
+
+    Returns:
+        Triples of photo, other photo and cosine.
     """
     names, owner = np.unique(np.asarray(ids, dtype=np.str_), return_inverse=True)
     keep = min(neighbours, len(names) - 1)
@@ -41,6 +47,6 @@ def retrieval_pairs(
 def _by_photo(
     similar: NDArray[np.float32], starts: NDArray[np.int64], first: int, last: int
 ) -> NDArray[np.float32]:
-    """Row similarities brought down to photos: the best over the rows of either."""
+    """Reduce similarities of rows to those of photos: the best over the rows of each."""
     columns = np.maximum.reduceat(similar, starts[:-1], axis=1)
     return np.asarray(np.maximum.reduceat(columns, starts[first:last] - starts[first], axis=0))

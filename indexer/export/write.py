@@ -1,10 +1,10 @@
-"""An index's photos and descriptors in the formats that other tools read."""
+"""Writing of exported files."""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,41 +21,28 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """Result of an export."""
 
     files: tuple[Path, ...]
-    """Empty where it went to a stream."""
+    """Written files; empty for a stream."""
     photos: int
-    """How many photos are in it."""
+    """Number of exported photos."""
     left_out: tuple[str, ...]
-    """Paths of photos that the format cannot hold, since it ends names at a space or comma."""
+    """Paths of photos that the format cannot contain, because it ends names at a space or comma."""
 
 
 @dataclass(frozen=True)
 class _Content:
-    """One file: what is added to the target's name before its suffix, and what to put in."""
+    """One file: an addition to the target's name before its suffix, and a function that writes it."""
 
     addition: str
     write: Callable[[BinaryIO], None]
 
-    def beside(self, out: Path) -> Path:
+    def path(self, out: Path) -> Path:
         return out.with_name(f"{out.stem}{self.addition}{out.suffix}")
 
 
-class Exportable(Protocol):
-    """What of an index is exported; see `indexer.index.Index`."""
-
-    def photos(self) -> Sequence[Photo]: ...
-    def descriptors(self) -> tuple[Sequence[str], FloatArray]: ...
-
-
-def export(index: Exportable, format: str, out: Path | BinaryIO, *, neighbours: int = 20) -> Exported:
-    """Write an index's photos to a file or stream; see `export_photos`."""
-    ids, descriptors = index.descriptors()
-    return export_photos(index.photos(), ids, descriptors, format, out, neighbours=neighbours)
-
-
-def export_photos(
+def export(
     photos: Sequence[Photo],
     ids: Sequence[str],
     descriptors: FloatArray,
@@ -64,13 +51,19 @@ def export_photos(
     *,
     neighbours: int = 20,
 ) -> Exported:
-    """Write photos, and descriptors where the format has them, to a file or stream.
+    """Write photos, and descriptors if the format contains them, to a file or stream.
 
-    `descriptors` is (n, d) of unit length and `ids` names the photo of each row; a photo may have several
-    rows (views of a panorama) or none. `neighbours` is how many others each photo is paired with for
-    hloc and kapture. For colmap the file is the image list, and what is known of positions goes beside it,
-    `images.txt` and `images.geo.txt` (not to a stream). Raises UsageError for an unknown format,
-    IndexerError where the target cannot be written.
+    For colmap, the file is the image list, such as `images.txt`. Known positions go to a second file,
+    `images.geo.txt`, but not to a stream.
+
+    Args:
+        ids: photo of each row of descriptors. A photo may have several rows (views of a panorama) or none.
+        descriptors: rows of unit length (n d).
+        neighbours: pairs for each photo, for hloc and kapture.
+
+    Raises:
+        UsageError: the format is unknown.
+        IndexerError: the target cannot be written.
     """
     if format not in FORMATS:
         raise UsageError(f"no export format {format!r}; there are {', '.join(FORMATS)}")
@@ -117,7 +110,7 @@ def _write(contents: Sequence[_Content], out: Path | BinaryIO) -> tuple[Path, ..
     if not isinstance(out, Path):
         contents[0].write(out)
         return ()
-    files = [(content.beside(out), content) for content in contents]
+    files = [(content.path(out), content) for content in contents]
     try:
         for file, content in files:
             _replace(file, content)

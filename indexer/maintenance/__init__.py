@@ -1,1 +1,1 @@
-"""Backup, restore, check."""
+"""Backup, restore and check of an index."""

@@ -1,9 +1,9 @@
-"""Backups: what an index answers from, as one tar file, taken while it is read, changed and rebuilt.
+"""Backup of an index to one tar file, while the index is read, changed and rebuilt.
 
-The catalogue is copied first, as it is at one moment. What that copy names was on disk before it was named,
-is only appended to, and is not deleted while the backup's lock is held: so all of it is there whenever it is
-read. CURRENT is the last file, and the one before it has the digests of all: half a backup is no index,
-whether `restore` finds that out or somebody unpacks it by hand.
+First the catalogue is copied, consistently. Every file that the copy mentions was on disk before, is only
+appended to, and is not deleted while the backup's lock is held. So all of them can be read later. The last
+two files are the digests of all others and CURRENT. A truncated backup is therefore no index, even if it is
+unpacked by hand.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from indexer.storage.shards import shard_path
 from indexer.storage.stored_files import PARTIAL, sweep
 
 SUMS = "SHA256SUMS"
-"""In a backup, the digests of its other files, as sha256sum writes them; a restored index lacks it."""
+"""File of a backup with the digests of the others, in the format of sha256sum; not in a restored index."""
 COPY = "BACKUP.copy"
 BLOCK = 2**20
-MODE = 0o600  # it holds photos and who may see them
+MODE = 0o600  # a backup contains photos and API keys
 
-Files = list[tuple[str, Path]]  # what a file is called in the backup, and where it lies
+Files = list[tuple[str, Path]]  # name in the backup, and path
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a backup holds."""
+    """Contents of a backup."""
 
     snapshot: str
     photos: int
@@ -50,19 +50,20 @@ class Saved:
 
 
 def backup(index: Path, out: Path | BinaryIO, also: Sequence[str] = ()) -> Saved:
-    """Write the index in the folder `index` to a tar file, with all that was acknowledged before.
+    """Write an index to a tar file, with all changes that were acknowledged before.
 
-    Photos in folders are no part of an index, those that were POSTed are. Runs, POSTs and DELETEs go on
-    meanwhile; what they would delete is kept until this is done.
+    The backup contains POSTed photos, but not the photos in folders. Runs, POSTs and DELETEs continue. Files
+    that they would delete are kept until the backup is done.
 
     Args:
-        out: a new file, which is there once it is whole; or a stream, as a pipe.
-        also: names of further files in the index's folder, taken along where they are there.
+        out: a new file, which appears once it is complete; or a stream, such as a pipe.
+        also: names of more files in the index's folder, which are included if they exist.
 
     Raises:
-        IndexMissing: there is no index. FormatTooNew: a newer version wrote it.
-        IndexLocked: another backup reads it.
-        DiskFull, IndexerError: the file is there already or cannot be written, or the index is damaged.
+        IndexMissing: there is no index.
+        FormatTooNew: a newer version wrote the index.
+        IndexLocked: another backup is running.
+        DiskFull, IndexerError: the file exists or cannot be written, or the index is damaged.
     """
     layout = Layout(index)
     layout.current()
@@ -70,8 +71,8 @@ def backup(index: Path, out: Path | BinaryIO, also: Sequence[str] = ()) -> Saved
         with _target(out) as (stream, name), os_errors_explained(index), backup_lock(index):
             return _write(layout, _Out(stream, name), also)
     finally:
-        with suppress(IndexerError):  # else the next run does it
-            _delete_what_waited(index)
+        with suppress(IndexerError):  # the next run tries again
+            _delete_kept(index)
 
 
 def _write(layout: Layout, out: _Out, also: Sequence[str]) -> Saved:
@@ -91,13 +92,13 @@ def _write(layout: Layout, out: _Out, also: Sequence[str]) -> Saved:
 
 @contextmanager
 def _frozen(layout: Layout) -> Iterator[tuple[str, Catalogue]]:
-    """The snapshot that answers, and a copy of the catalogue as it is at one moment after that was asked.
+    """Yield the current snapshot, and a copy of the catalogue that was made after reading CURRENT.
 
-    A snapshot that answers only later might have descriptors that the copy does not know, and whose numbers
-    it would give to others.
+    A snapshot that becomes current after the copy may contain descriptors that the copy lacks. A restored
+    index would give their ids to other descriptors.
     """
     folder = layout.folder / COPY
-    shutil.rmtree(folder, ignore_errors=True)  # of a backup that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed backup
     folder.mkdir()
     try:
         snapshot = _copy_catalogue(layout, folder / FILE)
@@ -120,7 +121,7 @@ def _copy_catalogue(layout: Layout, path: Path) -> str:
             snapshot = layout.current()
             path.unlink(missing_ok=True)
             catalogue.copy_to(path, generation_of(snapshot))
-            # Else the photos POSTed since another model took over would lack descriptors.
+            # If another generation has become current, photos POSTed since lack descriptors of this one.
             if generation_of(layout.current()) == generation_of(snapshot):
                 return snapshot
     finally:
@@ -128,7 +129,7 @@ def _copy_catalogue(layout: Layout, path: Path) -> str:
 
 
 def _files(layout: Layout, catalogue: Catalogue, snapshot: str) -> Files:
-    """All but the catalogue: what it names must be there, what else a generation keeps is taken as it is."""
+    """Return all files but the catalogue: those that it mentions, and all others of the generation."""
     generation = generation_of(snapshot)
     used = [shard for shard, _, _ in catalogue.shard_use(generation)]
     paths = {shard_path(layout.shards(generation), shard) for shard in used} | set(_walk(layout, snapshot))
@@ -138,7 +139,7 @@ def _files(layout: Layout, catalogue: Catalogue, snapshot: str) -> Files:
 
 
 def _walk(layout: Layout, snapshot: str) -> Iterator[Path]:
-    """The files of a snapshot's generation, without other snapshots and what is only being made."""
+    """Yield the files of a snapshot's generation, without other snapshots and partial files."""
     spool, wanted = layout.spool(generation_of(snapshot)), layout.snapshot(snapshot)
     for at, folders, names in os.walk(layout.generation(generation_of(snapshot))):
         here = Path(at)
@@ -148,7 +149,8 @@ def _walk(layout: Layout, snapshot: str) -> Iterator[Path]:
         yield from (here / name for name in names if not name.endswith(PARTIAL))
 
 
-def _delete_what_waited(index: Path) -> None:
+def _delete_kept(index: Path) -> None:
+    """Delete the files that were kept for the backup."""
     catalogue = Catalogue(index, create=True)
     try:
         with os_errors_explained(index):
@@ -159,12 +161,12 @@ def _delete_what_waited(index: Path) -> None:
 
 @contextmanager
 def _target(out: Path | BinaryIO) -> Iterator[tuple[BinaryIO, Path]]:
-    """Where to write, and what to call it; a file gets its name when all of it is on disk."""
+    """Yield the stream to write to, and its name. A file gets its name when it is complete on disk."""
     if not isinstance(out, Path):
         yield out, Path("the output")
         return
     if out.exists():
-        raise IndexerError(f"{out} is there already: name a file that is not")
+        raise IndexerError(f"{out} exists already: choose a new file")
     partial = out.with_name(f"{out.name}{PARTIAL}")
     with os_errors_explained(out):
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, MODE)
@@ -181,17 +183,17 @@ def _target(out: Path | BinaryIO) -> Iterator[tuple[BinaryIO, Path]]:
 
 
 class _Archive:
-    """A tar file as it is written, and the digests of what is in it."""
+    """A tar file that is being written, with the digests of its files."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
         self._sums: list[str] = []
 
     def add(self, name: str, path: Path) -> None:
-        """Take a file, as long as it is now: what is appended while it is read, the catalogue does not know.
+        """Add a file with its current size. The copied catalogue does not refer to bytes appended later.
 
         Raises:
-            IndexerError: it is missing or cannot be read.
+            IndexerError: the file is missing or cannot be read.
         """
         try:
             with path.open("rb") as file:
@@ -199,11 +201,11 @@ class _Archive:
                 self._put(name, file, stat.st_size, stat.st_mode & 0o777, int(stat.st_mtime))
         except OSError as error:
             raise IndexerError(
-                f"{path} cannot be read ({error.strerror or error}): 'loci check' says what is damaged"
+                f"{path} cannot be read ({error.strerror or error}): 'loci check' shows what is damaged"
             ) from error
 
     def end(self, snapshot: str) -> None:
-        """Write the digests, and then what makes an index of it all."""
+        """Add the digests, and last CURRENT, which makes the files an index."""
         current = f"{snapshot}\n".encode()
         sums = "".join((*self._sums, _sum(hashlib.sha256(current).hexdigest(), CURRENT))).encode()
         for name, data in ((SUMS, sums), (CURRENT, current)):
@@ -214,12 +216,12 @@ class _Archive:
         info.size, info.mode, info.mtime = size, mode, mtime
         hashed = Hashed(file)
         self._tar.addfile(info, hashed)
-        self._tar.members.clear()  # type: ignore[attr-defined]  # else it remembers every photo
+        self._tar.members.clear()  # type: ignore[attr-defined]  # otherwise it keeps a record of every photo
         self._sums.append(_sum(hashed.digest.hexdigest(), name))
 
 
 class Hashed:
-    """A file that is read once, and the digest of what was read."""
+    """A file that is read once, with the digest of the bytes read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -232,7 +234,7 @@ class Hashed:
 
 
 class _Out(io.RawIOBase):
-    """A stream that counts, and says in one sentence what was wrong with writing to it."""
+    """A stream that counts bytes, and raises IndexerError or DiskFull for an OSError."""
 
     def __init__(self, stream: BinaryIO, where: Path) -> None:
         self._stream = stream

@@ -1,7 +1,8 @@
-"""`loci check`: read every byte of an index and say what is wrong with it."""
+"""`loci check`: read every byte of an index and report problems."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +22,22 @@ LENGTH_TOLERANCE = 0.01  # of fp16 descriptors, whose length is 1
 
 
 def check_index(path: Path) -> list[str]:
-    """Read every byte of an index; one sentence a problem, none when it is sound.
+    """Read every byte of an index, and return its problems, one sentence each.
 
-    Checked are the catalogue's pages, the model's fingerprint, the snapshot's checksum, that every descriptor
-    is in its shard and of unit length, and that the file of every POSTed photo is there as it was sent. Where
-    something is wrong, the next run looks at everything, too.
+    Checks the pages of the catalogue, the fingerprint of the model, the digests of the snapshot, that every
+    descriptor is in its shard and has length 1, and that the files of POSTed photos have the right digests.
+    If there is a problem, the next run checks everything, too.
 
     Raises:
-        IndexMissing: there is no index. FormatTooNew: a newer version wrote it.
+        IndexMissing: there is no index.
+        FormatTooNew: a newer version wrote the index.
     """
     layout = Layout(path)
     manifest = read_manifest(layout, layout.current())
-    catalogue = Catalogue(path)
-    try:
+    with closing(Catalogue(path)) as catalogue:
         integrity = catalogue.integrity()
-        problems = [] if integrity == "ok" else [f"the catalogue is damaged: {integrity}"]
         problems = [
-            *problems,
+            *([] if integrity == "ok" else [f"the catalogue is damaged: {integrity}"]),
             *_model_problems(layout, manifest),
             *manifest.files.problems(layout.snapshot(manifest.snapshot)),
             *_descriptor_problems(layout, catalogue, manifest),
@@ -47,18 +47,16 @@ def check_index(path: Path) -> list[str]:
         if problems:
             layout.mark_damaged()
         return problems
-    finally:
-        catalogue.close()
 
 
 def _model_problems(layout: Layout, manifest: Manifest) -> list[str]:
     path = layout.model(generation_of(manifest.snapshot))
     try:
-        found = load_model(path).fingerprint
+        fingerprint = load_model(path).fingerprint
     except ModelError as error:
         return [str(error)]
-    if found != manifest.model:
-        return [f"the model file {path} is {found}, but the snapshot was made by {manifest.model}"]
+    if fingerprint != manifest.model:
+        return [f"the model file {path} is {fingerprint}, but the snapshot was made by {manifest.model}"]
     return []
 
 
@@ -86,7 +84,7 @@ def _local_problems(layout: Layout, catalogue: Catalogue, manifest: Manifest) ->
         return []
     try:
         slots = [slot for *_, slot in catalogue.live_descriptors(generation)]
-    except IndexerError:  # as the descriptors' problems say
+    except IndexerError:  # it is among the problems of the descriptors
         return []
     try:
         missing = sum(local is None for local in read_local(layout.local(generation), slots))

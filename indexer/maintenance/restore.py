@@ -1,4 +1,4 @@
-"""`loci restore`: a backup becomes an index again, once every byte of it is as it was; or nothing does."""
+"""`loci restore`: make an index of a backup after checking every byte."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
@@ -24,56 +24,54 @@ from indexer.storage.lock import FILES as LOCK_FILES
 from indexer.storage.lock import write_lock
 
 UNPACKED = "RESTORE.partial"
-LAST = (FILE, CURRENT)  # to get their names: what lacks them is no index, or no whole one
+LAST = (FILE, CURRENT)  # moved last, so that an interrupted restore leaves no index
 
 
 def restore(source: Path | BinaryIO, into: Path) -> Saved:
-    """Make the folder `into` the index that a backup was taken of.
+    """Restore a backup to the folder `into`.
 
     Args:
-        source: the file, or a stream of it; compressed by gzip, bzip2 or xz it is taken, too.
-        into: a folder that is empty or not there yet.
+        source: a backup file or stream, which may be compressed by gzip, bzip2 or xz.
+        into: a new or empty folder.
 
     Raises:
-        IndexerError: the backup cannot be read, is none, is damaged or not whole; the folder is in use or
-            cannot be written. It is left as it was.
-        FormatTooNew: a newer version wrote what was backed up.
+        IndexerError: the source is unreadable, damaged, truncated or no backup; or the folder is in use or
+            cannot be written. The folder is then unchanged.
+        FormatTooNew: a newer version wrote the index.
     """
     with _opened(source) as (stream, name), _target(into) as unpacked:
-        found = _unpack(stream, unpacked, name)
-        _check(unpacked, found, name)
-        layout, catalogue = Layout(unpacked), Catalogue(unpacked)
-        try:
+        files = _unpack(stream, unpacked, name)
+        _check(unpacked, files, name)
+        layout = Layout(unpacked)
+        with closing(Catalogue(unpacked)) as catalogue:
             snapshot = read_manifest(layout, layout.current()).snapshot
-            saved = Saved(snapshot, catalogue.count(), sum(size for _, size in found.values()))
-        finally:
-            catalogue.close()
+            saved = Saved(snapshot, catalogue.count(), sum(size for _, size in files.values()))
         _publish(unpacked, into)
     return saved
 
 
-Found = dict[str, tuple[str, int]]  # digest and size by name
+Unpacked = dict[str, tuple[str, int]]  # digest and size by name
 
 
-def _unpack(stream: BinaryIO, unpacked: Path, name: str) -> Found:
-    """Write the files of a backup below a folder."""
-    found: Found = {}
+def _unpack(stream: BinaryIO, unpacked: Path, name: str) -> Unpacked:
+    """Write the files of a backup to a folder."""
+    files: Unpacked = {}
     try:
         with tarfile.open(fileobj=stream, mode="r|*", bufsize=BLOCK) as tar:
             for member in tar:
                 if not _belongs(member):
-                    raise IndexerError(f"{name} is no backup: an index has no {member.name!r}")
+                    raise IndexerError(f"{name} is no backup: an index has no file {member.name!r}")
                 content = tar.extractfile(member)
                 if content is not None:
-                    found[member.name] = _save(content, unpacked / member.name, member.mode)
+                    files[member.name] = _save(content, unpacked / member.name, member.mode)
                 tar.members.clear()  # type: ignore[attr-defined]
     except (tarfile.TarError, EOFError, zlib.error, LZMAError) as error:
-        raise IndexerError(f"{name} is no backup, or only part of one: {error}") from error
-    return found
+        raise IndexerError(f"{name} is no backup, or is truncated: {error}") from error
+    return files
 
 
 def _belongs(member: tarfile.TarInfo) -> bool:
-    """Whether it is a file below the folder, and no other name for one elsewhere."""
+    """Whether a member is a plain file with a path below the folder."""
     path = PurePosixPath(member.name)
     return member.isreg() and not path.is_absolute() and not {"..", "."} & set(path.parts)
 
@@ -90,22 +88,22 @@ def _save(content: IO[bytes], path: Path, mode: int) -> tuple[str, int]:
         return hashed.digest.hexdigest(), file.tell()
 
 
-def _check(unpacked: Path, found: Found, name: str) -> None:
-    """Refuse what is not, byte for byte, what was backed up."""
-    if not {SUMS, *LAST} <= found.keys():
-        raise IndexerError(f"{name} is only part of a backup: its end is missing")
+def _check(unpacked: Path, files: Unpacked, name: str) -> None:
+    """Check that all files are complete and unchanged."""
+    if not {SUMS, *LAST} <= files.keys():
+        raise IndexerError(f"{name} is truncated: the end of the backup is missing")
     lines = (unpacked / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     expected = {line[66:]: line[:64] for line in lines}
-    for file in sorted(expected.keys() | found.keys() - {SUMS}):
-        if file not in found or found[file][0] != expected.get(file):
-            raise IndexerError(f"{name} is damaged: {file!r} in it is not what was backed up")
+    for file in sorted(expected.keys() | files.keys() - {SUMS}):
+        if file not in files or files[file][0] != expected.get(file):
+            raise IndexerError(f"{name} is damaged: {file!r} differs from the file that was backed up")
     (unpacked / SUMS).unlink()
 
 
 def _publish(unpacked: Path, into: Path) -> None:
     for folder, _, _ in os.walk(unpacked):
         sync_folder(Path(folder))
-    for log in unpacked.glob(f"{FILE}-*"):  # empty, of the look at it
+    for log in unpacked.glob(f"{FILE}-*"):  # empty; SQLite made them when the catalogue was opened
         log.unlink()
     names = {entry.name for entry in unpacked.iterdir()}
     for name in (*sorted(names - {*LAST}), *LAST):
@@ -128,15 +126,15 @@ def _opened(source: Path | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
 
 @contextmanager
 def _target(into: Path) -> Iterator[Path]:
-    """A folder to unpack in, which becomes the index or is gone again."""
+    """Yield a folder to unpack to, which is deleted if the restore fails."""
     with os_errors_explained(into):
         if into.exists() and not (into.is_dir() and _is_free(into)):
-            raise IndexerError(f"{into} is not empty: name a new folder, or move what is there away")
+            raise IndexerError(f"{into} is not empty: choose a new folder, or move its contents away")
         made = not into.exists()
         into.mkdir(parents=True, exist_ok=True)
         with write_lock(into):
             unpacked = into / UNPACKED
-            shutil.rmtree(unpacked, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed run
             unpacked.mkdir()
             try:
                 yield unpacked

@@ -1,1 +1,1 @@
-"""A snapshot: its manifest, and the vectors that a search runs on, exact or compressed."""
+"""Snapshots: manifest, and the descriptors that are searched, exact or compressed."""

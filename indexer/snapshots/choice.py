@@ -1,4 +1,4 @@
-"""What kind of FAISS index suits a collection: by its size, the memory it may take and the recall wanted."""
+"""Choice of a FAISS index by the size of the collection, the memory and the recall."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from indexer.snapshots.compressed import LINKS, POINTS_A_LIST
 from indexer.snapshots.exact import FLAT
 
 SHARDS = "Shards"
-"""No FAISS index: every search reads the shards."""
+"""Description of a store without a FAISS index: every search reads the shards."""
 QUICK_BYTES = 256 * 2**20
-"""Descriptors (fp32) up to this are compared one and all: in less time than the network takes for a photo."""
+"""Most bytes of fp32 descriptors that are all compared, which is faster than the network on one photo."""
 ROW_BYTES = 24
-"""Of each descriptor, beside its code: its id, and where it lies."""
+"""Bytes of a descriptor besides its code: id and slot."""
 LINK_BYTES = 2 * LINKS * 4 * 17 // 16
-"""Of a graph's node: links on the lowest level, and what the few on others add."""
+"""Bytes of the links of an HNSW node: lowest level, and a share for higher levels."""
 
 
 @dataclass(frozen=True)
 class StoreChoice:
-    """A kind of index."""
+    """A FAISS index and its memory."""
 
     factory: str
-    """FAISS's description of it, or SHARDS."""
+    """FAISS's description of the index, or SHARDS."""
     memory: int
-    """Bytes that it keeps in memory."""
+    """Bytes in memory."""
 
     @property
     def hnsw(self) -> bool:
-        """Whether it is a graph."""
+        """Whether it is HNSW."""
         return self.factory.startswith("HNSW")
 
     @property
     def compressed(self) -> bool:
-        """Whether it looks descriptors up in the shards."""
+        """Whether descriptors are read from the shards."""
         return self.factory != FLAT
 
 
 def choose(count: int, dim: int, memory: int, recall: float, *, hnsw: bool = False) -> StoreChoice:
-    """The kind of index for `count` descriptors of `dim` numbers.
+    """Choose an index for `count` descriptors of `dim` numbers.
 
-    Exact in memory while that is quick; else an inverted file of codes: RaBitQ's, of a bit a number, or where
-    memory is short product quantisation's, of half as much and less. What the codes lose in recall, more
-    candidates make up for: their cosines are exact in any case.
+    Few descriptors are compared exactly, in memory. More are searched by an inverted file of codes: RaBitQ
+    with one bit a number, or product quantisation with half a bit or less if memory is short. Shorter codes
+    need more candidates for the same recall. The cosines of candidates are always exact.
 
     Args:
-        memory: bytes that it may keep in memory.
-        recall: share of the nearest that is to be found; 1: all, compared one by one.
-        hnsw: rather a graph than an inverted file, where it fits the memory.
+        memory: most bytes in memory.
+        recall: share of the nearest descriptors that must be found; 1: all are compared.
+        hnsw: choose HNSW instead of an inverted file if it fits the memory.
 
     Raises:
-        UsageError: not even the shortest codes fit.
+        UsageError: not even the shortest codes fit the memory.
     """
     flat = StoreChoice(FLAT, count * dim * 4)
     if flat.memory <= min(memory, QUICK_BYTES) or (recall >= 1 and flat.memory <= memory):
@@ -75,13 +75,13 @@ def choose(count: int, dim: int, memory: int, recall: float, *, hnsw: bool = Fal
 
 
 def lists_for(count: int, dim: int, memory: int) -> int:
-    """Lists of an inverted file: about 4√n, a power of two, as many as can be fitted in half the memory."""
+    """Return the number of inverted lists: about 4√n, a power of two, as many as half the memory can fit."""
     wanted = 1 << round(math.log2(4 * count**0.5))
     most = min(count / POINTS_A_LIST, memory / 2 / (POINTS_A_LIST * dim * 4), 16_384)
     return min(wanted, 1 << max(0, int(most).bit_length() - 1))
 
 
 def _codes(dim: int) -> list[tuple[str, int]]:
-    """Kinds of codes and their bytes, the best first."""
+    """Return kinds of codes and their bytes, best first."""
     parts = [dim // share for share in (4, 8, 16) if dim % share == 0]
     return [("RaBitQfs", dim // 8 + 20), *((f"PQ{m}x4fs", m // 2) for m in parts)]

@@ -1,9 +1,8 @@
-"""Descriptors too many for memory: searched by short codes first, then exactly, where they lie in the shards.
+"""Search of more descriptors than fit the memory: candidates by codes, then exact cosines from the shards.
 
-FAISS keeps the codes in an inverted file (IVF; Jégou et al., PAMI 2011), the lists of which hold RaBitQ's
-bit for each number (Gao and Long, SIGMOD 2024) or product quantisation's four bits for several; or a byte for
-each number in a graph (HNSW; Malkov and Yashunin, PAMI 2018). The codes name candidates; their cosines are
-those of the stored descriptors. Only the codes are in memory.
+FAISS keeps the codes in memory, in one of two structures. An inverted file (IVF; Jégou et al., PAMI 2011) has
+RaBitQ codes of one bit a number (Gao and Long, SIGMOD 2024) or product quantisation with four bits for
+several numbers. HNSW (Malkov and Yashunin, PAMI 2018) has one byte a number.
 """
 
 from __future__ import annotations
@@ -22,51 +21,51 @@ from indexer.snapshots.shard_rows import Rows
 from indexer.snapshots.store import Floats, Ids, Positions
 
 EXHAUSTIVE = 50_000
-"""Descriptors left by filters up to which all of them are compared."""
+"""Most descriptors left by filters that are all compared."""
 POINTS_A_LIST = 40
-"""Descriptors that a list's centre is fitted on; FAISS warns below 39."""
+"""Descriptors for each list when the lists are fitted; FAISS warns below 39."""
 LINKS = 32
-"""Of a graph's node on each level; on the lowest, where all are, twice as many. Half as many stay at .86."""
+"""Links of an HNSW node on each level; twice as many on the lowest. Half as many reach a recall of .86."""
 CONSTRUCTION = 200
-"""Nodes that are looked at to link a new one (efConstruction)."""
+"""Candidates for the links of a new node (efConstruction)."""
 HELD_OUT = 1000
-"""Descriptors, at most, that come into a graph last: until then they are questions that it has not seen."""
+"""Most descriptors that are added to HNSW last. Until then they are queries that it does not contain."""
 CODE_SAMPLE = 65_536
-"""Descriptors that tell in which range the bytes of a graph's codes lie."""
+"""Descriptors that the range of HNSW's one-byte codes is fitted on."""
 LEAST_EFFORT, MOST_EFFORT = 16, 4096
-"""Nodes of a graph that a search keeps in sight (efSearch)."""
+"""Range of candidates that an HNSW search keeps (efSearch)."""
 NODE_COST = 8 * LINKS
-"""Codes of a list that are compared in the time that one more such node takes."""
+"""Codes of an inverted list that are compared in the time of one more such candidate."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How thoroughly codes are searched."""
+    """Thoroughness of a search by codes."""
 
     probes: int
-    """Lists looked into, or a graph's nodes kept in sight."""
+    """Inverted lists that are read (nprobe), or candidates that HNSW keeps (efSearch)."""
     depth: int
-    """Candidates for each answer asked for."""
+    """Candidates for each requested answer."""
 
 
 class CompressedStore:
-    """A snapshot's descriptors in the shards, and their codes; without codes, every search reads them all."""
+    """Descriptors in the shards, and their codes. Without codes, every search reads all descriptors."""
 
     def __init__(self, rows: Rows, codes: faiss.Index | None = None, setting: Setting | None = None) -> None:
         self.rows = rows
         self.setting = setting or Setting(1, 1)
         self._codes: Any = codes
         self._order = _order(len(rows)) if self.is_hnsw else None
-        """The position of each descriptor in the order in which they came into the graph."""
+        """Positions of the descriptors in the order in which they are added to HNSW."""
 
     @classmethod
     def build(cls, rows: Rows, factory: str) -> CompressedStore:
-        """Fit codes on a sample of the descriptors, then encode all, some at a time; not tuned yet.
+        """Fit codes on a sample of the descriptors, then encode all, block by block.
 
-        A graph has those that are `held_out` only once it is `completed`.
+        The store is not tuned yet. HNSW gets the descriptors of `held_out` later, by `completed`.
 
         Args:
-            factory: FAISS's description of an inverted file or a graph.
+            factory: FAISS's description of an inverted file or HNSW.
         """
         index: Any = faiss.index_factory(rows.dim, factory, faiss.METRIC_INNER_PRODUCT)
         if isinstance(index, faiss.IndexHNSW):
@@ -80,7 +79,7 @@ class CompressedStore:
         return store
 
     def completed(self) -> CompressedStore:
-        """The same with all descriptors in it."""
+        """Add the remaining descriptors, and return the store."""
         if self._order is not None:
             for block in self.rows.blocks(self._order[self._codes.ntotal :]):
                 self._codes.add(block)
@@ -88,46 +87,47 @@ class CompressedStore:
 
     @property
     def encoded(self) -> Positions | None:
-        """Positions of the descriptors that have codes yet; None: of all."""
+        """Positions of the descriptors that have codes; None: all have."""
         return None if self._order is None else self._order[: self._codes.ntotal]
 
     @classmethod
     def load(cls, path: Path, rows: Rows, setting: Setting) -> CompressedStore:
-        """Read codes that `save` wrote. Raises IndexerError when the file is damaged."""
+        """Read codes that `save` wrote. Raises IndexerError if the file is damaged."""
         return cls(rows, load_index(path), setting)
 
     def save(self, path: Path) -> None:
-        """Write the codes; not atomic, so write to a temporary name. Raises OSError when they do not fit."""
+        """Write the codes; not atomic. Raises OSError, for example if the disk is full."""
         if self._codes is not None:
             save_index(self._codes, path)
 
     def tuned(self, setting: Setting) -> CompressedStore:
-        """The same, searched so thoroughly."""
+        """Return the same store with another setting."""
         return CompressedStore(self.rows, self._codes, setting)
 
     @cached_property
     def _rank(self) -> Positions:
-        """Where in that order each position is; asked for by filtered searches alone."""
+        """Index of each position in that order; only filtered searches need it."""
         return np.argsort(_order(self.count))
 
     @property
     def is_hnsw(self) -> bool:
+        """Whether the codes are in HNSW."""
         return isinstance(self._codes, faiss.IndexHNSW)
 
     @property
     def lists(self) -> int:
-        """How many lists the codes lie in."""
+        """Number of inverted lists."""
         return int(faiss.extract_index_ivf(self._codes).nlist)
 
     @property
     def efforts(self) -> list[int]:
-        """Numbers of lists, or of nodes, that are worth trying: each 1.3 to 1.5 times the last."""
+        """Values of `Setting.probes` worth trying, each 1.3 to 1.5 times the previous one."""
         least, most = (LEAST_EFFORT, min(MOST_EFFORT, self.count)) if self.is_hnsw else (1, self.lists)
         steps = [step << power for power in range(most.bit_length()) for step in (2, 3)]
         return [least, *(step for step in steps if least < step < most), *([most] if most > least else [])]
 
     def cost(self, effort: int) -> float:
-        """Of looking for candidates with such effort, in codes of a list compared."""
+        """Return the cost of a search with `effort` probes, in codes of an inverted list."""
         return effort * (NODE_COST if self.is_hnsw else self.count / self.lists)
 
     @property
@@ -152,15 +152,15 @@ class CompressedStore:
         return np.asarray(self.products(descriptor[None])[0], np.float32)
 
     def products(self, queries: Floats) -> Floats:
-        found = np.empty((len(queries), self.count), np.float32)
+        products = np.empty((len(queries), self.count), np.float32)
         start = 0
         for block in self.rows.blocks():
-            found[:, start : start + len(block)] = queries @ block.T
+            products[:, start : start + len(block)] = queries @ block.T
             start += len(block)
-        return found
+        return products
 
     def search(self, descriptors: Floats, k: int, among: Ids | None = None) -> tuple[Floats, Ids]:
-        """As `Store.search`; exact where `among` is EXHAUSTIVE ids or fewer, and where k is a large share."""
+        """Search as `Store.search` does; exactly if `among` has few ids, or if k is a large share of them."""
         queries = np.ascontiguousarray(descriptors, np.float32)
         positions = None if among is None else self.rows.positions(among[self.holds(among)])
         left = self.count if positions is None else len(positions)
@@ -171,45 +171,45 @@ class CompressedStore:
         ):
             return self.exact(queries, k, positions)
         count = k * self.setting.depth
-        # Of what few descriptors are left, as many are to be seen as of all.
+        # A filtered search must see as many of the descriptors left as an unfiltered search sees.
         probes = self.setting.probes * self.count // left
         if not self.is_hnsw:
             probes = max(probes, 2 * count * self.lists // left)
         candidates = self.candidates(queries, count, probes, positions)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), -1, np.int64)
-        for query, named, row, own in zip(queries, candidates, scores, ids, strict=True):
-            named = named[named >= 0]
-            cosines = self.rows.read(named) @ query
-            best = np.lexsort((named, -cosines))[:k]
-            row[: len(best)] = cosines[best]
-            own[: len(best)] = self.ids[named[best]]
+        for query, near, row_scores, row_ids in zip(queries, candidates, scores, ids, strict=True):
+            near = near[near >= 0]
+            cosines = self.rows.read(near) @ query
+            best = np.lexsort((near, -cosines))[:k]
+            row_scores[: len(best)] = cosines[best]
+            row_ids[: len(best)] = self.ids[near[best]]
         return scores, ids
 
     def candidates(
         self, queries: Floats, count: int, probes: int, positions: Positions | None = None
     ) -> Positions:
-        """Positions (B count) of what by its code is nearest to queries (B d), the nearest first, or −1."""
+        """Return positions (B count) of the codes nearest to queries (B d), nearest first; −1 if too few."""
         library: Any = faiss
         chosen: dict[str, Any] = {}
         if positions is not None:
             numbers = positions if self._order is None else self._rank[positions]
-            bits = chosen_bits(numbers)  # kept until the search is done: FAISS only points at them
+            bits = chosen_bits(numbers)  # FAISS keeps a pointer only, until the search is done
             chosen["sel"] = library.IDSelectorBitmap(bits)
         if self._order is None:
             parameters = library.SearchParametersIVF(nprobe=min(self.lists, probes), **chosen)
         else:
             parameters = library.SearchParametersHNSW(efSearch=max(probes, count), **chosen)
-        found = np.asarray(self._codes.search(queries, count, params=parameters)[1], np.intp)
-        return found if self._order is None else np.where(found < 0, -1, self._order[found])
+        near = np.asarray(self._codes.search(queries, count, params=parameters)[1], np.intp)
+        return near if self._order is None else np.where(near < 0, -1, self._order[near])
 
     def exact(
         self, queries: Floats, k: int, positions: Positions | None = None, leave_out: Positions | None = None
     ) -> tuple[Floats, Ids]:
-        """As `search`, of the descriptors at positions, or all, every one compared.
+        """Search by comparing all descriptors, or all at `positions`.
 
         Args:
-            leave_out: for each query (B), a position that is no answer.
+            leave_out: for each query (B), the position of a descriptor that is no answer.
         """
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), -1, np.int64)
@@ -226,10 +226,10 @@ class CompressedStore:
 
 
 def _best(k: int, *parts: tuple[Floats, Ids]) -> tuple[Floats, Ids]:
-    """The k best of scores and ids (B n each), best first; equal scores by id."""
+    """Return the k best of scores and ids (B n each), best first; equal scores by id."""
     scores = np.concatenate([part[0] for part in parts], axis=1)
     ids = np.concatenate([part[1] for part in parts], axis=1)
-    if scores.shape[1] > 4 * k:  # else sorting all is as fast
+    if scores.shape[1] > 4 * k:  # otherwise sorting all is as fast
         kept = np.argpartition(-scores, k, axis=1)[:, :k]
         scores, ids = np.take_along_axis(scores, kept, 1), np.take_along_axis(ids, kept, 1)
     order = np.lexsort((ids, -scores), axis=1)[:, :k]
@@ -245,21 +245,21 @@ def _fit_lists(index: Any, rows: Rows) -> None:
 
 
 def held_out(count: int) -> Positions:
-    """Positions, of so many, of the descriptors that questions are made of."""
+    """Return the positions of the descriptors that queries for tuning are made of."""
     return spread(count, min(HELD_OUT, max(1, count // 3)))
 
 
 def parted(count: int) -> tuple[Positions, Positions]:
-    """All positions but those that are held out, and those."""
+    """Return the positions that are not held out, and those that are."""
     last = held_out(count)
     return np.delete(np.arange(count), last), last
 
 
 def _order(count: int) -> Positions:
-    """All positions, those that are held out last."""
+    """Return all positions, the held-out ones last."""
     return np.concatenate(parted(count))
 
 
 def spread(count: int, most: int) -> Positions:
-    """At most so many of `count` positions, evenly spread."""
+    """Return at most `most` of `count` positions, evenly spaced."""
     return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.intp)

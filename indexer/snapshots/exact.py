@@ -1,4 +1,4 @@
-"""The vector store in one FAISS file: exact inner products over descriptor ids."""
+"""Exact search of descriptors in memory, saved as one FAISS file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from indexer.errors import IndexerError
 from indexer.snapshots.store import Floats, Ids, Positions, held
 
 FLAT = "Flat"
-"""FAISS's description of an index that holds the descriptors themselves."""
+"""FAISS's description of an index that contains the descriptors themselves."""
 
 
 class ExactStore:
-    """Descriptors, unit length, searched by cosine."""
+    """Descriptors of unit length, searched by cosine."""
 
     def __init__(self, index: faiss.Index) -> None:
         self._index = index
 
     @classmethod
     def build(cls, dim: int, blocks: Iterable[tuple[Ids, Floats]]) -> ExactStore:
-        """From blocks of ids (n) and descriptors (n d)."""
+        """Make a store of blocks of ids (n) and descriptors (n d)."""
         index = faiss.IndexIDMap(faiss.index_factory(dim, FLAT, faiss.METRIC_INNER_PRODUCT))
         for ids, descriptors in blocks:
             index.add_with_ids(np.ascontiguousarray(descriptors), ids)
@@ -34,11 +34,11 @@ class ExactStore:
 
     @classmethod
     def load(cls, path: Path) -> ExactStore:
-        """Read a store. Raises IndexerError when the file is damaged."""
+        """Read a store. Raises IndexerError if the file is damaged."""
         return cls(load_index(path))
 
     def save(self, path: Path) -> None:
-        """Write the store; not atomic, so write to a temporary name. Raises OSError when it does not fit."""
+        """Write the store; not atomic. Raises OSError, for example if the disk is full."""
         save_index(self._index, path)
 
     @property
@@ -65,38 +65,39 @@ class ExactStore:
 
     @cached_property
     def _vectors(self) -> Floats:
-        """FAISS's own memory, n d."""
+        """View of FAISS's own memory, n d."""
         index: Any = self._index
         flat: Any = faiss.downcast_index(index.index)
         vectors: Floats = faiss.rev_swig_ptr(flat.get_xb(), self.count * self.dim)
         return vectors.reshape(self.count, self.dim)
 
     def vectors(self, ids: Ids) -> Floats:
-        """The descriptors (n d) of ids that the store holds."""
+        """Return the descriptors (n d) of ids in the store."""
         return self._vectors[self._order[np.searchsorted(self.ids, ids)]]
 
     def products(self, queries: Floats) -> Floats:
-        """Cosines of queries (B d) with all descriptors, B n in the order of `ids`."""
+        """Return the cosines (B n) of queries (B d) with all descriptors, in the order of `ids`."""
         return np.asarray((queries @ self._vectors.T)[:, self._order], np.float32)
 
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
-        """Which of these ids it holds."""
+        """Return which of these ids are in the store."""
         return held(self.ids, ids)
 
     def scores(self, descriptor: Floats) -> Floats:
-        """Cosines of a descriptor (d) with all that it holds, in the order of `ids`."""
+        """Return the cosines (n) of a descriptor (d) with all in the store, in the order of `ids`."""
         return np.asarray((self._vectors @ descriptor)[self._order], np.float32)
 
     def search(self, descriptors: Floats, k: int, among: Ids | None = None) -> tuple[Floats, Ids]:
-        """Cosines (B k) and descriptor ids (B k), best first, −1 where there are fewer than k.
+        """Return cosines (B k) and ids (B k), best first; the id is −1 if there are fewer than k.
 
-        `among` narrows the search to these ids: exhaustively and exactly, however few or many they are.
+        Args:
+            among: ids that may be answers. The search stays exact.
         """
         queries = np.ascontiguousarray(descriptors, np.float32)
         if among is None:
             scores, ids = self._index.search(queries, k)
             return scores, ids
-        bits = chosen_bits(among)  # kept until the search is done: FAISS only points at them
+        bits = chosen_bits(among)  # FAISS keeps a pointer only, until the search is done
         library: Any = faiss
         parameters = library.SearchParameters(sel=library.IDSelectorBitmap(bits))
         scores, ids = self._index.search(queries, k, params=parameters)
@@ -104,24 +105,24 @@ class ExactStore:
 
 
 def chosen_bits(numbers: Ids | Positions) -> NDArray[np.uint8]:
-    """A bit for each number from 0, set for these: what FAISS's bitmap selector points at."""
+    """Return a bitmap with a bit set for each of these numbers, for FAISS's bitmap selector."""
     chosen = np.zeros(int(numbers.max(initial=0)) + 1, bool)
     chosen[numbers] = True
     return np.packbits(chosen, bitorder="little")
 
 
 def load_index(path: Path) -> faiss.Index:
-    """Read FAISS's file. Raises IndexerError when it is damaged."""
+    """Read a FAISS file. Raises IndexerError if it is damaged."""
     try:
         return faiss.read_index(str(path))
-    except (RuntimeError, MemoryError) as error:  # a damaged length may ask for any amount of memory
-        reason = str(error).partition("\n")[0] or "it asks for more memory than there is"
+    except (RuntimeError, MemoryError) as error:  # a damaged length may request any amount of memory
+        reason = str(error).partition("\n")[0] or "it needs more memory than there is"
         raise IndexerError(f"{path} is damaged: {reason}") from error
 
 
 def save_index(index: faiss.Index, path: Path) -> None:
-    """Write FAISS's file; not atomic. Raises OSError when it does not fit."""
-    # Through Python's file: FAISS's own drops what fails when it closes it, as the last bytes do.
+    """Write a FAISS file; not atomic. Raises OSError, for example if the disk is full."""
+    # FAISS's own writer ignores errors when it closes the file, so a full disk may go unnoticed.
     with path.open("wb") as file:
         writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined, unused-ignore]
         faiss.write_index(index, writer)

@@ -1,4 +1,4 @@
-"""A snapshot's manifest: what the snapshot is, and how it is read."""
+"""Manifest of a snapshot."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a snapshot is."""
+    """Contents of a snapshot, and the options that it was made by."""
 
     snapshot: str
     model: str
     """Fingerprint of the model that made the descriptors."""
     dim: int
     count: int
-    """Descriptors; more than photos where panoramas were cut."""
+    """Number of descriptors; several for a panorama that was cut into views."""
     photos: int
     places: int
     places_by: str
-    """How photos became places: see `PlaceOptions.describe`."""
+    """Options for places: see `PlaceOptions.describe`."""
     factory: str
-    """As `StoreKind`, like the next three."""
+    """See `StoreKind`, also for the next three."""
     recall: float
     probes: int
     depth: int
     calibration: dict[str, Any]
-    """How sure answers are, as `Calibration.to_json` writes it."""
+    """Calibration of confidence, as `Calibration.to_json` writes it."""
     content: str
-    """Digest of what the snapshot was made from, to see whether another is due."""
+    """Digest of the data that the snapshot was made from, to detect changes."""
     index_bytes: int
-    """As `StoreFiles`, like the next three."""
+    """See `StoreFiles`, also for the next three."""
     index_sha256: str
     rows_sha256: str
     columns_sha256: str
@@ -47,17 +47,17 @@ class Manifest:
     change: int
     """Number of the catalogue's last change that the snapshot contains."""
     search_by: str
-    """How descriptors are searched: see `SearchOptions.describe`."""
+    """Options for the search: see `SearchOptions.describe`."""
     format: int = FORMAT
 
     @property
     def kind(self) -> StoreKind:
-        """Its store."""
+        """Kind of the store."""
         return StoreKind(self.factory, self.recall, self.probes, self.depth)
 
     @property
     def files(self) -> StoreFiles:
-        """Its store's files."""
+        """Files of the store."""
         return StoreFiles(self.index_bytes, self.index_sha256, self.rows_sha256, self.columns_sha256)
 
 
@@ -65,8 +65,8 @@ def read_manifest(layout: Layout, name: str) -> Manifest:
     """Read a snapshot's manifest.
 
     Raises:
-        IndexerError: it is missing or damaged.
-        FormatTooNew: a newer version wrote it.
+        IndexerError: the manifest is missing or damaged.
+        FormatTooNew: a newer version wrote the manifest.
     """
     path = layout.manifest(name)
     try:
@@ -76,7 +76,7 @@ def read_manifest(layout: Layout, name: str) -> Manifest:
 
 
 def manifest_of(values: dict[str, Any]) -> Manifest:
-    """A manifest from its JSON. Raises FormatTooNew, KeyError or TypeError."""
+    """Make a manifest of JSON values. Raises FormatTooNew, KeyError or TypeError."""
     if values["format"] > FORMAT:
         raise FormatTooNew(
             f"the snapshot {values['snapshot']} has format {values['format']}: a newer loci reads it, "
@@ -86,7 +86,7 @@ def manifest_of(values: dict[str, Any]) -> Manifest:
 
 
 def opened_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> Store:
-    """A snapshot's store; see `indexer.snapshots.saved_store.open_store`."""
+    """Open a snapshot's store; see `indexer.snapshots.saved_store.open_store`."""
     generation = generation_of(manifest.snapshot)
     return open_store(
         layout.snapshot(manifest.snapshot),
@@ -101,10 +101,10 @@ def opened_store(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> St
 
 
 def check_model(layout: Layout, generation: int, fingerprint: str) -> None:
-    """Refuse another model than the one that made a generation's descriptors.
+    """Check that a model made a generation's descriptors.
 
     Raises:
-        ModelMismatch: `fingerprint` is not its.
+        ModelMismatch: another model made them.
     """
     name = layout.last_finished()
     if name is None or generation_of(name) != generation:
@@ -115,7 +115,7 @@ def check_model(layout: Layout, generation: int, fingerprint: str) -> None:
 
 
 def other_model(manifest: Manifest, fingerprint: str) -> ModelMismatch:
-    """The error for a model file that is not the one a snapshot was made by."""
+    """Return the error for a model file that did not make a snapshot."""
     return ModelMismatch(
         f"the snapshot {manifest.snapshot} was made by the model {manifest.model}, but the model file is "
         f"{fingerprint}: restore the right file, or run 'loci index' with `refit`"
@@ -123,7 +123,7 @@ def other_model(manifest: Manifest, fingerprint: str) -> ModelMismatch:
 
 
 def whole_manifest(layout: Layout, name: str) -> Manifest | None:
-    """A snapshot's manifest; None where it is damaged, since it is made anew then."""
+    """Return a snapshot's manifest; None if it is damaged, so that the next run replaces it."""
     try:
         return read_manifest(layout, name)
     except FormatTooNew:

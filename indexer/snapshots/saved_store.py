@@ -1,4 +1,4 @@
-"""What a snapshot is searched by: made of a generation's descriptors, kept beside its manifest, opened."""
+"""Stores of descriptors in a snapshot's folder: making, checking and opening them."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from indexer.storage.shards import read_slots
 
 INDEX = "index.faiss"
 ROWS = "rows.npy"
-"""Where the descriptors lie; only of an index that does not hold them itself."""
+"""Table of the descriptors' slots, for a store that does not contain the descriptors."""
 
-Live = tuple[int, str, Slot]  # a descriptor's id, its photo, and where its bytes are
+Live = tuple[int, str, Slot]  # id, photo and slot of a searched descriptor
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StoreFiles:
-    """A snapshot's files, as its manifest says them."""
+    """Size and digests of a snapshot's files, as in the manifest."""
 
     index_bytes: int
     index_sha256: str
     rows_sha256: str
-    """Of the table of rows, where there is one."""
+    """Digest of the table of slots; empty if there is none."""
     columns_sha256: str
-    """Of the columns for filters."""
+    """Digest of the columns for filters."""
 
     @classmethod
     def of(cls, folder: Path) -> StoreFiles:
-        """The files that are there."""
+        """Measure the files in a folder."""
         index = folder / INDEX
         digests = [
             sha256_of(path) if path.exists() else "" for path in (index, folder / ROWS, folder / COLUMNS)
@@ -52,47 +52,51 @@ class StoreFiles:
         return cls(index.stat().st_size if index.exists() else 0, *digests)
 
     def is_there(self, folder: Path) -> bool:
-        """Whether a folder has these files, by their sizes alone."""
+        """Whether a folder has these files. Their bytes are not read."""
         index, rows = folder / INDEX, folder / ROWS
         size = index.stat().st_size if index.is_file() else 0
-        whole = size == self.index_bytes and rows.is_file() == bool(self.rows_sha256)
-        return whole and (folder / COLUMNS).is_file()
+        complete = size == self.index_bytes and rows.is_file() == bool(self.rows_sha256)
+        return complete and (folder / COLUMNS).is_file()
 
     def problems(self, folder: Path) -> list[str]:
-        """What is wrong with their bytes, a sentence for each file."""
-        found = []
-        named = ((INDEX, self.index_sha256), (ROWS, self.rows_sha256), (COLUMNS, self.columns_sha256))
-        for name, expected in named:
+        """Read the files and return their problems, one sentence for each file."""
+        problems = []
+        expected_digests = (
+            (INDEX, self.index_sha256),
+            (ROWS, self.rows_sha256),
+            (COLUMNS, self.columns_sha256),
+        )
+        for name, expected in expected_digests:
             path = folder / name
             if expected and not path.is_file():
-                found.append(f"{path} is missing: 'loci index' makes it again")
+                problems.append(f"{path} is missing: 'loci index' makes it again")
             elif expected and sha256_of(path) != expected:
-                found.append(f"{path} is damaged: 'loci index' makes it again")
-        return found
+                problems.append(f"{path} is damaged: 'loci index' makes it again")
+        return problems
 
 
 @dataclass(frozen=True)
 class StoreKind:
-    """A store's kind, as its snapshot's manifest says it."""
+    """Kind of a store, as in the manifest."""
 
     factory: str
-    """FAISS's description of the index, or SHARDS: there is none."""
+    """FAISS's description of the index, or SHARDS if there is none."""
     recall: float
-    """Share of the ten nearest that a search for ten finds, measured."""
+    """Measured share of the ten nearest descriptors that a search for ten finds."""
     probes: int
-    """Lists of an inverted file that are looked into, or nodes of a graph; 0 where there are none."""
+    """Inverted lists that a search reads, or candidates that HNSW keeps; 0 for an exact search."""
     depth: int
-    """Descriptors that are compared for each that is asked for; 0 where all are."""
+    """Descriptors that are compared for each requested answer; 0 for an exact search."""
 
 
 def make_store(
     folder: Path, shards: Path, dim: int, live: Sequence[Live], options: SearchOptions
 ) -> tuple[Store, StoreKind]:
-    """A store of descriptors, saved in a snapshot's folder.
+    """Make a store of descriptors, and save it in a snapshot's folder.
 
     Raises:
-        UsageError: it cannot be had in the memory that `options` allow.
-        IndexerError: a shard cannot be read, or the disk not be written.
+        UsageError: the descriptors do not fit the memory that `options` allow.
+        IndexerError: a shard cannot be read, or the disk cannot be written.
     """
     choice = choose(len(live), dim, options.memory_bytes(), options.recall, hnsw=options.hnsw)
     if not choice.compressed:
@@ -125,26 +129,26 @@ def open_store(
     live: Callable[[], Sequence[Live]],
     damaged: Callable[[], object],
 ) -> Store:
-    """A snapshot's store, mapped where it can be.
+    """Open a snapshot's store.
 
-    What is missing or damaged is done without: then all descriptors are compared, in memory where they
-    had been, else in the shards.
+    If a file is missing or damaged, all descriptors are compared instead: in memory for an exact store,
+    otherwise in the shards.
 
     Args:
-        size: bytes of the FAISS file.
-        live: lists the generation's descriptors.
-        damaged: called where something is missing or damaged.
+        size: expected bytes of the FAISS file.
+        live: lists the searched descriptors of the generation.
+        damaged: called if a file is missing or damaged.
     """
     try:
-        found = (folder / INDEX).stat().st_size if size else 0
-        if found != size:
-            raise IndexerError(f"{folder / INDEX} has {found} bytes, not {size}")
+        actual = (folder / INDEX).stat().st_size if size else 0
+        if actual != size:
+            raise IndexerError(f"{folder / INDEX} has {actual} bytes, not {size}")
         store = _opened(folder, shards, dim, kind)
         if (store.count, store.dim) != (count, dim):
-            raise IndexerError(f"{folder / INDEX} holds other descriptors than its manifest says")
+            raise IndexerError(f"{folder / INDEX} contains other descriptors than its manifest says")
         return store
     except (OSError, IndexerError) as error:
-        log.warning("%s; searching what the shards hold instead", error)
+        log.warning("%s; searching the shards instead", error)
         damaged()
     if kind.factory == FLAT:
         return ExactStore.build(dim, _blocks(shards, dim, live()))
@@ -161,11 +165,11 @@ def _opened(folder: Path, shards: Path, dim: int, kind: StoreKind) -> Store:
 
 
 def shards_named(snapshot: Path) -> set[int]:
-    """The shards that a snapshot's folder reads descriptors from; none where it holds them itself."""
+    """Return the shards that a snapshot reads descriptors from; none if it contains the descriptors."""
     path = snapshot / ROWS
     try:
         return set(Rows.load(path, snapshot, 0, opened=False).shards) if path.exists() else set()
-    except IndexerError:  # damaged: it is not read
+    except IndexerError:  # damaged, so it is not used
         return set()
 
 

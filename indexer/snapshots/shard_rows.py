@@ -1,4 +1,4 @@
-"""Where a snapshot's descriptors lie in the shards, as a table on disk that is mapped rather than read."""
+"""Table of the slots of a snapshot's descriptors, mapped from disk."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from indexer.storage.rows import Slot
 from indexer.storage.shards import open_shard, shard_path
 
 BLOCK = 16_384
-"""Descriptors that are in memory at a time while all are passed through."""
+"""Descriptors in memory at a time while all are read."""
 
 _ROW = np.dtype([("id", "<i8"), ("shard", "<i4"), ("row", "<i4")])
 
 
 class Rows:
-    """n descriptors by id, ascending; a descriptor's position is its number among them, from 0."""
+    """Slots of n descriptors in the order of their ids. A descriptor's position is its index here."""
 
     def __init__(self, shards: Path, dim: int, table: NDArray[Any]) -> None:
         self._shards = shards
@@ -32,7 +32,7 @@ class Rows:
 
     @classmethod
     def of(cls, shards: Path, dim: int, numbers: Sequence[int], slots: Sequence[Slot]) -> Rows:
-        """Of descriptors' ids, ascending, and their slots in the folder `shards`."""
+        """Make a table of ascending ids and their slots in the folder `shards`."""
         table = np.empty(len(numbers), _ROW)
         table["id"] = numbers
         table["shard"] = [slot.shard for slot in slots]
@@ -41,10 +41,13 @@ class Rows:
 
     @classmethod
     def load(cls, path: Path, shards: Path, dim: int, *, opened: bool = True) -> Rows:
-        """Map a table that `save` wrote, and unless told otherwise the shards that it names.
+        """Map a table that `save` wrote.
+
+        Args:
+            opened: also map the shards that the table refers to.
 
         Raises:
-            IndexerError: it, or one of the shards, is missing or damaged.
+            IndexerError: the table or a shard is missing or damaged.
         """
         table = map_array(path, "table of descriptors")
         if table.dtype != _ROW or table.ndim != 1:
@@ -55,19 +58,19 @@ class Rows:
         return rows
 
     def save(self, path: Path) -> None:
-        """Write the table; not atomic, so write to a temporary name."""
+        """Write the table; not atomic."""
         with path.open("wb") as file:
             np.save(file, self._table)
 
     def open(self) -> None:
-        """Map every shard, so that what others move or delete later can still be read.
+        """Map every shard, so that its descriptors can be read even after its file is deleted.
 
         Raises:
             IndexerError: a shard is missing, too short or not of this dimension.
         """
         last = self._table["row"].max(initial=-1)
         for shard, opened in self._opened.items():
-            if last >= len(opened):  # all are as long when they are made
+            if last >= len(opened):  # all shards have the same length when they are made
                 raise IndexerError(f"descriptor shard {shard_path(self._shards, shard)} is too short")
 
     def __len__(self) -> int:
@@ -80,29 +83,29 @@ class Rows:
 
     @property
     def shards(self) -> list[int]:
-        """The shards that the descriptors lie in."""
-        found: list[int] = np.unique(self._table["shard"]).tolist()
-        return found
+        """Numbers of the shards with these descriptors."""
+        numbers: list[int] = np.unique(self._table["shard"]).tolist()
+        return numbers
 
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
-        """Which of these ids it has."""
+        """Return which of these ids are in the table."""
         return held(self.ids, ids)
 
     def positions(self, ids: Ids) -> Positions:
-        """The positions of ids that it has."""
+        """Return the positions of ids, which must be in the table."""
         return np.searchsorted(self.ids, ids)
 
     def read(self, positions: Positions) -> Floats:
-        """The descriptors (n d) at positions."""
-        found = np.empty((len(positions), self.dim), np.float32)
+        """Return the descriptors (n d) at positions."""
+        descriptors = np.empty((len(positions), self.dim), np.float32)
         rows = self._table[positions]
         for shard in np.unique(rows["shard"]):
             chosen = rows["shard"] == shard
-            found[chosen] = self._opened[int(shard)][rows["row"][chosen]]
-        return found
+            descriptors[chosen] = self._opened[int(shard)][rows["row"][chosen]]
+        return descriptors
 
     def blocks(self, positions: Positions | None = None) -> Iterator[Floats]:
-        """The descriptors at positions, or all, in order, some at a time."""
+        """Yield the descriptors at positions, or all, in order, block by block."""
         count = len(self) if positions is None else len(positions)
         for start in range(0, count, BLOCK):
             stop = min(start + BLOCK, count)

@@ -1,4 +1,4 @@
-"""What a search is asked of: descriptors by id, however they are kept."""
+"""Interface of the stores that are searched."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Ids = NDArray[np.int64]
 Positions = NDArray[np.intp]
 
 SAMPLE = 1000
-"""Descriptors that every query is compared with, to know what an ordinary score is."""
+"""Descriptors that every query is compared with to learn the usual scores of the collection."""
 
 
-def held(ids: Ids, asked: Ids) -> NDArray[np.bool_]:
-    """Which of the ids asked for are among `ids`, which ascend."""
+def held(ids: Ids, wanted: Ids) -> NDArray[np.bool_]:
+    """Return which of the ids `wanted` are in `ids`, which must ascend."""
     if not len(ids):
-        return np.zeros(len(asked), bool)
-    at = np.minimum(np.searchsorted(ids, asked), len(ids) - 1)
-    return np.asarray(ids[at] == asked, bool)
+        return np.zeros(len(wanted), bool)
+    at = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.asarray(ids[at] == wanted, bool)
 
 
 class Store(Protocol):
@@ -28,41 +28,41 @@ class Store(Protocol):
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of descriptors."""
 
     @property
     def dim(self) -> int:
-        """Numbers in each."""
+        """Numbers in each descriptor."""
 
     @property
     def ids(self) -> Ids:
-        """Their ids, ascending."""
+        """Ids of the descriptors, ascending."""
 
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
-        """Which of these ids it holds."""
+        """Return which of these ids are in the store."""
 
     def vectors(self, ids: Ids) -> Floats:
-        """The descriptors (n d) of ids that it holds."""
+        """Return the descriptors (n d) of ids in the store."""
 
     def scores(self, descriptor: Floats) -> Floats:
-        """Cosines of a descriptor (d) with all, in the order of `ids`."""
+        """Return the cosines (n) of a descriptor (d) with all, in the order of `ids`."""
 
     def products(self, queries: Floats) -> Floats:
-        """Cosines of queries (B d) with all, B n in the order of `ids`."""
+        """Return the cosines (B n) of queries (B d) with all, in the order of `ids`."""
 
     def search(self, descriptors: Floats, k: int, among: Ids | None = None) -> tuple[Floats, Ids]:
-        """Cosines (B k) and ids (B k) of those nearest, best first, −1 where there are fewer than k.
+        """Return cosines (B k) and ids (B k) of the nearest, best first; the id is −1 if there are fewer.
 
         Args:
-            among: ids to which the search is narrowed.
+            among: ids that may be answers; None: all.
         """
 
 
 def sampled(ids: Ids) -> Ids:
-    """At most SAMPLE of a snapshot's descriptors, spread evenly over their ids; always the same."""
+    """Return at most SAMPLE ids, evenly spaced and always the same."""
     return ids if len(ids) <= SAMPLE else ids[np.linspace(0, len(ids) - 1, SAMPLE).astype(np.int64)]
 
 
 def sample_of(store: Store) -> Floats:
-    """The descriptors (m d) that tell what an ordinary score is."""
+    """Return the descriptors (m d) of the sample."""
     return np.ascontiguousarray(store.vectors(sampled(store.ids)))

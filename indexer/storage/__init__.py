@@ -1,1 +1,1 @@
-"""The index folder on disk: layout, locks, catalogue, shards."""
+"""The index folder on disk: layout, locks, catalogue and shards."""

@@ -1,7 +1,7 @@
-"""The catalogue: what is known about every photo, in SQLite; the index's memory of itself.
+"""The catalogue of an index: files, photos, descriptors and places, in SQLite.
 
-A photo is its content (the SHA-256 of its file); files are the paths that hold it. A descriptor exists when
-its row says so, and a row says so only after its bytes are on disk.
+A photo is identified by the SHA-256 of its file; several paths may contain the same photo. A row for a
+descriptor is written only after the descriptor's bytes are on disk.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from indexer.storage.place_queries import PlaceQueries
 
 
 class Catalogue(PlaceQueries, DescriptorQueries):
-    """One index's catalogue: its questions and changes, in SQL."""
+    """Queries and changes of one index's catalogue."""
 
     def copy_to(self, path: Path, generation: int) -> None:
-        """Write the catalogue, as it is at one moment, to a new file; others go on reading and writing.
+        """Write a consistent copy to a new file while others read and write.
 
-        It has the same format, and the descriptors of one generation only.
+        The copy contains the descriptors of one generation only.
         """
         with self._explained("copied"), closing(sqlite3.connect(path)) as copy:
             self._db.backup(copy)

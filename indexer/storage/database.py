@@ -1,4 +1,4 @@
-"""The catalogue's SQLite file: connections, transactions, and what goes wrong with them in one sentence."""
+"""SQLite file of the catalogue: connections, transactions and errors."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from indexer.errors import DiskFull, FormatTooNew, IndexBusy, IndexerError, Inde
 from indexer.storage.schema import MIGRATIONS, migrate, version_of
 
 FILE = "catalogue.sqlite"
-ASKED_AT_ONCE = 10_000  # values a statement; SQLite allows 32,766
+MOST_VALUES = 10_000  # in one statement; SQLite allows 32,766
 
 _KINDS = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_BUSY: IndexBusy}
 
 
 class Database:
-    """An index's SQLite file. Any number of threads and processes read while one writes.
+    """SQLite file of an index. Any number of threads and processes may read while one writes.
+
+    Args:
+        folder: the index.
+        create: open for writing, and create or migrate the file if needed.
 
     Raises:
-        IndexMissing: there is none, and it was not to be made.
-        FormatTooNew: a newer version wrote it.
+        IndexMissing: there is no file, and `create` is False.
+        FormatTooNew: a newer version wrote the file.
     """
 
     def __init__(self, folder: Path, *, create: bool = False) -> None:
@@ -46,7 +50,7 @@ class Database:
 
     @property
     def _db(self) -> sqlite3.Connection:
-        """This thread's connection."""
+        """Connection of this thread."""
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = self._connect()
@@ -66,6 +70,7 @@ class Database:
 
     @contextmanager
     def _explained(self, done: str) -> Iterator[None]:
+        """Turn SQLite's errors into ours, with one sentence."""
         try:
             yield
         except sqlite3.Error as error:
@@ -73,15 +78,15 @@ class Database:
             raise kind(f"the catalogue {self.path} cannot be {done}: {error}") from error
 
     def _rows_among(self, query: str, among: Sequence[int], *before: Any) -> list[Any]:
-        """The rows of a query that ends in `IN ({})`, asked in parts where there are very many values."""
-        found: list[Any] = []
-        for start in range(0, len(among), ASKED_AT_ONCE):
-            part = among[start : start + ASKED_AT_ONCE]
-            found += self._rows(query.format(", ".join("?" * len(part))), (*before, *part))
-        return found
+        """Return the rows of a query that ends in `IN ({})`, by several statements for many values."""
+        rows: list[Any] = []
+        for start in range(0, len(among), MOST_VALUES):
+            part = among[start : start + MOST_VALUES]
+            rows += self._rows(query.format(", ".join("?" * len(part))), (*before, *part))
+        return rows
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """All rows of a query; none of a damaged catalogue is worth half an answer."""
+        """Return all rows of a query. A damaged catalogue gives an error and no partial result."""
         with self._explained("read"):
             return self._db.execute(query, values).fetchall()
 
@@ -94,13 +99,13 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing; on disk when it returns. What is read in it, no other writer changes."""
+        """Run statements atomically; they are on disk at the end. Other writers wait meanwhile."""
         with self._explained("written"), self._db as db:
             db.execute("BEGIN IMMEDIATE")
             yield db
 
     def integrity(self) -> str:
-        """SQLite's own check of every page: "ok" or what is wrong."""
+        """Run SQLite's check of every page and return "ok" or the problems."""
         try:
             return str(self._db.execute("PRAGMA integrity_check").fetchone()[0])
         except sqlite3.Error as error:
@@ -108,11 +113,13 @@ class Database:
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
-    """Read-only; where SQLite cannot even keep its shared memory, as a file that never changes.
+    """Open a catalogue read-only, as immutable if the folder cannot be written.
+
+    SQLite needs to write shared memory beside the file, except for an immutable file.
 
     Raises:
-        sqlite3.Error: no catalogue, or one whose last changes still wait in a log beside it: read as a file
-            that never changes, it would lack them.
+        sqlite3.Error: it is no catalogue, or the folder cannot be written and the last changes are still in a
+            write-ahead log, which an immutable file would lack.
     """
     uri = path.resolve().as_uri()
     db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=30)

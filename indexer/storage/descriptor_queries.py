@@ -1,4 +1,4 @@
-"""Queries about descriptors: where they lie, and which are searched."""
+"""Queries about descriptors: their slots in shards, and which of them are searched."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from indexer.storage.photo_queries import PHOTO_COLUMNS, PhotoQueries, photo_of
 from indexer.storage.rows import Hit, SearchedRow, Slot
 
 _SEARCHED = "d.id, p.status = 'ok', d.yaw, p.lat, p.lon, p.heading, p.taken_at, p.place_id"
-"""Columns of a `SearchedRow`, of a descriptor d and its photo p."""
+"""Columns of a `SearchedRow` for a descriptor d and its photo p."""
 
 
 class DescriptorQueries(PhotoQueries):
     """Queries about descriptors."""
 
     def add_descriptors(self, generation: int, rows: Sequence[tuple[str, int, float, Slot]]) -> None:
-        """Make descriptors (photo, view, yaw, slot) exist; their bytes must be on disk."""
+        """Record descriptors (photo, view, yaw, slot). Their bytes must be on disk."""
         with self.transaction() as db:
             self.put_descriptors(db, generation, rows)
 
     def put_descriptors(
         self, db: sqlite3.Connection, generation: int, rows: Sequence[tuple[str, int, float, Slot]]
     ) -> None:
-        """`add_descriptors` within a transaction; a photo that was POSTed meanwhile keeps those it has."""
+        """Record descriptors within a transaction. A photo that was POSTed meanwhile keeps its own."""
         db.executemany(
             "INSERT INTO descriptors(photo, view, yaw, generation, shard, row) VALUES (?, ?, ?, ?, ?, ?) "
             "ON CONFLICT(photo, view, generation) DO NOTHING",
@@ -32,7 +32,7 @@ class DescriptorQueries(PhotoQueries):
         )
 
     def last_slot(self, generation: int, shards: range) -> Slot | None:
-        """The last slot among `shards` that a row claims."""
+        """Return the last used slot among `shards`; None if all are free."""
         rows = self._rows(
             "SELECT shard, row FROM descriptors WHERE generation = ? AND shard >= ? AND shard < ? "
             "ORDER BY shard DESC, row DESC LIMIT 1",
@@ -41,7 +41,7 @@ class DescriptorQueries(PhotoQueries):
         return Slot(*rows[0]) if rows else None
 
     def live_descriptors(self, generation: int) -> list[tuple[int, str, Slot]]:
-        """Descriptor id, photo and slot of all that a snapshot holds, in id order."""
+        """Return id, photo and slot of every searched descriptor, by id."""
         rows = self._rows(
             "SELECT d.id, d.photo, d.shard, d.row FROM descriptors d JOIN photos p ON p.id = d.photo "
             "WHERE d.generation = ? AND p.status = 'ok' ORDER BY d.id",
@@ -50,19 +50,19 @@ class DescriptorQueries(PhotoQueries):
         return [(number, photo, Slot(shard, row)) for number, photo, shard, row in rows]
 
     def drop_descriptors(self, generation: int) -> None:
-        """Drop the descriptors of one generation."""
+        """Delete the descriptors of one generation."""
         with self.transaction() as db:
             db.execute("DELETE FROM descriptors WHERE generation = ?", (generation,))
 
     def drop_generations(self, keep: Iterable[int]) -> None:
-        """Drop the descriptors of all other generations."""
+        """Delete the descriptors of all other generations."""
         kept = list(keep)
         with self.transaction() as db:
             marks = ", ".join("?" * len(kept))
             db.execute(f"DELETE FROM descriptors WHERE generation NOT IN ({marks})", kept)
 
     def hits(self, descriptors: Sequence[int]) -> dict[int, Hit]:
-        """The photos behind descriptor ids, with their places; those removed meanwhile are left out."""
+        """Return the photos and places of descriptor ids, without photos that were removed."""
         rows = self._rows_among(
             f"SELECT d.id, d.yaw, l.id, l.name, l.lat, l.lon, {PHOTO_COLUMNS} FROM descriptors d "
             "JOIN photos p ON p.id = d.photo LEFT JOIN places l ON l.id = p.place_id "
@@ -75,12 +75,12 @@ class DescriptorQueries(PhotoQueries):
         }
 
     def is_embedded(self, photo: str, generation: int) -> bool:
-        """Whether a photo has its descriptors of a generation."""
+        """Whether a photo has descriptors of a generation."""
         query = "SELECT 1 FROM descriptors WHERE photo = ? AND generation = ? LIMIT 1"
         return bool(self._rows(query, (photo, generation)))
 
     def live_ids(self, generation: int) -> list[int]:
-        """Ids of the descriptors that are searched."""
+        """Return the ids of all searched descriptors."""
         return [
             number
             for (number,) in self._rows(
@@ -91,18 +91,18 @@ class DescriptorQueries(PhotoQueries):
         ]
 
     def slots(self, generation: int, ids: Sequence[int]) -> list[tuple[int, Slot]]:
-        """Where descriptors lie, by id, in id order; those that are gone are left out."""
+        """Return ids and slots of descriptors, by id, without deleted ones."""
         query = "SELECT id, shard, row FROM descriptors WHERE generation = ? AND id IN ({})"
-        found = [(number, Slot(*slot)) for number, *slot in self._rows_among(query, ids, generation)]
-        return sorted(found, key=lambda item: item[0])
+        rows = self._rows_among(query, ids, generation)
+        return sorted(((number, Slot(*slot)) for number, *slot in rows), key=lambda item: item[0])
 
     def slots_of(self, generation: int, photo: str) -> list[Slot]:
-        """Where the descriptors of a photo's views lie, in their order."""
+        """Return the slots of a photo's descriptors, in the order of its views."""
         query = "SELECT shard, row FROM descriptors WHERE generation = ? AND photo = ? ORDER BY view"
         return [Slot(*slot) for slot in self._rows(query, (generation, photo))]
 
     def shard_use(self, generation: int) -> list[tuple[int, int, int]]:
-        """Each shard that rows name: its number, how many of its rows are searched, how many are written."""
+        """Return number, searched rows and written rows of each shard in use."""
         return self._rows(
             "SELECT d.shard, sum(p.status = 'ok'), max(d.row) + 1 FROM descriptors d "
             "JOIN photos p ON p.id = d.photo WHERE d.generation = ? GROUP BY d.shard ORDER BY d.shard",
@@ -110,14 +110,14 @@ class DescriptorQueries(PhotoQueries):
         )
 
     def move_descriptors(self, db: sqlite3.Connection, moved: Sequence[tuple[int, Slot]]) -> None:
-        """Note where descriptors lie from now on; their bytes must be on disk there."""
+        """Record new slots of descriptors. Their bytes must be on disk there."""
         db.executemany(
             "UPDATE descriptors SET shard = ?, row = ? WHERE id = ?",
             [(slot.shard, slot.row, number) for number, slot in moved],
         )
 
     def drop_dead(self, db: sqlite3.Connection, generation: int, shard: int) -> None:
-        """Forget the descriptors in a shard that are not searched."""
+        """Delete the descriptors in a shard that are not searched."""
         db.execute(
             "DELETE FROM descriptors WHERE generation = ? AND shard = ? "
             "AND photo IN (SELECT id FROM photos WHERE status != 'ok')",
@@ -125,8 +125,8 @@ class DescriptorQueries(PhotoQueries):
         )
 
     def searched_rows(self, generation: int, after: int) -> list[SearchedRow]:
-        """A generation's descriptors of photos changed after the change numbered `after`."""
-        # CROSS JOIN has SQLite begin with the changes: from the descriptors on, a million take four seconds.
+        """Return the descriptors of photos that changed after the change with number `after`."""
+        # CROSS JOIN makes SQLite start with the changes. Starting with a million descriptors takes 4 seconds.
         rows = self._rows(
             f"SELECT {_SEARCHED} FROM changes c CROSS JOIN descriptors d ON d.photo = c.photo "
             "JOIN photos p ON p.id = d.photo WHERE c.number > ? AND d.generation = ?",
@@ -135,7 +135,7 @@ class DescriptorQueries(PhotoQueries):
         return list(map(SearchedRow._make, rows))
 
     def searched_parts(self, generation: int, most: int = 50_000) -> Iterator[list[SearchedRow]]:
-        """A generation's descriptors that are searched, by id, at most so many at a time."""
+        """Yield the searched descriptors by id, at most `most` at a time."""
         last = -1
         while True:
             rows = self._rows(

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one; reading arrays."""
+"""Atomic writing of files; reading of arrays; digests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from indexer.errors import IndexerError
 
 NPY_HEADERS = threading.Lock()
-"""To be held while NumPy reads a file: it parses the header with `ast`, which fails now and then on Python
-3.11 where two threads do so at once ("AST constructor recursion depth mismatch", CPython issue 106905)."""
+"""Lock for reading headers of .npy files. NumPy parses them with `ast`, which on Python 3.11 may fail if two
+threads do so at the same time ("AST constructor recursion depth mismatch", CPython issue 106905)."""
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -35,7 +35,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def save_array(path: Path, array: NDArray[np.floating]) -> None:
-    """`replace_file` with a .npy array."""
+    """Write a .npy array atomically."""
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
@@ -45,10 +45,13 @@ def save_array(path: Path, array: NDArray[np.floating]) -> None:
 
 
 def map_array(path: Path, what: str) -> np.memmap[Any, np.dtype[Any]]:
-    """A .npy file, mapped to be read; any number of threads may do so at once.
+    """Map a .npy file read-only. Safe for several threads.
+
+    Args:
+        what: contents of the file, for the error.
 
     Raises:
-        IndexerError: it is missing or damaged; `what` is what it says the file holds.
+        IndexerError: the file is missing or damaged.
     """
     try:
         with NPY_HEADERS:
@@ -72,7 +75,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the SHA-256 of a file as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

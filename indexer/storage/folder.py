@@ -1,4 +1,4 @@
-"""The folder that a run writes to."""
+"""The folder that an indexing run writes to."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from indexer.storage.lock import write_lock
 
 @contextmanager
 def writable_folder(into: Path) -> Iterator[None]:
-    """An index folder, held for writing; made where there is none, and unmade when nothing came of it.
+    """Hold an index folder for writing. A new folder is created, and deleted again if the run fails early.
 
     Raises:
-        IndexLocked: another run holds it.
-        IndexerError: it is neither an index nor empty, or cannot be written.
+        IndexLocked: another run is writing to it.
+        IndexerError: it is neither an index nor empty, or it cannot be written.
     """
     with os_errors_explained(into):
         if into.exists() and not (into.is_dir() and (is_index(into) or _is_blank(into))):
@@ -32,13 +32,13 @@ def writable_folder(into: Path) -> Iterator[None]:
             fresh = not is_index(into)
             try:
                 yield
-            except Exception:  # not when interrupted: what was read by then need not be read again
+            except Exception:  # after an interruption, the photos read so far are kept
                 if fresh and not Layout(into).newest_generation():
-                    _unmake(into, folder_too=made)
+                    _delete_new(into, folder_too=made)
                 raise
 
 
-def _unmake(into: Path, *, folder_too: bool) -> None:
+def _delete_new(into: Path, *, folder_too: bool) -> None:
     for file in into.glob(f"{FILE}*"):
         file.unlink(missing_ok=True)
     if folder_too:
@@ -47,7 +47,7 @@ def _unmake(into: Path, *, folder_too: bool) -> None:
 
 @contextmanager
 def os_errors_explained(folder: Path) -> Iterator[None]:
-    """Say in one sentence what the system had against writing to a folder."""
+    """Turn an OSError into DiskFull or IndexerError, with one sentence."""
     try:
         yield
     except OSError as error:
@@ -56,10 +56,10 @@ def os_errors_explained(folder: Path) -> Iterator[None]:
 
 
 def is_index(folder: Path) -> bool:
-    """Whether a run has begun here before."""
+    """Whether a folder contains an index, finished or not."""
     return (folder / FILE).is_file()
 
 
 def _is_blank(folder: Path) -> bool:
-    """Empty, but for what a run leaves that was killed as it started."""
+    """Whether a folder is empty except for the lock files of a killed run."""
     return all(entry.name in LOCK_FILES for entry in folder.iterdir())

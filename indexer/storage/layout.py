@@ -1,4 +1,4 @@
-"""Where things lie in an index folder, and which snapshot is current."""
+"""Paths in an index folder, and the current snapshot."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from indexer.storage.files import replace_text, sync_folder
 from indexer.storage.lock import is_backed_up
 
 CURRENT = "CURRENT"
-"""The file that names the snapshot that answers."""
+"""File with the name of the snapshot that answers."""
 UNPUBLISHED = "UNPUBLISHED"
-"""The file that is there while what a run found may not be in a snapshot yet."""
+"""File that exists while a run's changes may not be in a snapshot yet."""
 COLUMNS = "columns.npz"
-"""The file of a snapshot that holds the columns for filters."""
+"""File of a snapshot with the columns for filters."""
 
 
 class Layout:
-    """The paths of one index."""
+    """Paths of one index."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.generations = folder / "generations"
 
     def generation(self, number: int) -> Path:
-        """One fitted model and what it made."""
+        """Return the folder of a generation: a fitted model and everything made with it."""
         return self.generations / f"{number:02}"
 
     def model(self, number: int) -> Path:
@@ -42,36 +42,36 @@ class Layout:
         return self.generation(number) / "shards"
 
     def local(self, number: int) -> Path:
-        """Shards of local features, row by row beside those of descriptors."""
+        """Return the folder of local features, in the same slots as the descriptors."""
         return self.generation(number) / "local"
 
     def spool(self, number: int) -> Path:
         return self.generation(number) / "spool"
 
     def snapshot(self, name: str) -> Path:
-        """The folder of a snapshot named like `02/000007`."""
+        """Return the folder of a snapshot with a name such as `02/000007`."""
         generation, _, number = name.partition("/")
         return self.generations / generation / "snapshots" / number
 
     def snapshots(self, number: int) -> list[Path]:
-        """The folders of a generation's snapshots."""
+        """Return the folders of a generation's snapshots."""
         return sorted((self.generation(number) / "snapshots").glob("*"))
 
     def manifest(self, name: str) -> Path:
-        """Written last: a snapshot that has one is whole."""
+        """Return the path of a snapshot's manifest. It is written last, when the snapshot is complete."""
         return self.snapshot(name) / "manifest.json"
 
     def newest_generation(self) -> int:
-        """The generation begun last; 0 when there is none. It begins with its options."""
+        """Return the newest generation that has options, its first file; 0 if there is none."""
         return max((n for n in _numbers(self.generations) if self.options(n).exists()), default=0)
 
     def next_snapshot(self, generation: int) -> str:
-        """The name of the snapshot after the newest of a generation."""
+        """Return the name for the next snapshot of a generation."""
         number = max(_numbers(self.generation(generation) / "snapshots"), default=0) + 1
         return f"{generation:02}/{number:06}"
 
     def current(self) -> str:
-        """The snapshot that answers.
+        """Return the name of the snapshot that answers.
 
         Raises:
             IndexMissing: there is no index, or its first run has not finished.
@@ -93,32 +93,32 @@ class Layout:
         return IndexMissing(f"no index in {self.folder}: make one with 'loci index'")
 
     def last_finished(self) -> str | None:
-        """`current`, or where that is missing or damaged, the last snapshot that is whole; None without."""
+        """Return the current snapshot; if CURRENT is missing or damaged, the last complete one, or None."""
         try:
             name = self.current()
             if self.manifest(name).is_file():
                 return name
         except IndexerError:
             pass
-        whole = [
+        complete = [
             f"{number:02}/{folder.name}"
             for number in sorted(_numbers(self.generations))
             for folder in self.snapshots(number)
             if (folder / "manifest.json").is_file()
         ]
-        return whole[-1] if whole else None
+        return complete[-1] if complete else None
 
     def set_current(self, name: str) -> None:
-        """Let a snapshot answer from now on."""
+        """Make a snapshot the one that answers."""
         replace_text(self.folder / CURRENT, name + "\n")
 
     @property
     def unpublished(self) -> bool:
-        """Whether a run may have found what is in no snapshot yet."""
+        """Whether a run may have made changes that are in no snapshot yet."""
         return (self.folder / UNPUBLISHED).exists()
 
     def set_unpublished(self, state: bool) -> None:
-        """Note that a run begins to change the catalogue, or that what it did is published."""
+        """Record that a run starts to change the catalogue, or that its changes are published."""
         if state and not self.unpublished:
             (self.folder / UNPUBLISHED).touch()
             sync_folder(self.folder)
@@ -126,14 +126,14 @@ class Layout:
             (self.folder / UNPUBLISHED).unlink(missing_ok=True)
 
     def mark_damaged(self) -> None:
-        """Note, where that can be written, that the next run is to look at everything."""
+        """Make the next run check everything, if the folder can be written."""
         with suppress(OSError):
             self.set_unpublished(True)
 
     def drop_old(self, keep: Iterable[str]) -> list[int]:
-        """Remove other snapshots, and older generations without any; returns the generations kept.
+        """Delete other snapshots, and older generations without one. Return the remaining generations.
 
-        A newer generation, still being fitted, stays, and all of them while a backup reads them.
+        A newer generation, which is still being fitted, stays. During a backup nothing is deleted.
         """
         if is_backed_up(self.folder):
             return _numbers(self.generations)
@@ -145,21 +145,21 @@ class Layout:
             for snapshot in self.snapshots(number):
                 if f"{number:02}/{snapshot.name}" not in names:
                     shutil.rmtree(snapshot, ignore_errors=True)
-        for rubbish in self.generations.glob("*.discarded"):  # of a run killed at it
-            shutil.rmtree(rubbish, ignore_errors=True)
+        for discarded in self.generations.glob("*.discarded"):  # left by a killed run
+            shutil.rmtree(discarded, ignore_errors=True)
         return _numbers(self.generations)
 
     def discard(self, number: int) -> None:
-        """Remove a generation: at once, by a rename, so that a killed run does not leave half of one."""
-        rubbish = self.generations / f"{number:02}.discarded"
-        shutil.rmtree(rubbish, ignore_errors=True)
+        """Delete a generation. It is renamed first, so that a killed run leaves no half of it."""
+        discarded = self.generations / f"{number:02}.discarded"
+        shutil.rmtree(discarded, ignore_errors=True)
         with suppress(FileNotFoundError):
-            self.generation(number).rename(rubbish)
-        shutil.rmtree(rubbish, ignore_errors=True)
+            self.generation(number).rename(discarded)
+        shutil.rmtree(discarded, ignore_errors=True)
 
 
 def generation_of(snapshot: str) -> int:
-    """The generation of a snapshot's name."""
+    """Return the generation in a snapshot's name."""
     return int(snapshot.partition("/")[0])
 
 
@@ -170,11 +170,11 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def disk_use(folder: Path) -> int:
-    """Bytes that files take on disk; shards are preallocated, so that their size says more than they take."""
+    """Return the bytes that a folder's files occupy on disk. Sparse shards occupy less than their size."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            with suppress(FileNotFoundError):  # a run beside this one drops what is old
+            with suppress(FileNotFoundError):  # another run may delete old files
                 stat = (Path(parent) / name).lstat()
                 total += int(getattr(stat, "st_blocks", stat.st_size / 512)) * 512
     return total

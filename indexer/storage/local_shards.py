@@ -1,6 +1,7 @@
-"""Local features beside the descriptor shards: .npy files of records, one to each descriptor's slot.
+"""Shards of local features: .npy files with one record for each descriptor's slot.
 
-A descriptor shard's rows are parted among several files, so that none is much larger than what it holds.
+The rows of one descriptor shard are spread over several files, so that no file is much larger than its
+contents.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from indexer.storage.rows import Slot
 from model.local_features import Packed
 
 ROWS = 1024
-"""Of a file: 35 MB where a photo has 500 features."""
+"""Records in a file; 35 MB with 500 features in each photo."""
 
 Local = Sequence[Packed | None]
-"""Local features of photos, in the order of their descriptors."""
+"""Local features in the order of the descriptors; None for a descriptor without."""
 
 
 def write_local(folder: Path, slots: Sequence[Slot], local: Local) -> None:
-    """Put local features into the slots of their descriptors; on disk when it returns."""
+    """Write local features to the slots of their descriptors. They are on disk at return."""
     kept = [(slot, packed) for slot, packed in zip(slots, local, strict=True) if packed is not None]
     if not kept:
         return
@@ -35,7 +36,6 @@ def write_local(folder: Path, slots: Sequence[Slot], local: Local) -> None:
         part = [(slot.row % ROWS, packed) for slot, packed in kept if _path(folder, slot) == path]
         dtype = part[0][1].dtype
         if not path.exists():
-            # Sparse, and whole before it gets its name.
             replace_file(path, partial(_preallocate, dtype=dtype))
         records = _open(path)
         if records.dtype != dtype:
@@ -49,26 +49,26 @@ def write_local(folder: Path, slots: Sequence[Slot], local: Local) -> None:
 
 
 def read_local(folder: Path, slots: Sequence[Slot]) -> list[Packed | None]:
-    """Local features of `slots`, in order; None where there are none.
+    """Return the local features of `slots`, in order; None for a slot without.
 
     Raises:
         IndexerError: a file is damaged.
     """
     opened: dict[Path, np.memmap[Any, Any] | None] = {}
-    found: list[Packed | None] = []
+    local: list[Packed | None] = []
     for slot in slots:
         path = _path(folder, slot)
         if path not in opened:
             opened[path] = _open(path) if path.exists() else None
         records = opened[path]
-        # A record that was never written is all zeros: its map has no size.
-        there = records is not None and records[slot.row % ROWS]["size"].all()
-        found.append(records[slot.row % ROWS] if records is not None and there else None)
-    return found
+        record = None if records is None else records[slot.row % ROWS]
+        # A record that was never written is all zeros, so its map has no size.
+        local.append(record if record is not None and record["size"].all() else None)
+    return local
 
 
 def drop_local(folder: Path, shard: int) -> None:
-    """Delete the files that go with a descriptor shard."""
+    """Delete the files of local features for a descriptor shard."""
     for path in folder.glob(f"{shard:06}-*.npy"):
         path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Who holds an index: one whole-folder run at a time, and one backup, beside which nothing is deleted."""
+"""Locks on an index: one for a run, one for a backup, during which nothing is deleted."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from indexer.errors import IndexLocked
 
 FILES = ("LOCK", "LOCK.holder")
 BACKUP_FILES = ("BACKUP", "BACKUP.holder")
-PATIENCE_S = 5  # for those that only look whether a backup runs, which holds its lock for a moment
+PATIENCE_S = 5  # `is_backed_up` holds the backup's lock for a moment
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def write_lock(folder: Path, what: str = "index") -> Iterator[None]:
-    """Hold the index (or `what` it is) in `folder` for writing; the system lets go when the process ends.
+    """Hold a folder for writing. The system releases the lock when the process ends.
+
+    Args:
+        what: contents of the folder, for the error.
 
     Raises:
-        IndexLocked: another run holds it.
+        IndexLocked: another run holds the lock.
     """
     with _held(folder, FILES, f"the {what} {folder} is being written by", 0):
         yield
@@ -34,19 +37,19 @@ def write_lock(folder: Path, what: str = "index") -> Iterator[None]:
 
 @contextmanager
 def backup_lock(folder: Path) -> Iterator[None]:
-    """Keep every file of the index in `folder` that its catalogue names now: runs, POSTs and DELETEs go on.
+    """Keep all files of an index that its catalogue mentions now. Runs, POSTs and DELETEs continue.
 
     Raises:
-        IndexLocked: another backup holds it.
+        IndexLocked: another backup holds the lock.
     """
     with _held(folder, BACKUP_FILES, f"the index {folder} is being backed up by", PATIENCE_S):
         yield
 
 
 def is_backed_up(folder: Path) -> bool:
-    """Whether a backup reads the index, so that what is of no more use must wait for its deletion.
+    """Whether a backup is reading the index, so that no file may be deleted.
 
-    Asked after the catalogue stopped naming the files: a backup that begins later does not look for them.
+    Call it after the files were removed from the catalogue: a backup that starts later does not need them.
     """
     if not (folder / BACKUP_FILES[0]).exists():
         return False
@@ -56,7 +59,7 @@ def is_backed_up(folder: Path) -> bool:
     except Timeout:
         return True
     except OSError as error:
-        log.warning("nothing is deleted in %s, for a backup may be reading it: %s", folder, error.strerror)
+        log.warning("nothing is deleted in %s, as a backup may be reading it: %s", folder, error.strerror)
         return True
 
 
@@ -79,5 +82,5 @@ def _held(folder: Path, files: tuple[str, str], refusal: str, patience_s: float)
 def _name(holder: Path) -> str:
     try:
         return holder.read_text(encoding="utf-8", errors="replace").strip() or "another run"
-    except FileNotFoundError:  # it is only just starting, or done this moment
+    except FileNotFoundError:  # the holder has only just started or ended
         return "another run"

@@ -1,4 +1,4 @@
-"""From a path as a person writes it to the photo it means."""
+"""Search of photos by paths that people type."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class PathFinder:
             self._by_name.setdefault(path.name, []).append(path.parts)
 
     def find(self, path: str) -> str:
-        """The photo's id. Raises NotFound when no photo, or more than one, is meant."""
+        """Return the id of the photo. Raises NotFound if no photo matches, or several do."""
         if path in self._ids:
             return path
-        absolute = os.path.abspath(path)  # noqa: PTH100 - as photos are listed: "..", but no link, followed
+        absolute = os.path.abspath(path)  # noqa: PTH100 - follows ".." but no links, as scanning does
         if absolute in self._by_path:
             return self._by_path[absolute]
         parts = PurePosixPath(path.removeprefix("./")).parts
@@ -36,11 +36,11 @@ class PathFinder:
         if len(photos) == 1:
             return photos.pop()
         if photos:
-            raise NotFound(f"{path} means {len(photos)} photos of the index: give more of its path")
+            raise NotFound(f"{path} matches {len(photos)} photos of the index: give more of its path")
         raise NotFound(f"{path} is not in the index")
 
 
 def resolve(catalogue: Catalogue, paths: Sequence[str]) -> list[str]:
-    """The ids of photos named by path or id; raises NotFound for the first that means none or several."""
+    """Return the ids of photos given by path or id. Raises NotFound for the first without a unique match."""
     finder = PathFinder(catalogue)
     return [finder.find(path) for path in paths]

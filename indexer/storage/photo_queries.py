@@ -16,9 +16,9 @@ from indexer.storage.database import Database
 from indexer.storage.rows import FileRow, PhotoFacts
 
 FOLDER = "photos"
-"""Of an index, where the files of POSTed photos are; catalogued by name, so that the index can be moved."""
+"""Folder of an index for the files of POSTed photos."""
 ROOT = "posted"
-"""What the paths of POSTed photos begin with, as answers show them."""
+"""First part of POSTed photos' paths in answers."""
 
 
 class PhotoQueries(Database):
@@ -27,24 +27,24 @@ class PhotoQueries(Database):
     # Files and photos
 
     def files(self) -> dict[tuple[str, str], FileRow]:
-        """Every known path, by root and relative path."""
+        """Return all known files by root and relative path."""
         rows = self._rows("SELECT root, relative, size, mtime_ns, photo FROM files")
         return {(root, relative): FileRow(size, mtime, photo) for root, relative, size, mtime, photo in rows}
 
     def file_stats(self) -> list[tuple[str, str, int, int]]:
-        """Root, relative path, size and time of every known file, in this order."""
+        """Return root, relative path, size and time of all known files, sorted."""
         return self._rows("SELECT root, relative, size, mtime_ns FROM files ORDER BY root, relative")
 
     def statuses(self) -> dict[str, str]:
-        """Every photo's status."""
+        """Return the status of every photo."""
         return dict(self._rows("SELECT id, status FROM photos"))
 
     def with_status(self, status: str) -> set[str]:
-        """The photos of a status."""
+        """Return the photos with a status."""
         return {photo for (photo,) in self._rows("SELECT id FROM photos WHERE status = ?", (status,))}
 
     def put_photo(self, db: sqlite3.Connection, facts: PhotoFacts) -> None:
-        """Record a photo, or complete what is known of it; a removed photo stays removed."""
+        """Record a photo, or fill in its missing metadata. A removed photo stays removed."""
         m = facts.metadata
         db.execute(
             """
@@ -65,14 +65,14 @@ class PhotoQueries(Database):
         )
 
     def put_file(self, db: sqlite3.Connection, root: str, relative: str, row: FileRow) -> None:
-        """Record that a path holds a photo."""
+        """Record that a path contains a photo."""
         db.execute(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
             (root, relative, row.size, row.mtime_ns, row.photo),
         )
 
     def set_metadata(self, db: sqlite3.Connection, photo: str, metadata: PhotoMetadata) -> None:
-        """Lay what a metadata table says over what is known."""
+        """Overwrite a photo's metadata by the values of a table."""
         db.execute(
             "UPDATE photos SET lat = ifnull(?, lat), lon = ifnull(?, lon), heading = ifnull(?, heading), "
             "taken_at = ifnull(?, taken_at), place = ifnull(?, place) WHERE id = ?",
@@ -80,7 +80,7 @@ class PhotoQueries(Database):
         )
 
     def renew_photo(self, db: sqlite3.Connection, facts: PhotoFacts) -> None:
-        """Record a photo as if it had never been known: what was removed comes back, as it is given now."""
+        """Record a photo with new metadata only. A removed photo comes back."""
         m = facts.metadata
         self.put_photo(db, facts)
         db.execute(
@@ -90,23 +90,23 @@ class PhotoQueries(Database):
         )
 
     def set_status(self, db: sqlite3.Connection, photos: Iterable[str], status: str) -> None:
-        """Move photos to a status."""
+        """Set the status of photos."""
         db.executemany(
             "UPDATE photos SET status = ?, error = NULL WHERE id = ?", [(status, p) for p in photos]
         )
 
     def set_failed(self, db: sqlite3.Connection, photo: str, error: str) -> None:
-        """Note why a photo cannot be read, unless it was removed while that was tried."""
+        """Record the reason that a photo cannot be read, unless the photo was removed meanwhile."""
         db.execute(
             "UPDATE photos SET status = 'failed', error = ? WHERE id = ? AND status = 'ok'", (error, photo)
         )
 
     def forget_files(self, db: sqlite3.Connection, files: Iterable[tuple[str, str]]) -> None:
-        """Drop paths that are gone."""
+        """Delete paths."""
         db.executemany("DELETE FROM files WHERE root = ? AND relative = ?", files)
 
     def without_files(self) -> set[str]:
-        """Photos that were there and that no path holds any more; POSTed ones are held for good."""
+        """Return the photos that are no longer in any file. POSTed photos always have one."""
         query = (
             "SELECT id FROM photos WHERE status IN ('ok', 'failed') AND id NOT IN (SELECT photo FROM files) "
             "AND id NOT IN (SELECT photo FROM stored)"
@@ -114,7 +114,7 @@ class PhotoQueries(Database):
         return {photo for (photo,) in self._rows(query)}
 
     def failures(self) -> list[tuple[str, str]]:
-        """Path and reason of every photo that could not be read."""
+        """Return path and reason of every photo that could not be read."""
         return self._rows(
             "SELECT f.root || '/' || f.relative, p.error FROM photos p JOIN files f ON f.photo = p.id "
             "WHERE p.status = 'failed' UNION "
@@ -124,18 +124,18 @@ class PhotoQueries(Database):
         )
 
     def count(self, status: str = "ok") -> int:
-        """How many photos have a status."""
+        """Return the number of photos with a status."""
         return int(self._rows("SELECT count(*) FROM photos WHERE status = ?", (status,))[0][0])
 
     def count_in_files(self) -> int:
-        """How many photos of the index lie in files."""
-        if not self.stored():  # then all do
+        """Return the number of photos that are in files of folders."""
+        if not self.stored():  # then all are
             return self.count()
         query = "SELECT count(*) FROM photos WHERE status = 'ok' AND id IN (SELECT photo FROM files)"
         return int(self._rows(query)[0][0])
 
     def file_of(self, photo: str) -> list[Path]:
-        """The paths that hold a photo, the index's own first."""
+        """Return the paths of a photo's files, the POSTed one first."""
         rows = self._rows(
             "SELECT root, relative FROM files WHERE photo = ? ORDER BY root, relative", (photo,)
         )
@@ -143,7 +143,7 @@ class PhotoQueries(Database):
         return [*([own] if own else []), *(Path(root) / relative for root, relative in rows)]
 
     def pending(self, generation: int) -> list[tuple[str, Path]]:
-        """Photos to be embedded, by id and one of their paths, in id order."""
+        """Return id and one path of every photo that has no descriptor yet, by id."""
         rows = self._rows(
             """
             SELECT id, path FROM (
@@ -159,7 +159,7 @@ class PhotoQueries(Database):
         return [(photo, Path(path)) for photo, path in rows]
 
     def photo(self, photo: str) -> Photo:
-        """One photo. Raises NotFound."""
+        """Return a photo. Raises NotFound."""
         query = f"SELECT {PHOTO_COLUMNS} FROM photos p WHERE p.id = ? AND p.status = 'ok'"
         rows = self._rows(query, (photo,))
         if not rows:
@@ -167,12 +167,12 @@ class PhotoQueries(Database):
         return photo_of(rows[0])
 
     def photos(self) -> list[Photo]:
-        """All photos of the index, by path."""
+        """Return all photos of the index by path."""
         rows = self._rows(f"SELECT {PHOTO_COLUMNS} FROM photos p WHERE p.status = 'ok'")
         return sorted((photo_of(row) for row in rows), key=lambda photo: photo.path)
 
     def paths(self) -> list[tuple[str, str, str]]:
-        """Root, relative path and photo of every file whose photo is in the index, POSTed ones as shown."""
+        """Return root, relative path and photo of every file of the index, of POSTed photos as in answers."""
         return self._rows(
             "SELECT f.root, f.relative, f.photo FROM files f JOIN photos p ON p.id = f.photo "
             "WHERE p.status = 'ok' UNION ALL "
@@ -185,29 +185,29 @@ class PhotoQueries(Database):
 
     @property
     def folder(self) -> Path:
-        """Where the files of POSTed photos are."""
+        """Folder with the files of POSTed photos."""
         return self.path.parent / FOLDER
 
     def stored(self) -> dict[str, str]:
-        """The file of each POSTed photo, by name in `folder`."""
+        """Return the file name in `folder` of every POSTed photo."""
         return dict(self._rows("SELECT photo, file FROM stored"))
 
     def stored_file(self, photo: str) -> Path | None:
-        """The file of a POSTed photo; None where it came from a folder."""
+        """Return the file of a POSTed photo; None for another photo."""
         rows = self._rows("SELECT file FROM stored WHERE photo = ?", (photo,))
         return self.folder / rows[0][0] if rows else None
 
     def status_of(self, photo: str) -> str | None:
-        """A photo's status; None where it was never known."""
+        """Return the status of a photo; None if it is unknown."""
         rows = self._rows("SELECT status FROM photos WHERE id = ?", (photo,))
         return str(rows[0][0]) if rows else None
 
     def holds_file(self, name: str) -> bool:
-        """Whether a photo's file has this name in `folder`."""
+        """Whether a file in `folder` belongs to a photo."""
         return bool(self._rows("SELECT 1 FROM stored WHERE file = ?", (name,)))
 
     def put_stored(self, db: sqlite3.Connection, photo: str, file: str, name: str) -> None:
-        """Record a POSTed photo's file, and its name, to which its id is added where another bears it."""
+        """Record a POSTed photo's file and name. Its id is added to a name that is already in use."""
         if db.execute("SELECT 1 FROM stored WHERE photo = ?", (photo,)).fetchone():
             return
         path = PurePosixPath(name)
@@ -217,7 +217,7 @@ class PhotoQueries(Database):
         db.execute("INSERT INTO stored VALUES (?, ?, ?)", (photo, file, free))
 
     def drop_stored(self, db: sqlite3.Connection, photos: Sequence[str]) -> list[str]:
-        """Forget photos' files; the names of those there were."""
+        """Delete the records of photos' files, and return the files' names."""
         files = [file.name for photo in photos if (file := self.stored_file(photo))]
         db.executemany("DELETE FROM stored WHERE photo = ?", [(photo,) for photo in photos])
         return files
@@ -225,11 +225,11 @@ class PhotoQueries(Database):
     # Changes
 
     def last_change(self) -> int:
-        """The number of the last change to what a search sees; grows, and is asked before every search."""
+        """Return the number of the last change that affects searches; read before every search."""
         return int(self._rows("SELECT ifnull(max(number), 0) FROM changes")[0][0])
 
     def changed_after(self, number: int) -> set[str]:
-        """The photos that changed after the change of this number."""
+        """Return the photos that changed after the change with this number."""
         return {photo for (photo,) in self._rows("SELECT photo FROM changes WHERE number > ?", (number,))}
 
 
@@ -241,12 +241,13 @@ PHOTO_COLUMNS = f"""
 
 
 def photo_of(row: Sequence[Any]) -> Photo:
+    """Make a photo of a row of PHOTO_COLUMNS."""
     root, _, relative = (row[1] or "").partition("\x1f")
     return Photo(row[0], display_path(root, relative), *row[2:])
 
 
 def display_path(root: str, relative: str) -> str:
-    """A photo's path as answers show it: from the folder that was indexed on."""
+    """Return a photo's path as answers show it: starting with the indexed folder's name."""
     name = _name_of(root)
     return f"{name}/{relative}" if name else relative
 

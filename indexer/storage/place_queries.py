@@ -16,9 +16,10 @@ class PlaceQueries(PhotoQueries):
     """Queries about places."""
 
     def place_photos(self) -> list[PlacePhoto]:
-        """What assigns photos to places, by id.
+        """Return the data that assigns photos to places, by id.
 
-        Paths are full, so that two folders of one name stay two. POSTed photos lie with those of their place.
+        Paths are absolute, so that folders with the same name stay distinct. A POSTed photo's path puts it
+        with the photos of its place.
         """
         rows = self._rows(
             "SELECT p.id, p.lat, p.lon, p.place, f.root, f.relative, s.name FROM photos p "
@@ -28,14 +29,18 @@ class PlaceQueries(PhotoQueries):
         photos: dict[str, PlacePhoto] = {}
         for photo, lat, lon, place, root, relative, posted in rows:
             path = full_path(root, relative) if root else _posted_path(photo, place, posted or "")
-            photos.setdefault(photo, PlacePhoto(photo, path, lat, lon, place))  # its first file counts
+            photos.setdefault(photo, PlacePhoto(photo, path, lat, lon, place))  # the first file counts
         return list(photos.values())
 
     def replace_places(self, places: Iterable[AssignedPlace], made_at: int | None = None) -> int:
-        """Put a new assignment in the old one's place; photos changed since it was made keep theirs.
+        """Replace the places. Photos that changed since the assignment was made keep their place.
 
-        `made_at` is the number of the last change that it takes in; None for all there are. Returns the
-        number of the last change that is taken in now: its own, where no photo has changed since.
+        Args:
+            made_at: number of the last change that the assignment contains; None: it contains all.
+
+        Returns:
+            The number of the last change that is contained now. It includes this replacement if no photo
+            has changed since.
         """
         places = list(places)
         with self.transaction() as db:
@@ -60,7 +65,7 @@ class PlaceQueries(PhotoQueries):
             return made_at if later and made_at is not None else self.last_change()
 
     def assigned_places(self) -> list[AssignedPlace]:
-        """The places with their members' ids, as the next assignment needs them."""
+        """Return the places with their photos' ids, for the next assignment."""
         members: dict[str, list[str]] = {}
         for place, photo in self._rows(
             "SELECT place_id, id FROM photos WHERE place_id IS NOT NULL ORDER BY id"
@@ -73,7 +78,7 @@ class PlaceQueries(PhotoQueries):
         ]
 
     def places(self) -> list[Place]:
-        """All places with the number of their photos, by id."""
+        """Return all places with their number of photos, by id."""
         rows = self._rows(
             "SELECT l.id, l.name, l.lat, l.lon, count(p.id) FROM places l "
             "JOIN photos p ON p.place_id = l.id AND p.status = 'ok' GROUP BY l.id ORDER BY l.id"
@@ -81,7 +86,7 @@ class PlaceQueries(PhotoQueries):
         return [Place(*row) for row in rows]
 
     def place(self, place: str) -> Place:
-        """One place with its photos. Raises NotFound."""
+        """Return a place with its photos. Raises NotFound."""
         places = self._rows("SELECT id, name, lat, lon FROM places WHERE id = ?", (place,))
         rows = self._rows(
             f"SELECT {PHOTO_COLUMNS} FROM photos p WHERE p.place_id = ? AND p.status = 'ok'", (place,)
@@ -93,7 +98,7 @@ class PlaceQueries(PhotoQueries):
         return Place(id_, name, lat, lon, len(members), members)
 
     def places_named(self, place: str) -> list[str]:
-        """Ids of the places that have this id or this name."""
+        """Return the ids of the places with this id or name."""
         return [
             id_ for (id_,) in self._rows("SELECT id FROM places WHERE id = ? OR name = ?", (place, place))
         ]

@@ -1,4 +1,4 @@
-"""The catalogue's records."""
+"""Records of the catalogue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from indexer.photos.metadata import PhotoMetadata
 
 @dataclass(frozen=True)
 class FileRow:
-    """A path the catalogue knows, and the photo that it held."""
+    """A known file, and the photo that it contained."""
 
     size: int
     mtime_ns: int
@@ -20,7 +20,7 @@ class FileRow:
 
 @dataclass(frozen=True)
 class PhotoFacts:
-    """What a file's bytes and surroundings say of a photo, before the network sees it."""
+    """Digest, size and metadata of a photo, read without the network."""
 
     sha256: str
     width: int = 0
@@ -35,14 +35,14 @@ class PhotoFacts:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a descriptor's bytes lie."""
+    """Position of a descriptor in the shards."""
 
     shard: int
     row: int
 
 
 class SearchedRow(NamedTuple):
-    """A descriptor as filters see it."""
+    """A descriptor with the data that filters use."""
 
     id: int
     live: bool
@@ -50,24 +50,24 @@ class SearchedRow(NamedTuple):
     lat: float | None
     lon: float | None
     heading: float | None
-    """Of the photo; where the descriptor looks is `yaw` to the right of it."""
+    """Heading of the photo. The descriptor looks `yaw` degrees to the right of it."""
     taken_at: str | None
     place: str | None
-    """The place's id."""
+    """Id of the place."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A descriptor's photo, as a search needs it."""
+    """A descriptor's photo with its place."""
 
     photo: Photo
     place: Place | None
-    """Without the number of its photos; None until the photo has been assigned to one."""
+    """Without its number of photos. None until the photo is assigned to a place."""
     yaw: float
-    """Degrees that this view of a panorama looks right of the photo's middle."""
+    """Degrees from the photo's middle to this view of a panorama, to the right."""
 
     def row(self, number: int) -> SearchedRow:
-        """What filters look at, for the descriptor of this number."""
+        """Return the data for filters, for the descriptor with this id."""
         photo = self.photo
         place = self.place.id if self.place else None
         where = (photo.lat, photo.lon, photo.heading)

@@ -1,4 +1,4 @@
-"""Descriptor shards: preallocated fp16 .npy files, appended a batch at a time; the source of truth."""
+"""Descriptor shards: preallocated fp16 .npy files, from which everything that is searched can be rebuilt."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SHARD_BYTES = 64 * 2**20
 RUN = range(1, 500_000)
 """Numbers of the shards that `loci index` appends to."""
 POSTED = range(500_000, 1_000_000)
-"""Numbers of the shards that POSTed photos go to: beside a run, and never in its way."""
+"""Numbers of the shards for POSTed photos, so that a run and a POST never write to the same file."""
 
 Floats = NDArray[np.float32]
 
 
 class ShardWriter:
-    """Appends descriptors after the last slot that the catalogue claims, into shards of one range.
+    """Appends descriptors after the last slot in use, in shards of one range.
 
-    Bytes beyond that slot were written by a run that died before its transaction: they are overwritten.
+    Bytes beyond that slot were written by a run that was killed before its transaction. They are overwritten.
     """
 
     def __init__(self, folder: Path, dim: int, last: Slot | None, shards: range = RUN) -> None:
@@ -37,7 +37,7 @@ class ShardWriter:
         self._next = Slot(shards.start, 0) if last is None else Slot(last.shard, last.row + 1)
 
     def append(self, descriptors: Floats) -> list[Slot]:
-        """Write descriptors (n d) and return their slots; on disk when it returns."""
+        """Write descriptors (n d) and return their slots. The bytes are on disk at return."""
         slots = []
         start = 0
         while start < len(descriptors):
@@ -63,22 +63,21 @@ class ShardWriter:
             os.fsync(file.fileno())
 
     def _preallocate(self, path: Path) -> None:
-        # Sparse, and whole before it gets its name: half a file could not be mapped.
         np.lib.format.open_memmap(path, "w+", np.float16, (self._rows, self._dim)).flush()
 
 
 def rows_per_shard(dim: int) -> int:
-    """Rows of a shard of about 64 MiB."""
+    """Return the rows of a shard, which has about 64 MiB."""
     return max(64, SHARD_BYTES // (2 * dim))
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """The file of a shard."""
+    """Return the file of a shard."""
     return folder / f"{shard:06}.npy"
 
 
 def read_slots(folder: Path, slots: Sequence[Slot], dim: int, *, block: int = 65536) -> Iterator[Floats]:
-    """Descriptors of `slots`, in order, in blocks of up to `block` rows, fp32.
+    """Yield the descriptors of `slots`, in order, in fp32 blocks of up to `block` rows.
 
     Raises:
         IndexerError: a shard is missing, too short or not of this dimension.
@@ -100,7 +99,7 @@ def read_slots(folder: Path, slots: Sequence[Slot], dim: int, *, block: int = 65
 
 
 def open_shard(path: Path, dim: int) -> np.memmap[Any, np.dtype[np.float16]]:
-    """A shard of descriptors, n d, mapped. Raises IndexerError."""
+    """Map a shard of descriptors (n d). Raises IndexerError if it is damaged."""
     shard = map_array(path, "descriptor shard")
     if shard.shape[1:] != (dim,) or shard.dtype != np.float16:
         raise IndexerError(f"descriptor shard {path} is not float16 n×{dim}")

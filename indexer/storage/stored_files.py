@@ -1,4 +1,4 @@
-"""The files of POSTed photos: deleting those that no photo has."""
+"""Deletion of POSTed photos' files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from indexer.storage.catalogue import Catalogue
 from indexer.storage.lock import is_backed_up
 
 PARTIAL = ".partial"
-ABANDONED_S = 3600  # after this long, nobody is still writing a file
+ABANDONED_S = 3600  # age of a partial file that nobody is still writing
 
 log = logging.getLogger(__name__)
 
 
 def drop_files(catalogue: Catalogue, names: Iterable[str]) -> None:
-    """Delete files of photos that were POSTed, unless a photo has them, as one that came back does.
+    """Delete files of POSTed photos that were removed, unless a photo uses them again.
 
-    While a backup reads them, all stay: it deletes them when it is done.
+    During a backup all files stay; the backup deletes them at its end.
     """
     for name in names:
         with catalogue.transaction():
@@ -28,11 +28,11 @@ def drop_files(catalogue: Catalogue, names: Iterable[str]) -> None:
             try:
                 (catalogue.folder / name).unlink(missing_ok=True)
             except OSError as error:
-                log.warning("%s cannot be deleted, the next run tries again: %s", name, error.strerror)
+                log.warning("%s cannot be deleted, and the next run tries again: %s", name, error.strerror)
 
 
 def sweep(catalogue: Catalogue) -> None:
-    """Delete what those left that were killed while they stored a photo, or deleted one."""
+    """Delete the files that a killed process left while it stored or deleted a photo."""
     if not catalogue.folder.is_dir():
         return
     held = set(catalogue.stored().values())

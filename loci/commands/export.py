@@ -39,7 +39,9 @@ def export(
     if output is None and format == "numpy" and sys.stdout.isatty():
         raise typer.BadParameter("numpy arrays cannot be shown on a terminal: add --output FILE")
     opened = Index.open(index, device="cpu")
-    done = write(opened, format, output or sys.stdout.buffer, neighbours=neighbours)
+    photos, (ids, descriptors) = opened.photos(), opened.descriptors()
+    target = output or sys.stdout.buffer
+    done = write(photos, ids, descriptors, format, target, neighbours=neighbours)
     sys.stdout.flush()
     for file in done.files:
         note(f"wrote {file}: {count(done.photos, 'photo')}")

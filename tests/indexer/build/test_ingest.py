@@ -194,7 +194,7 @@ def test_two_folders_of_one_name_stay_two(world: World, paint: Paint) -> None:
     paint(other / "wall0" / "view0.jpg", 9)
     report = world.build(world.photos, other)
     assert counts(report) == {"added": 1, "unchanged": 8, "embedded": 1}
-    with pytest.raises(IndexerError, match="means 2 photos of the index: give more of its path"):
+    with pytest.raises(IndexerError, match="matches 2 photos of the index: give more of its path"):
         remove_photos(world.index, ["photos/wall0/view0.jpg"])
     remove_photos(world.index, [str(other / "wall0" / "view0.jpg")])
     assert world.nearest(world.photo(0)) == "photos/wall0/view0.jpg"

@@ -182,7 +182,7 @@ def test_a_photo_that_workers_die_of_is_left_out_alone(ray: MadeUp, tmp_path: Pa
     found = stream(items)
     assert [embedded.item for embedded in found] == items
     failed = {embedded.item[0]: embedded.error for embedded in found if embedded.error}
-    assert failed == {"p013": "3 workers in turn died when they were given it"}
+    assert failed == {"p013": "3 workers in turn died while they embedded it"}
 
 
 def test_an_error_in_a_worker_is_raised_here(ray: MadeUp, tmp_path: Path) -> None:  # noqa: ARG001

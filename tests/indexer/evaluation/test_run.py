@@ -191,7 +191,7 @@ def test_frame_numbers_count_photos_that_cannot_be_read(world: World, queries: P
         ("same.jpg,wall0/view0.jpg", r"line 2: the query 'same\.jpg' names 2 photos of the folder"),
         (",wall0/view0.jpg", "line 2: the query '' names no photos of the folder"),
         ("q0.jpg,wall0/view9.jpg", r"line 2: wall0/view9\.jpg is not in the index"),
-        ("q0.jpg,view0.jpg", r"line 2: view0\.jpg means 4 photos of the index: give more of its path"),
+        ("q0.jpg,view0.jpg", r"line 2: view0\.jpg matches 4 photos of the index: give more of its path"),
     ],
 )
 def test_a_line_that_names_nothing_or_too_much(

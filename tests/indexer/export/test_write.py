@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from indexer.answers import Photo
 from indexer.errors import IndexerError, UsageError
-from indexer.export.write import FORMATS, export, export_photos
+from indexer.export.write import FORMATS, export
 from indexer.photos.metadata import PhotoMetadata
 from indexer.photos.metadata_table import read_table
 
@@ -23,19 +22,9 @@ IDS = ["1a", "2b", "3c", "3c"]
 ROWS = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]], np.float32)
 
 
-class Opened:
-    """Stands in for an index."""
-
-    def photos(self) -> Sequence[Photo]:
-        return PHOTOS
-
-    def descriptors(self) -> tuple[Sequence[str], NDArray[np.float32]]:
-        return IDS, ROWS
-
-
 def text(format: str, photos: Sequence[Photo] = PHOTOS, neighbours: int = 20) -> str:
     out = io.BytesIO()
-    assert export_photos(photos, IDS, ROWS, format, out, neighbours=neighbours).files == ()
+    assert export(photos, IDS, ROWS, format, out, neighbours=neighbours).files == ()
     return out.getvalue().decode()
 
 
@@ -68,7 +57,7 @@ def test_csv() -> None:
 
 @pytest.mark.parametrize("format", ["csv", "geojson"])
 def test_what_is_written_can_be_read_as_metadata(tmp_path: Path, format: str) -> None:
-    export(Opened(), format, tmp_path / "photos")
+    export(PHOTOS, IDS, ROWS, format, tmp_path / "photos")
     table = read_table(tmp_path / "photos")
     assert table.for_photo(tmp_path, "b/a.jpg") == PhotoMetadata(
         52.5, -0.25, 90.0, "2024-09-23T16:06:58", "Old bridge"
@@ -79,7 +68,7 @@ def test_what_is_written_can_be_read_as_metadata(tmp_path: Path, format: str) ->
 
 def test_numpy(tmp_path: Path) -> None:
     target = tmp_path / "descriptors"
-    exported = export(Opened(), "numpy", target)
+    exported = export(PHOTOS, IDS, ROWS, "numpy", target)
     assert exported.files == (target,)
     with np.load(target, allow_pickle=False) as found:
         assert found["descriptors"].dtype == np.float32
@@ -105,7 +94,7 @@ def test_kapture() -> None:
 
 
 def test_colmap(tmp_path: Path) -> None:
-    exported = export(Opened(), "colmap", tmp_path / "images.txt")
+    exported = export(PHOTOS, IDS, ROWS, "colmap", tmp_path / "images.txt")
     assert exported.files == (tmp_path / "images.txt", tmp_path / "images.geo.txt")
     assert exported.files[0].read_text() == "b/a.jpg\nb/b.jpg\nc.jpg\n"
     assert exported.files[1].read_text() == (
@@ -114,7 +103,7 @@ def test_colmap(tmp_path: Path) -> None:
 
 
 def test_colmap_without_positions_is_the_list_alone(tmp_path: Path) -> None:
-    exported = export_photos(PHOTOS[1:2], IDS, ROWS, "colmap", tmp_path / "images.txt")
+    exported = export(PHOTOS[1:2], IDS, ROWS, "colmap", tmp_path / "images.txt")
     assert exported.files == (tmp_path / "images.txt",)
     assert text("colmap") == "b/a.jpg\nb/b.jpg\nc.jpg\n"
 
@@ -129,7 +118,7 @@ def test_names_that_a_format_cannot_hold_are_left_out_and_named(format: str, out
         for id, path in zip(("1a", "2b"), odd, strict=True)
     ]
     stream = io.BytesIO()
-    exported = export_photos([*photos, PHOTOS[2]], IDS, ROWS, format, stream)
+    exported = export([*photos, PHOTOS[2]], IDS, ROWS, format, stream)
     assert set(exported.left_out) == out
     assert exported.photos == 2
     assert not any(name in stream.getvalue().decode() for name in out)
@@ -138,21 +127,21 @@ def test_names_that_a_format_cannot_hold_are_left_out_and_named(format: str, out
 def test_an_empty_index() -> None:
     nothing = np.empty((0, 2), np.float32)
     for format in FORMATS:
-        assert export_photos([], [], nothing, format, io.BytesIO()).photos == 0
+        assert export([], [], nothing, format, io.BytesIO()).photos == 0
 
 
 def test_an_unknown_format() -> None:
     with pytest.raises(UsageError, match=r"no export format 'kml'; there are geojson, csv, numpy, hloc"):
-        export(Opened(), "kml", io.BytesIO())
+        export(PHOTOS, IDS, ROWS, "kml", io.BytesIO())
 
 
 def test_rows_and_ids_have_to_agree() -> None:
     with pytest.raises(ValueError, match=r"got \(4, 2\) and 1"):
-        export_photos(PHOTOS, ["1a"], ROWS, "csv", io.BytesIO())
+        export(PHOTOS, ["1a"], ROWS, "csv", io.BytesIO())
 
 
 def test_a_target_that_cannot_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(IndexerError, match=r"cannot write .*out: Is a directory"):
-        export(Opened(), "csv", tmp_path / "out")
+        export(PHOTOS, IDS, ROWS, "csv", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -31,7 +31,7 @@ def test_every_way_to_write_a_path(world: World, monkeypatch: pytest.MonkeyPatch
 
 def test_a_path_that_means_several_photos_or_none(world: World) -> None:
     finder = PathFinder(Catalogue(world.index))
-    with pytest.raises(NotFound, match=r"^view0.jpg means 4 photos of the index: give more of its path$"):
+    with pytest.raises(NotFound, match=r"^view0.jpg matches 4 photos of the index: give more of its path$"):
         finder.find("view0.jpg")
     for path in ("iew0.jpg", "wall1", "/wall1/view0.jpg", "other/wall1/view0.jpg", "", "/", ".", "a\0b"):
         with pytest.raises(NotFound, match=r" is not in the index$"):

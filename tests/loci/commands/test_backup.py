@@ -61,8 +61,8 @@ def test_closed_reader_is_one_sentence(process: Process, real_index: Path) -> No
     [
         (("backup", "nowhere"), 1, "no index in nowhere"),
         (("restore", "nothing.tar", "--into", "back"), 1, "nothing.tar cannot be read: No such file"),
-        (("restore", "text", "--into", "back"), 1, "text is no backup, or only part of one"),
-        (("restore", "text", "--into", "."), 1, ". is not empty: name a new folder"),
+        (("restore", "text", "--into", "back"), 1, "text is no backup, or is truncated"),
+        (("restore", "text", "--into", "."), 1, ". is not empty: choose a new folder"),
         (("restore", "text"), 2, "Missing option '--into'"),
     ],
 )
