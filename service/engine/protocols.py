@@ -12,7 +12,7 @@ from indexer.filters import Filters
 from indexer.posting.new_photo import NewPhoto
 from model.embedder import Seen
 from model.gpu_decoding import Image
-from model.local_features import Packed
+from model.layers.local_features import Packed
 
 Descriptor = NDArray[np.float32]
 """D numbers, unit length."""

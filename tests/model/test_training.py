@@ -14,8 +14,8 @@ from torch import nn
 
 from model.errors import ModelError
 from model.fitting import fit_clusters
+from model.layers.poolings import CLUSTERED, POOLINGS
 from model.modelfile import ModelConfig, PlaceModel
-from model.poolings import CLUSTERED, POOLINGS
 from model.reduction import Reduction
 from model.training.checkpoint import load_checkpoint, save_checkpoint
 from model.training.losses import LOSSES
