@@ -21,9 +21,9 @@ from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout, generation_of
 from indexer.storage.shards import read_slots
-from model.local_features import LOCAL_FEATURES
+from model.layers.local_features import LOCAL_FEATURES
+from model.layers.poolings import ONE_LAYER
 from model.modelfile import PlaceModel
-from model.poolings import ONE_LAYER
 
 SETS = {
     "corridor": ("corridor/ref", "corridor/query"),

@@ -316,7 +316,7 @@ class Index:
             ModelMismatch: the descriptor's dimension is not this index's.
         """
         if k < 1:
-            raise UsageError(f"k counts places and must be at least 1, got {k}")
+            raise UsageError(f"`k` must be at least 1, got {k}")
         start = time.perf_counter()
         question = Question.of(seen, verify=verify)
         hits, places = self._search.with_places(question, k, filters)

@@ -15,9 +15,9 @@ from indexer.errors import IndexerError, UsageError
 from indexer.places.assign import parse_mode
 from indexer.storage.files import replace_text
 from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE, MIN_SIDE
-from model.local_features import LOCAL_FEATURES
+from model.layers.local_features import LOCAL_FEATURES
+from model.layers.poolings import CLUSTERED, LAYERS, NORMALISATIONS, ONE_LAYER, POOLINGS, TWO_LAYERS
 from model.modelfile import ModelConfig
-from model.poolings import CLUSTERED, LAYERS, NORMALISATIONS, ONE_LAYER, POOLINGS, TWO_LAYERS
 
 IMAGENET = "imagenet"
 """Weights whose clusters are still to be fitted."""

@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.backbone import VGG16
 from model.cuda_graphs import Graphs, Outputs
 from model.errors import ImageError, ModelError
 from model.gpu_decoding import GpuReader, Image, reader
 from model.int8 import Int8VGG16, activation_ranges, computes_int8, has_runtime
-from model.local_features import STRIDE, Packed, pack
+from model.layers.backbone import VGG16
+from model.layers.local_features import STRIDE, Packed, pack
 from model.modelfile import PlaceModel
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.clusters import kmeans, rank_by_halves, sample_local, sharpness
+from model.layers.poolings import TWO_LAYERS, VLAD, NetVLAD, Pooling, TwoLayers, apart
 from model.modelfile import ModelConfig
-from model.poolings import TWO_LAYERS, VLAD, NetVLAD, Pooling, TwoLayers, apart
 
 GHOST_PHOTOS = 200  # whose halves say which clusters become ghosts
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.backbone import MIDDLE, VGG16
+from model.layers.backbone import MIDDLE, VGG16
 
 _INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")
 _STEPS = 256

@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model import deepface
-from model.backbone import CHANNELS, VGG16, imagenet_backbone, vgg16_conv5
-from model.deepface import DeepFace
 from model.errors import ModelError
 from model.images import DEFAULT_IMAGE_SIZE
-from model.local_features import LocalFeatures
-from model.poolings import (
+from model.layers import deepface
+from model.layers.backbone import CHANNELS, VGG16, imagenet_backbone, vgg16_conv5
+from model.layers.deepface import DeepFace
+from model.layers.local_features import LocalFeatures
+from model.layers.poolings import (
     CLUSTERED,
     LAYERS,
     ONE_LAYER,

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.backbone import CHANNELS, vgg16_conv5
 from model.errors import ModelError
+from model.layers.backbone import CHANNELS, vgg16_conv5
+from model.layers.poolings import NetVLAD
 from model.modelfile import ModelConfig, PlaceModel
-from model.poolings import NetVLAD
 from model.reduction import Reduction
 
 MATLAB = (".mat",)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.backbone import CHANNELS
+from model.layers.backbone import CHANNELS
 
 BACKBONES = ("model.modelfile.imagenet_backbone", "model.modelfile.vgg16_conv5")
 """The functions that make VGG16: with ImageNet's weights, and without."""

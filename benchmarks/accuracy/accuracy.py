@@ -19,7 +19,7 @@ from indexer.build.run import build_index
 from indexer.evaluation import Evaluation, compare, evaluate
 from indexer.index import Index
 from indexer.options import BuildOptions
-from model.poolings import ONE_LAYER
+from model.layers.poolings import ONE_LAYER
 from model.reduction import Choice
 
 FIRST = {"min_image_size": 0, "local_features": 0, "layers": ONE_LAYER}

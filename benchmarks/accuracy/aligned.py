@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.connections import Connection, Convolution, FullyConnected, build_connection
 from model.images import read_photo
+from model.layers.connections import Connection, Convolution, FullyConnected, build_connection
 
 KINDS = ("local", "tiled", "convolution")
 SIZE, MARGIN = 64, 10

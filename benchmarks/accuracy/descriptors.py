@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import SETS, with_answers
-from model.backbone import imagenet_backbone
 from model.clusters import SAMPLE_PHOTOS, kmeans, rank_by_halves, sample_local, sharpness
 from model.fitting import halves
 from model.images import DEFAULT_IMAGE_SIZE, MIN_IMAGE_SIZE, open_photo, read_photo, target_size, upright_size
+from model.layers.backbone import imagenet_backbone
+from model.layers.poolings import NetVLAD
 from model.modelfile import IMAGENET_MEAN
-from model.poolings import NetVLAD
 from model.reduction import MIN_PHOTOS, Reduction, choose_reduction, fit_reduction
 
 Floats = NDArray[np.float32]

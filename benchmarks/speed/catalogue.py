@@ -34,7 +34,7 @@ from indexer.filters import Filters
 from indexer.index import Index
 from indexer.options import BuildOptions, Options, PlaceOptions, SearchOptions, load_options, save_options
 from indexer.photos.metadata import PhotoMetadata
-from indexer.posting.posting import read_new
+from indexer.posting.new_photo import read_new
 from indexer.search.folder import Folder
 from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.connections import LocallyConnected
-from model.deepface import LOCAL_LAYERS, MAPS
+from model.layers.connections import LocallyConnected
+from model.layers.deepface import LOCAL_LAYERS, MAPS
 
 MEASURED = 1 << 28
 """Bytes read and written to measure the memory's speed."""

@@ -25,7 +25,7 @@ from indexer.photos.scan import scan
 from model.embedder import DTYPES, Embedder
 from model.gpu_decoding import GpuReader
 from model.images import read_photo
-from model.local_features import LOCAL_FEATURES
+from model.layers.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig, PlaceModel
 
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from model.poolings import NetVLAD
+from model.layers.poolings import NetVLAD
 
 Form = Callable[[NetVLAD, Tensor], Tensor]
 Pass = Callable[[Form, NetVLAD, Tensor], None]

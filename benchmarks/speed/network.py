@@ -21,7 +21,7 @@ from indexer.build.fit import RANGE_PHOTOS, RANGE_SIDE
 from indexer.photos.scan import scan
 from model.embedder import DTYPES, Embedder, with_ranges
 from model.images import read_photo
-from model.local_features import LOCAL_FEATURES
+from model.layers.local_features import LOCAL_FEATURES
 from model.modelfile import ModelConfig, PlaceModel
 
 

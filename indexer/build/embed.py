@@ -11,7 +11,7 @@ from indexer.build.fit import GenerationRun, Pending, sample_order
 from indexer.storage.local_shards import write_local
 from indexer.storage.shards import RUN, ShardWriter
 from model.embedder import Embedded, Seen
-from model.local_features import Packed
+from model.layers.local_features import Packed
 
 SPOOLED_BATCH = 64
 

@@ -33,8 +33,8 @@ from model.clusters import SAMPLE_PHOTOS
 from model.embedder import Embedded, with_ranges
 from model.errors import ImageError
 from model.fitting import fit_clusters
+from model.layers.poolings import CLUSTERED, TWO_LAYERS, apart, joined
 from model.modelfile import ModelConfig, PlaceModel, load_model, save_model
-from model.poolings import CLUSTERED, TWO_LAYERS, apart, joined
 from model.reduction import choose_reduction, fit_reduction
 
 REDUCTION_VIEWS = 4096

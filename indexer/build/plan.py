@@ -17,7 +17,7 @@ from indexer.photos.reader import Reader
 from indexer.snapshots.choice import StoreChoice, choose, lists_for
 from indexer.snapshots.compressed import CONSTRUCTION, HELD_OUT, LINKS, POINTS_A_LIST
 from model.embedder import Embedder, with_ranges
-from model.local_features import DIM
+from model.layers.local_features import DIM
 from model.modelfile import PlaceModel
 
 CATALOGUE_BYTES = 700

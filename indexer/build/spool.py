@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from indexer.storage.files import map_array, save_array
-from model.local_features import Packed
+from model.layers.local_features import Packed
 
 Floats = NDArray[np.float32]
 

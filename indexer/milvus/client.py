@@ -24,29 +24,30 @@ from indexer.milvus.entities import FIELDS, NUMBERS, TEXTS, Entity
 from indexer.snapshots.store import Floats, Ids
 
 LARGEST = 65_535
-"""Characters of a field."""
+"""Most characters of a field."""
 ASKED = 100
-"""Questions at a time."""
+"""Queries in a request."""
 INSERTED = 500
-"""Entities at a time: below the 64 MiB of a request, with 46 kB of local features each."""
+"""Entities in a request: below its 64 MiB, with 46 kB of local features each."""
 GRAPH, FLAT = "HNSW", "FLAT"
 EXACT = 20_000
-"""Descriptors from which on a server searches by a graph."""
+"""Descriptors above which a server searches by HNSW."""
 UNSEALED = 2000
-"""Changes after which a collection is sealed. Of up to 5,000 new descriptors a server compares all; more it
-searches, where a graph is due, by lists of its own, which find less than half (2.3)."""
+"""Changes after which a collection is sealed. A server compares up to 5,000 new descriptors exactly; above
+that it searches them by lists, which find less than half (Milvus 2.3).
+"""
 TIMEOUT = 20.0
-"""Seconds that a server may take to begin."""
+"""Time limit for a server to start a request, in seconds."""
 PATIENCE = 600
-"""Seconds without any progress after which a server that makes a graph is given up."""
+"""Seconds without progress after which waiting for HNSW is given up."""
 LEAST_INDEXED = 1024
-"""Descriptors of a sealed part from which on a server makes a graph of it."""
+"""Descriptors of a sealed segment above which a server builds HNSW for it."""
 MOST = 16_384
-"""Entities that Milvus finds at most."""
+"""Most entities that Milvus returns."""
 
 
 class Milvus:
-    """One store; raises StoreUnavailable where it cannot be reached, or refuses."""
+    """One store. Raises StoreUnavailable if it cannot be reached, or refuses."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -54,16 +55,16 @@ class Milvus:
 
         token = os.environ.get("MILVUS_TOKEN", "")
         with _Explained(address, "reached"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # milvus-lite's use of setuptools is not for users to mend
-            logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what matters is raised
+            warnings.simplefilter("ignore")  # milvus-lite's warnings about setuptools: users cannot fix them
+            logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # errors are raised anyway
             self._client: Any = MilvusClient(uri=address.uri, token=token, timeout=TIMEOUT)
         self._is_file = not address.uri.startswith("http")
         self._about = f"{address.name}_about"
 
-    # Which collection answers
+    # The current collection
 
     def current(self) -> str | None:
-        """The collection that answers; None before there is one."""
+        """Return the current collection; None before there is one."""
         with _Explained(self.address, "read"):
             if self._is_file:
                 return self.said("current")
@@ -72,7 +73,7 @@ class Milvus:
             return str(self._client.describe_alias(self.address.name)["collection_name"])
 
     def point(self, collection: str) -> None:
-        """Let a collection answer from now on."""
+        """Make a collection current."""
         with _Explained(self.address, "written"):
             if self._is_file:
                 self.say("current", collection)
@@ -93,16 +94,16 @@ class Milvus:
         return True
 
     def collections(self) -> list[str]:
-        """All of the store's, but the one about them."""
+        """Return all collections except the table of texts."""
         with _Explained(self.address, "read"):
             names = self._client.list_collections()
         pattern = re.compile(rf"{self.address.name}_\d+_\d+")
         return [name for name in names if pattern.fullmatch(name)]
 
-    # What is said about collections
+    # The table of texts
 
     def say(self, key: str, value: str) -> None:
-        """Remember a text, as long as it may be, in parts."""
+        """Store a text of any length, in parts."""
         with _Explained(self.address, "written"):
             if not self._client.has_collection(self._about):
                 self._make_about()
@@ -123,7 +124,7 @@ class Milvus:
                 self._client.upsert(self._about, rows[start : start + INSERTED])
 
     def said(self, key: str) -> str | None:
-        """What was said; None where nothing was."""
+        """Return a stored text; None if there is none."""
         with _Explained(self.address, "read"):
             if not self._client.has_collection(self._about):
                 return None
@@ -133,7 +134,9 @@ class Milvus:
         rows = sorted(rows, key=lambda row: str(row["key"]))
         if not rows:
             return None
-        return "".join(row["value"] for row in rows[: rows[0]["parts"]])  # more are of a longer one before
+        return "".join(
+            row["value"] for row in rows[: rows[0]["parts"]]
+        )  # more parts are of an older, longer text
 
     def _make_about(self) -> None:
         from pymilvus import DataType, MilvusClient
@@ -160,11 +163,11 @@ class Milvus:
     # Filling
 
     def is_exact(self, count: int, recall: float) -> bool:
-        """Whether of so many descriptors each is compared, where such a recall is wanted."""
+        """Whether this many descriptors are compared exactly for such a recall."""
         return self._is_file or count < EXACT or recall >= 1
 
     def create(self, collection: str, dim: int, exact: bool) -> None:
-        """An empty collection, searched exactly or by a graph; one of this name goes."""
+        """Make an empty collection, exact or HNSW; one with this name is dropped."""
         from pymilvus import DataType, MilvusClient
 
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -180,19 +183,19 @@ class Milvus:
             self._create(collection, schema, "vector", exact)
 
     def put(self, collection: str, entities: Sequence[Entity]) -> None:
-        """Insert entities, or replace those of the same ids."""
+        """Insert entities, or replace those with the same ids."""
         with _Explained(self.address, "written"):
             for start in range(0, len(entities), INSERTED):
                 self._client.upsert(collection, list(entities[start : start + INSERTED]))
 
     def seal(self, collection: str, timeout: float = TIMEOUT) -> None:
-        """Let the server make a graph of what was put so far, in its own time."""
+        """Let the server build HNSW for what was sent so far, in the background."""
         if not self._is_file:
             with _Explained(self.address, "written"):
                 self._client.flush(collection, timeout=timeout)
 
     def settle(self, collection: str) -> None:
-        """Seal it, and wait until it is searched by the graph. Raises StoreUnavailable where that stalls."""
+        """Seal the collection and wait for HNSW. Raises StoreUnavailable if that stalls."""
         self.seal(collection, PATIENCE)
         count, done, since = self.count(collection), -1, time.monotonic()
         while True:
@@ -211,32 +214,32 @@ class Milvus:
             time.sleep(1)
 
     def delete(self, collection: str, ids: Sequence[int]) -> None:
-        """Delete entities, where they are there."""
+        """Delete entities, if they exist."""
         with _Explained(self.address, "written"):
             for start in range(0, len(ids), 1000):
                 self._client.delete(collection, ids=list(ids[start : start + 1000]))
 
     def drop(self, collection: str) -> None:
-        """Delete a collection, where it is there."""
+        """Delete a collection, if it exists."""
         with _Explained(self.address, "written"):
             if self._client.has_collection(collection):
                 self._client.drop_collection(collection)
 
     def count(self, collection: str, expression: str = "") -> int:
-        """How many entities there are."""
+        """Number of entities."""
         with _Explained(self.address, "read"):
             found = self._client.query(collection, filter=expression, output_fields=["count(*)"])
         return int(found[0]["count(*)"])
 
-    # Asking
+    # Querying
 
     def search(
         self, collection: str, descriptor: Floats, k: int, expression: str, effort: int
     ) -> list[Entity]:
-        """The k entities whose descriptors are nearest to one (d), with their vectors.
+        """Return the k entities nearest to a descriptor (d), with their vectors.
 
         Args:
-            effort: nodes of a graph that are kept in sight (ef), k at least; an exact search looks at all.
+            effort: nodes of HNSW that are kept in view (ef), at least k; an exact search uses all.
         """
         with _Explained(self.address, "searched"):
             (found,) = self._client.search(
@@ -250,7 +253,7 @@ class Milvus:
         return [{**hit["entity"], "id": hit["id"]} for hit in found]
 
     def nearest(self, collection: str, queries: Floats, k: int, effort: int) -> Ids:
-        """Ids (B k) of the descriptors nearest to queries (B d), or −1; see `search`."""
+        """Return ids (B k) of the descriptors nearest to queries (B d), or −1; see `search`."""
         ids = np.full((len(queries), k), -1, np.int64)
         with _Explained(self.address, "searched"):
             for start in range(0, len(queries), ASKED):
@@ -263,7 +266,7 @@ class Milvus:
         return ids
 
     def views(self, collection: str, photos: Sequence[str]) -> Counter[str]:
-        """How many descriptors photos have."""
+        """Number of descriptors of photos."""
         if not photos:
             return Counter()
         names = ", ".join(f'"{photo}"' for photo in photos)
@@ -272,7 +275,7 @@ class Milvus:
         return Counter(str(row["photo"]) for row in rows)
 
     def local(self, collection: str, ids: Sequence[int]) -> dict[int, bytes]:
-        """The packed local features of descriptors, where they have some."""
+        """Return packed local features of descriptors that have some."""
         if not ids:
             return {}
         with _Explained(self.address, "read"):
@@ -280,7 +283,7 @@ class Milvus:
         return {int(row["id"]): base64.b64decode(row["local"]) for row in rows if row["local"]}
 
     def entities(self, collection: str, expression: str = "") -> Iterator[Entity]:
-        """All entities, without their vectors."""
+        """Return all entities, without vectors."""
         with _Explained(self.address, "read"):
             iterator = self._client.query_iterator(
                 collection, batch_size=1000, filter=expression, output_fields=list(FIELDS)
@@ -295,12 +298,12 @@ def _parameters(k: int, effort: int) -> dict[str, Any]:
 
 
 def _is_ready(segment: Any) -> bool:
-    """Whether a part of a collection has its graph, or is so small that the server makes none."""
+    """Whether a segment has HNSW, or is so small that the server builds none."""
     return bool(segment.state_name == "Sealed" and (segment.index_name or segment.num_rows < LEAST_INDEXED))
 
 
 class _Explained:
-    """Turns whatever Milvus, gRPC or the network has to say into StoreUnavailable."""
+    """Turns errors of Milvus, gRPC and the network into StoreUnavailable."""
 
     def __init__(self, address: Address, done: str) -> None:
         self._what = f"the Milvus store {address.uri} ({address.name}) cannot be {done}"
@@ -317,6 +320,3 @@ class _Explained:
             return
         words = " ".join((getattr(error, "message", "") or str(error)).split()) or type(error).__name__
         raise StoreUnavailable(f"{self._what}: {words[:300]}") from error
-
-
-# Entities

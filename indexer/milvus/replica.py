@@ -27,13 +27,13 @@ from indexer.snapshots.manifest import Manifest, manifest_of
 from indexer.snapshots.store import Floats
 
 UNCOUNTED = sys.maxsize
-"""Places that photos on Milvus show at most."""
+"""Upper bound of the places that photos on Milvus show."""
 
 
 class Replica:
     """A snapshot on Milvus: a source of answers for `indexer.index.Index`, with the members of `Folder`.
 
-    It answers as the folder that was sent there does. Photos' files, changes and sequences need the folder.
+    Its answers equal those of the folder that was sent. Photos' files, changes and sequences need the folder.
     """
 
     writable = False
@@ -171,7 +171,7 @@ class FarSearcher(Searcher):
 
 
 def _scored(rows: Sequence[Entity], descriptor: Floats, filters: Filters | None) -> list[Scored]:
-    """What a search found, scored as every store's hits are, best first, without what does not pass."""
+    """Return the result of a search with exact scores, best first, without what does not pass."""
     if not rows:
         return []
     hits = {int(row["id"]): hit_of(row) for row in rows}
@@ -186,7 +186,7 @@ def _scored(rows: Sequence[Entity], descriptor: Floats, filters: Filters | None)
 
 
 def _field(field: Sequence[Any]) -> tuple[Any, ...]:
-    """A field of a NumPy record, from JSON, which has no tuples."""
+    """Return a field of a NumPy record from JSON, which has no tuples."""
     return tuple(tuple(part) if isinstance(part, list) else part for part in field)
 
 

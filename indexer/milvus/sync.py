@@ -1,8 +1,8 @@
-"""A snapshot on Milvus: sent as a collection of its own, and kept up to date with what comes and goes.
+"""Send a snapshot to Milvus as a collection, and keep the collection up to date.
 
-The index's folder stays the truth. Collections are named by snapshot; one answers when all of it is there,
-and the one before stays for those who opened it. Which changes of the catalogue a collection takes in is
-written beside it, after them: killed in between, the next run sends them again.
+The index's folder stays the truth. Collections are named after snapshots. A collection becomes current when
+it is complete, and the previous one stays for those that opened it. The number of the last change in a
+collection is written after the changes: if a run is killed in between, the next one sends them again.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from indexer.storage.shards import read_slots
 log = logging.getLogger(__name__)
 
 COMPARED, BY_GRAPH = f"Milvus {FLAT}", f"Milvus {GRAPH}"
-"""What the manifest of a collection calls its index."""
+"""The name of a collection's HNSW index in its manifest."""
 
 
 def send(layout: Layout, catalogue: Catalogue, manifest: Manifest, store: str, recall: float) -> None:
-    """Let a snapshot answer on Milvus; if it does already, only what changed since is sent.
+    """Make a snapshot current on Milvus; if it is already, send only the changes since.
 
     Args:
-        recall: wanted of the search there.
+        recall: least recall of a search there.
 
     Raises:
-        UsageError: no such address, or pymilvus is not installed.
-        IndexerError: the store cannot be reached, or refuses; what answered there goes on.
+        UsageError: the address is wrong, or pymilvus is not installed.
+        IndexerError: the store cannot be reached, or refuses; the current collection stays.
     """
     milvus = Milvus(Address.parse(store))
     collection = collection_of(milvus, manifest)
@@ -61,14 +61,14 @@ def send(layout: Layout, catalogue: Catalogue, manifest: Manifest, store: str, r
 
 
 def follow(milvus: Milvus, layout: Layout, catalogue: Catalogue) -> None:
-    """Send what changed since the collection that answers was last up to date.
+    """Send the changes since the current collection was last updated.
 
     Raises:
-        IndexerError: as `send` does.
+        IndexerError: as in `send`.
     """
     manifest = read_manifest(layout, layout.current())
     collection = collection_of(milvus, manifest)
-    if milvus.current() != collection:  # another run is at it
+    if milvus.current() != collection:  # another run is sending
         return
     change = catalogue.last_change()
     sent = int(milvus.said(f"{collection}/change") or 0)
@@ -84,7 +84,7 @@ def follow(milvus: Milvus, layout: Layout, catalogue: Catalogue) -> None:
 
 
 class Mirror:
-    """Keeps the collection that answers up to date with an index that photos are POSTed to."""
+    """Keeps the current collection up to date with an index to which photos are POSTed."""
 
     def __init__(self, layout: Layout, store: str) -> None:
         self._layout = layout
@@ -92,7 +92,7 @@ class Mirror:
         self._milvus: Milvus | None = None
 
     def follow(self, catalogue: Catalogue) -> None:
-        """Send what changed; where the store cannot be reached, the next change or run does it."""
+        """Send changes; if the store cannot be reached, the next change or run sends them."""
         try:
             self._milvus = self._milvus or Milvus(self._address)
             follow(self._milvus, self._layout, catalogue)
@@ -102,12 +102,12 @@ class Mirror:
 
 
 def collection_of(milvus: Milvus, manifest: Manifest) -> str:
-    """The name of a snapshot's collection."""
+    """Return the name of a snapshot's collection."""
     return f"{milvus.address.name}_{manifest.snapshot.replace('/', '_')}"
 
 
 def _is_of(words: str | None, manifest: Manifest) -> bool:
-    """Whether what was said of a collection is said of this snapshot's."""
+    """Whether a collection's stored manifest is this snapshot's."""
     if words is None:
         return False
     said = json.loads(words)
@@ -138,7 +138,7 @@ def _fill(
     there = milvus.count(collection)
     if there < len(catalogue.live_ids(generation)) and there < len(numbers):
         raise IndexerError(
-            f"of {len(numbers)} descriptors {there} arrived on {milvus.address.uri}: run again"
+            f"only {there} of {len(numbers)} descriptors reached {milvus.address.uri}: run again"
         )
     milvus.say(f"{collection}/local", _local_format(layout, catalogue, generation, numbers[:1]))
     milvus.say(f"{collection}/sample", _sample(layout, catalogue, manifest))
@@ -148,7 +148,7 @@ def _fill(
 
 
 def _tuned(milvus: Milvus, collection: str, rows: Rows, recall: float) -> tuple[int, float]:
-    """The effort with which to search a graph of all rows but those held out, and the recall it reaches."""
+    """Return the effort for HNSW without the held-out rows, and the recall it reaches."""
     milvus.settle(collection)
     effort, reached = least_effort(partial(milvus.nearest, collection), CompressedStore(rows), recall)
     if reached < recall:
@@ -162,7 +162,7 @@ def _tuned(milvus: Milvus, collection: str, rows: Rows, recall: float) -> tuple[
 def _entities(
     layout: Layout, catalogue: Catalogue, manifest: Manifest, numbers: Sequence[int]
 ) -> Iterator[list[Entity]]:
-    """Descriptors as entities, some at a time; those removed meanwhile are left out."""
+    """Return descriptors as entities, in batches, without those removed meanwhile."""
     generation = generation_of(manifest.snapshot)
     for start in range(0, len(numbers), INSERTED):
         part = numbers[start : start + INSERTED]
@@ -180,19 +180,19 @@ def _entities(
 
 
 def _local_format(layout: Layout, catalogue: Catalogue, generation: int, numbers: Sequence[int]) -> str:
-    """The layout of packed local features, as NumPy describes it; empty where there are none."""
+    """Return the layout of packed local features, as NumPy describes it; empty if there are none."""
     slots = [slot for _, slot in catalogue.slots(generation, numbers)]
     packed = read_local(layout.local(generation), slots)
     return json.dumps(packed[0].dtype.descr) if packed and packed[0] is not None else ""
 
 
 def _sample(layout: Layout, catalogue: Catalogue, manifest: Manifest) -> str:
-    """The descriptors that tell what an ordinary score is, the same as the snapshot's own."""
+    """Return the snapshot's sample of descriptors, which shows ordinary scores."""
     rows = sample_of(opened_store(layout, catalogue, manifest)).astype("<f2")
     return base64.b64encode(rows.tobytes()).decode()
 
 
 def _ranks(catalogue: Catalogue, manifest: Manifest) -> dict[str, int]:
-    """Photos' numbers in file order, where so many frames are a place."""
+    """Return the photos' numbers in file order, if places are frames."""
     frames = manifest.calibration.get("frames")
     return frame_ranks(catalogue.place_photos(), int(frames)) if frames else {}

@@ -1,1 +1,1 @@
-"""Photos added and removed one at a time, beside runs."""
+"""Adding and removing single photos while an index is in use."""

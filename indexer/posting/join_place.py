@@ -1,4 +1,4 @@
-"""The place of one photo that joins an index, before the next snapshot looks at all of them."""
+"""The place of a photo that joins an index, before the next snapshot assigns all places."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from indexer.storage.rows import PhotoFacts
 
 
 def join_place(db: sqlite3.Connection, photo: PhotoFacts, options: PlaceOptions) -> None:
-    """Give a recorded photo its place: the one it belongs to, else a new one; the others stay as they are.
+    """Give a recorded photo its place: an existing one, or a new one. Other places stay.
 
-    By position the nearest place within the radius; without one, that of the photos that bear the same place
-    in their metadata. With `frames` and `photo` each is a place of its own, and with `folder` the POSTed
-    photos of one place's name are as if in a folder.
+    By position: the nearest place within the radius. Without a position: the place of photos with the same
+    place in their metadata. With `frames` and `photo` each is its own place. With `folder`, POSTed photos
+    with one place name count as one folder.
     """
     kind = parse_mode(options.places).kind
     m = photo.metadata
@@ -62,7 +62,7 @@ def _named(db: sqlite3.Connection, photo: PhotoFacts, *, posted_only: bool) -> s
 
 
 def _found(db: sqlite3.Connection, photo: PhotoFacts) -> str:
-    """A new place around the photo; its own of before, where that holds nothing else."""
+    """Return a new place for the photo; its previous place if that has no other photos."""
     taken: set[str] = set()
     while True:
         place = place_id(photo.id, taken)

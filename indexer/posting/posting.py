@@ -1,126 +1,38 @@
-"""Photos that come and go one at a time, beside whatever else reads or writes the index.
+"""Add and remove photos one at a time, while others read or write the index.
 
-A photo is there when its row is, and its row is written last: the file and the descriptors are on disk by
-then. Each photo is one transaction, so that a kill leaves all of it or nothing but a file that no row names,
-which `sweep` takes away.
+A photo exists if its row does. The row is written last: file and descriptors are on disk by then. Each photo
+is one transaction, so a kill leaves all of it, or at most a file that no row names, which `sweep` deletes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.answers import Photo
-from indexer.errors import FieldError, IndexerError, NotFound, Superseded
-from indexer.filters import check_position, within
+from indexer.errors import IndexerError, NotFound, Superseded
 from indexer.milvus.sync import Mirror
 from indexer.options import load_options
-from indexer.photos.exif import from_exif
-from indexer.photos.metadata import PhotoMetadata, heading_or_none, time_or_none
 from indexer.photos.reader import Reader
 from indexer.posting.join_place import join_place
+from indexer.posting.new_photo import NewPhoto
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import sha256_of, sync_folder
 from indexer.storage.folder import os_errors_explained
 from indexer.storage.layout import Layout, generation_of
 from indexer.storage.local_shards import Local, write_local
-from indexer.storage.rows import PhotoFacts, Slot
+from indexer.storage.rows import Slot
 from indexer.storage.shards import POSTED, Floats, ShardWriter
 from indexer.storage.stored_files import PARTIAL, drop_files
 from model.gpu_decoding import Read
-from model.images import MAX_PIXELS, open_photo, read_photo, upright_size
-
-SUFFIXES = {
-    "JPEG": ".jpg",
-    "MPO": ".jpg",
-    "PNG": ".png",
-    "WEBP": ".webp",
-    "AVIF": ".avif",
-    "TIFF": ".tif",
-    "HEIF": ".heic",
-    "GIF": ".gif",
-    "BMP": ".bmp",
-}
-
-LONGEST = 200  # characters of a name or place
-
-
-@dataclass(frozen=True)
-class NewPhoto:
-    """A photo that was sent, as far as it is known before it is decoded."""
-
-    data: bytes
-    facts: PhotoFacts
-    file: str
-    """Its name in the index's folder for such photos: by content."""
-    name: str
-    """What answers call it."""
-
-    @property
-    def id(self) -> str:
-        return self.facts.id
-
-
-def given_metadata(
-    *,
-    lat: float | None = None,
-    lon: float | None = None,
-    heading: float | None = None,
-    taken_at: str | None = None,
-    place: str | None = None,
-) -> PhotoMetadata:
-    """What a caller says of a photo, checked.
-
-    Raises:
-        FieldError: a value that cannot be.
-    """
-    check_position(lat, lon)
-    within("heading", heading, 0, 360)
-    moment = None if taken_at is None else time_or_none(taken_at)
-    if taken_at is not None and moment is None:
-        raise FieldError("taken_at", f"must be a time such as 2024-09-23T16:06:58, not {taken_at[:40]!r}")
-    return PhotoMetadata(
-        lat=lat,
-        lon=lon,
-        heading=None if heading is None else heading_or_none(heading),
-        taken_at=moment,
-        place=None if place is None else _label("place", place),
-    )
-
-
-def read_new(
-    data: bytes, given: PhotoMetadata, name: str | None = None, *, max_pixels: int = MAX_PIXELS
-) -> NewPhoto:
-    """Take a photo's hash, size and EXIF, which fills what is not given; its pixels are not decoded yet.
-
-    Raises:
-        ImageError: it is no photo, or has too many pixels.
-        FieldError: the name cannot be one.
-    """
-    with open_photo(data, max_pixels=max_pixels) as image:
-        width, height = upright_size(image)
-        metadata = given.merged_over(from_exif(image))
-        suffix = SUFFIXES[image.format or ""]
-    sha256 = hashlib.sha256(data).hexdigest()
-    facts = PhotoFacts(sha256, width, height, metadata)
-    label = f"{facts.id}{suffix}" if name is None else _label("name", name.replace("\\", "/").split("/")[-1])
-    return NewPhoto(data, facts, f"{sha256}{suffix}", label)
-
-
-def _label(field: str, text: str) -> str:
-    text = text.strip()
-    if not text or text in (".", "..") or len(text) > LONGEST or not text.isprintable():
-        raise FieldError(field, f"must be 1 to {LONGEST} printable characters, not {text[:40]!r}")
-    return text
+from model.images import read_photo
 
 
 class Posting:
-    """Adds photos to one generation of an index, and removes them; safe beside a run and beside others."""
+    """Adds photos to one generation of an index, and removes them; safe beside runs and other writers."""
 
     def __init__(self, layout: Layout, generation: int, dim: int, read: Read = read_photo) -> None:
         self._layout = layout
@@ -133,7 +45,7 @@ class Posting:
             self._catalogue = Catalogue(layout.folder, create=True)
 
     def known(self, photo: NewPhoto) -> Photo | None:
-        """The photo as it is stored and searched already; None where it is not, or its file is damaged."""
+        """Return the photo if it is stored and searched; None if not, or if its file is damaged."""
         file = self._catalogue.stored_file(photo.id)
         if file is None or not self._is_embedded(photo.id):
             return None
@@ -144,14 +56,14 @@ class Posting:
         return None
 
     def add(self, photo: NewPhoto, descriptors: Floats, local: Local | None = None) -> tuple[Photo, bool]:
-        """Store a photo with its views' descriptors (V d) and local features: on disk when it returns.
+        """Store a photo with its views' descriptors (V d) and local features: on disk when this returns.
 
-        Returns what the index knows of it, and whether it is new: a photo that is there already stays as it
-        is, and one that was removed comes back as it is given now.
+        Returns the photo, and whether it is new. An existing photo stays as it is; a removed one comes back
+        with what is given now.
 
         Raises:
-            Superseded: another model answers by now.
-            DiskFull, IndexerError: it cannot be written; nothing is there then.
+            Superseded: another model is current.
+            DiskFull, IndexerError: it cannot be written; nothing is left of it.
         """
         with (
             os_errors_explained(self._layout.folder),
@@ -170,7 +82,7 @@ class Posting:
                 )
             if status != "ok":
                 join_place(db, photo.facts, self._places)
-            # Within the transaction, so that nobody who deletes the photo takes this file away.
+            # Within the transaction, so that nobody who deletes the photo deletes this file.
             partial.replace(self._catalogue.folder / photo.file)
             sync_folder(self._catalogue.folder)
             shown = self._catalogue.photo(photo.id)
@@ -178,10 +90,10 @@ class Posting:
         return shown, status != "ok"
 
     def remove(self, photo: str) -> None:
-        """Take a photo out for good, and its file if it was POSTed; it stays out of later runs, too.
+        """Remove a photo permanently, with its file if it was POSTed; later runs leave it out, too.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is no such photo.
         """
         with self._catalogue.transaction() as db:
             if self._catalogue.status_of(photo) != "ok":
@@ -192,7 +104,7 @@ class Posting:
         self._tell()
 
     def _tell(self) -> None:
-        """Send what changed on, where there is another store; what is stored here is stored in any case."""
+        """Send changes to another store, if there is one; the photo is stored in any case."""
         if self._mirror is not None:
             self._mirror.follow(self._catalogue)
 
@@ -212,7 +124,7 @@ class Posting:
 
     @contextmanager
     def _beside(self, photo: NewPhoto) -> Iterator[Path]:
-        """The photo in a file of another name, on disk, to be renamed; gone when that was not done."""
+        """A temporary file with the photo, on disk, to be renamed; deleted if it was not."""
         folder = self._catalogue.folder
         if not folder.exists():
             folder.mkdir(exist_ok=True)
@@ -226,6 +138,6 @@ class Posting:
             yield partial
         except BaseException:
             partial.unlink(missing_ok=True)
-            with suppress(IndexerError):  # else `sweep` does it
+            with suppress(IndexerError):  # otherwise `sweep` deletes it
                 drop_files(self._catalogue, [photo.file])
             raise

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from indexer.answers import Match, PhotoHit
 from indexer.storage.local_shards import read_local
 from indexer.storage.rows import Slot
-from model.local_features import STRIDE, Packed, extent, unpack
+from model.layers.local_features import STRIDE, Packed, extent, unpack
 
 CANDIDATES = 20
 """Number of nearest photos to verify."""

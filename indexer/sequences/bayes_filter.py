@@ -1,34 +1,33 @@
-"""Where a moving camera is: a Bayes filter over a map's photos, and over being at none of them.
+"""A Bayes filter for a moving camera, over the photos of a map and the state "off the map".
 
-After M. Xu, N. Sünderhauf, M. Milford: "Probabilistic Visual Place Recognition for Hierarchical
-Localization" (RA-L 2021), and their "Probabilistic Appearance-Invariant Topometric Localization with New
-Place Awareness" (RA-L 2021) for the state off the map. Each frame is one step of
+After M. Xu, N. Sünderhauf, M. Milford: "Probabilistic Visual Place Recognition for Hierarchical Localization"
+(RA-L 2021), and their "Probabilistic Appearance-Invariant Topometric Localization with New Place Awareness"
+(RA-L 2021) for the state off the map. Each frame is one step of
 
     belief ← normalise(likelihood · ((1 − ε) · moved belief + ε · prior)).
 
-**Likelihood.** z is a photo's score, less the mean of the frame's scores and divided by their spread; so
-neither the level nor the scale of a season's cosines matters. λ, how much a score says, is theirs too taken
-from the spread of scores, though not from that of the first frame alone: a photo of another place has
-z ~ N(0, 1), one of the place itself z ~ N(m, 1), where m is by how much photos of the map stand out for
-their own neighbours (`learn`). Their likelihood ratio would be exp(m(z − m/2)). But a camera off the map has
-always some photo that looks most like it, and keeps it for long, since frames resemble one another; chance
-is therefore taken to stand at a, the mean best of the five photos about one (`motion.NEAR_FRAMES`), for all
-but the first frame, and for those after a cut by as much as that is unlikely:
+**Likelihood.** z is a photo's score minus the mean of the frame's scores, divided by their standard
+deviation; so level and scale of the cosines do not matter. A photo of another place has z ~ N(0, 1), one of
+the right place z ~ N(m, 1). m is how far photos of the map stand out for their own neighbours (`learn`); the
+paper takes it from the first frame's scores instead. The likelihood ratio would be exp(m(z − m/2)). But off
+the map, some photo always looks most similar, and stays so because frames resemble each other. Chance is
+therefore set to a, the mean best of five photos (`motion.NEAR_FRAMES`), except for the first frame, and after
+a cut by its probability:
 
     likelihood = exp(w · m · (z − (m + a)/2)) at a photo, 1 off the map.
 
-A photo whose local features were compared with the frame's is n of them alike, and is likelier by
+If n local features of a photo match the frame's, its likelihood is multiplied by
 
     ((1 + n) / (1 + n₀))^(g·w), g = 2,
 
-where n₀, the 0.9 quantile of the photos compared, is what one of the nearest photos agrees on by chance.
+where n₀ is the 0.9 quantile over the compared photos: the matches that a near photo has by chance.
 
-w, 0 to 1, is the share of the frame that the one before did not show: a camera that stands still sees
-nothing new, and does not grow surer by looking twice.
+w, 0 to 1, is the share of the frame that the previous one did not show: a camera that stands still sees
+nothing new, and its confidence must not grow.
 
-**Prior and restarts.** `known_share` spread evenly over the photos, the rest off the map; with it a camera
-begins, and by the chance ε of RESTART a frame, or that of a cut where the frame looks nothing like the one
-before, begins again: so it enters and leaves the map, and is found again when it was carried elsewhere.
+**Prior and restarts.** The prior is `known_share` spread evenly over the photos, and the rest off the map. A
+camera starts with it. With probability ε (RESTART) in each frame, or that of a cut if the frame looks nothing
+like the previous one, it starts again: so it enters and leaves the map, and is found after it was carried.
 """
 
 from __future__ import annotations
@@ -45,50 +44,52 @@ from indexer.errors import UsageError
 from indexer.sequences.motion import Floats, Ints, MetricMotion, Motion, Move, OrderedMotion, Step
 
 RESTART = 0.05
-"""ε: chance a frame that the camera is anywhere; it stays on or off the map for 20 frames or more."""
+"""ε: probability of a restart in each frame; the camera stays on or off the map for 20 frames or more."""
 CHANCE = 1.163
 """a: the mean largest of five draws from N(0, 1)."""
 AGREEMENT = 2.0
-"""g: how much it says that more local features agree than by chance."""
+"""g: weight of the matches beyond chance."""
 BY_CHANCE = 0.9
 """Quantile of the inliers of verified photos that counts as chance."""
 LEAST_PHOTOS = 20
-"""With fewer photos scores have no spread to speak of, and the filter does not say how sure it is."""
+"""With fewer photos, scores have no usable spread, and the filter returns no confidence."""
 LEAST_CONTRAST, MOST_CONTRAST = 1.0, 4.0
-"""Of m. Neighbours that stand out by less do not make a map that a camera can be followed in; by more than
-this a frame of another day seldom stands out, though neighbours of one drive may."""
+"""Bounds of m. Below, neighbours do not stand out enough to follow a camera; above, a frame of another day
+seldom stands out so far, though neighbours of one drive may.
+"""
 USUAL_CONTRAST = 3.0
-"""m where no photo has a neighbour to measure it by; that of three traverses was 2.3 to 3.9."""
+"""m if no photo has a neighbour to measure; three traverses had 2.3 to 3.9."""
 MOST_REMEMBERED = 2**32
 """Bytes of beliefs kept for smoothing."""
 GAPS = (1, 2, 3, 5, 8, 13, 21, 34)
-"""How many photos apart `learn` looks at: a camera that passes more a frame is not told from a cut."""
+"""Distances in photos that `learn` measures: a camera that passes more in a frame looks like a cut."""
 _SAMPLE, _REFERENCE, _NEIGHBOURS = 512, 2048, 50
 _NUMBERS = 2**25
-"""Of descriptors, held at once by `learn`."""
+"""Bytes of descriptors that `learn` holds at once."""
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike the photos of a map are, by how far they are apart."""
+    """The similarity of a map's photos by their distance."""
 
     contrast: float
-    """m: by how many standard deviations a photo's neighbours stand out among all; a median."""
+    """m: standard deviations by which a photo's neighbours stand out among all; a median."""
     by_gap: tuple[float, ...]
-    """Median cosine, falling, of photos 0 and GAPS apart in a traverse; of a metric map of 0 and 1 alone,
-    where 1 is the most alike within NEAR_M."""
+    """Median cosine, falling, of photos 0 and GAPS apart in a traverse; of a metric map for 0 and 1 only,
+    where 1 is the most similar within NEAR_M.
+    """
     neighbours: tuple[float, float]
     """Mean and standard deviation of the cosines of photos 1 to 3 apart."""
     others: tuple[float, float]
     """The same, of photos anywhere."""
 
     def step(self, cosine: float) -> Step:
-        """What the cosine of a frame's descriptor with that of the frame before says of the camera's way.
+        """Return the step that the cosine of two successive frames suggests.
 
-        Photos passed: by how far photos of the map are apart that are as alike. Novelty: that number, up to
-        1, since a neighbouring photo is all new. Cut, on a traverse only: Bayes' rule with RESTART for the
-        chance of one, and normal distributions of `neighbours` and `others`. On a metric map a camera turns
-        on the spot, and to look another way is no cut.
+        Photos passed: the distance of map photos that are as similar. Novelty: that distance, up to 1,
+        because a neighbouring photo is all new. Cut, on a traverse only: Bayes' rule with RESTART as the
+        prior, and normal distributions of `neighbours` and `others`. On a metric map a camera turns on the
+        spot, and looking another way is no cut.
         """
         gaps = (0, *GAPS)[: len(self.by_gap)]
         passed = float(np.interp(-cosine, -np.array(self.by_gap), gaps))
@@ -101,20 +102,20 @@ class Likeness:
 
 
 def _density(value: float, mean: float, deviation: float) -> float:
-    """Of a normal distribution, but for 1/√2π; never 0."""
+    """Density of a normal distribution without 1/√2π; never 0."""
     deviation = max(deviation, 1e-6)
     return max(float(np.exp(-0.5 * ((value - mean) / deviation) ** 2)) / deviation, 1e-300)
 
 
 def learn(vectors: Callable[[Ints], NDArray[np.float32]], motion: Motion) -> Likeness:
-    """How alike the map's photos are, from an evenly spaced sample of them.
+    """Measure the similarity of the map's photos on an evenly spaced sample.
 
     Args:
-        vectors: gives the descriptors (n d, unit length) of photos by number.
+        vectors: returns the descriptors (n d, unit length) of photos by number.
         motion: which photos are neighbours.
 
     Raises:
-        UsageError: photos that follow one another are no more alike than others.
+        UsageError: successive photos are no more similar than others.
     """
     count = motion.photos
     sample = _evenly(count, _SAMPLE)
@@ -134,8 +135,8 @@ def learn(vectors: Callable[[Ints], NDArray[np.float32]], motion: Motion) -> Lik
     contrast = _median(np.concatenate([np.empty(0), *standing]), USUAL_CONTRAST if known else 0.0)
     if count >= LEAST_PHOTOS and contrast < LEAST_CONTRAST:
         raise UsageError(
-            "a camera cannot be followed in this index: its photos have no positions, and those that follow "
-            "one another by name show no neighbouring places; ask about single frames instead"
+            "a camera cannot be followed in this index: its photos have no positions, and photos with "
+            "successive names show no neighbouring places; query single frames instead"
         )
     medians = [1.0, *(_median(values, 0.0) for values in alike)]
     first = _moments(np.concatenate([np.zeros(0), *alike[:3]]).reshape(1, -1))
@@ -152,7 +153,7 @@ def _evenly(count: int, most: int) -> Ints:
 
 
 def _moments(rows: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of each row, without its NaN; 0 and 1 where there is nothing to take."""
+    """Mean and standard deviation of each row without NaN; 0 and 1 for a row of NaN."""
     count = np.isfinite(rows).sum(axis=1)
     mean = np.nansum(rows, axis=1) / np.maximum(count, 1)
     deviation = np.sqrt(np.nansum((rows - mean[:, None]) ** 2, axis=1) / np.maximum(count, 1))
@@ -184,7 +185,7 @@ def _pairs_by_gap(sample: Ints, motion: Motion, most: int) -> list[tuple[Ints, I
 def _best_only(
     alike: list[Floats], pairs: list[tuple[Ints, Ints]]
 ) -> tuple[list[Floats], list[tuple[Ints, Ints]]]:
-    """Of each photo's neighbours the most alike one: the others may look another way."""
+    """The most similar neighbour of each photo: others may look another way."""
     rows, found = pairs[0]
     order = np.lexsort((-alike[0], rows))
     first = order[np.unique(rows[order], return_index=True)[1]]
@@ -193,17 +194,17 @@ def _best_only(
 
 @dataclass(frozen=True)
 class Belief:
-    """Where the camera is, after a frame."""
+    """The belief about the camera after a frame."""
 
     photos: Floats
     """Probability of each photo's place (N)."""
     off: float
-    """Probability of being at none of them."""
+    """Probability that the camera is off the map."""
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """What smoothing needs of a frame."""
+    """Data of a frame for smoothing."""
 
     state: NDArray[np.float32]
     off: float
@@ -214,7 +215,7 @@ class _Frame:
 
 
 class SequenceFilter:
-    """The filter, one frame at a time; `update` looks at nothing but the frames so far."""
+    """The filter; `update` uses only the frames so far."""
 
     def __init__(
         self,
@@ -224,12 +225,12 @@ class SequenceFilter:
         known_share: float = KNOWN_SHARE,
         remember: bool = False,
     ) -> None:
-        """A filter that knows nothing yet.
+        """Start from the prior.
 
         Args:
             contrast: m, see `Likeness`.
             known_share: share of frames that show the map.
-            remember: whether `smoothed` will be asked for.
+            remember: keep what `smoothed` needs.
 
         Raises:
             UsageError: the share is not between 0 and 1.
@@ -249,15 +250,15 @@ class SequenceFilter:
     def update(
         self, scores: Floats, step: Step | None = None, inliers: Mapping[int, int] | None = None
     ) -> Belief:
-        """Take up a frame.
+        """Add a frame and return the belief.
 
         Args:
-            scores: likeness of the frame to each photo of the map (N), on any scale.
-            step: what is known of the way since the last frame.
-            inliers: how many local features agree, of the photos whose were compared.
+            scores: similarity of the frame to each photo of the map (N), on any scale.
+            step: the known motion since the last frame.
+            inliers: number of matching local features, for the compared photos.
 
         Raises:
-            UsageError: another number of scores than of photos, or no room to remember the frame.
+            UsageError: the numbers of scores and photos differ, or the memory for smoothing is full.
         """
         if scores.shape != (self.motion.photos,):
             raise UsageError(
@@ -298,11 +299,11 @@ class SequenceFilter:
             )
 
     def near(self, belief: Belief, photo: int) -> float:
-        """Probability that the camera is at this photo or at one that shows the same place."""
+        """Return the probability that the camera is at this photo, or at one of the same place."""
         return min(float(belief.photos[self.motion.near(photo)].sum()), 1.0)
 
     def smoothed(self) -> list[Belief]:
-        """The belief of every frame given all of them, later ones too (forward-backward).
+        """Return the belief of every frame given all frames (forward-backward).
 
         belief_t ∝ filtered_t · value_t, with value_T = 1 and value_t(x) = Σ_y P(y | x) likelihood(y)
         value_{t+1}(y).
@@ -318,7 +319,7 @@ class SequenceFilter:
         return beliefs[::-1]
 
     def _before(self, frame: _Frame, move: Move, value: Floats, off: float) -> tuple[Floats, float]:
-        """The value of each state before a frame from that after it, scaled to at most 1."""
+        """Return the values before a frame from those after it, scaled to at most 1."""
         value, off = value * frame.likelihood, off * frame.off_likelihood
         anywhere = float(self._prior * value.sum() + self._prior_off * off)
         going_on = move.backward(value, off, anywhere)
@@ -335,9 +336,9 @@ def likelihoods(
     fresh: float = 0.0,
     inliers: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[Floats, float]:
-    """Of each photo (N) and of being off the map, scaled so that the largest is at most 1.
+    """Likelihood of each photo (N) and of being off the map, scaled to at most 1.
 
-    `fresh` is the chance that no frame came before: then no lookalike can have been kept from one.
+    `fresh` is the probability that no frame came before: then no lookalike can have stayed.
     """
     scores = np.asarray(scores, np.float64)
     deviation = scores.std()

@@ -1,4 +1,4 @@
-"""Following a camera through an index: its photos as a map, and an answer a frame."""
+"""Follow a camera through an index: one answer for each frame."""
 
 from __future__ import annotations
 
@@ -26,45 +26,45 @@ from model.errors import ImageError
 from model.images import Source
 
 SHOWN_FROM = 100
-"""Likeliest photos that an answer's places and position are found from, at least."""
-UNCALIBRATED = "how sure it is comes from the sequence and is not calibrated on this index"
-TOO_FEW = f"an index of fewer than {LEAST_PHOTOS} photos cannot tell how sure a sequence is"
+"""Least number of likely photos that places and position are computed from."""
+UNCALIBRATED = "the confidence comes from the sequence and is not calibrated on this index"
+TOO_FEW = f"an index of fewer than {LEAST_PHOTOS} photos has no confidence for a sequence"
 
 
 @dataclass(frozen=True)
 class FrameAnswer:
-    """Where the camera was at one frame of a sequence."""
+    """Where the camera was at a frame of a sequence."""
 
     frame: int
-    """Its number among the frames given, from 0."""
+    """Number of the frame, from 0."""
     answer: Answer
-    """Places by how likely the camera is there, scores as of this frame alone; `confidence` is the
+    """Places by the probability that the camera is there, with scores of this frame only. `confidence` is the
     probability that it is at the first place or within NEAR_FRAMES photos (NEAR_M metres on a metric map) of
-    its first photo, and `known` whether that is more likely than not."""
+    its first photo. `known` is true if that is at least one half.
+    """
     off_map: float | None
-    """Probability that no photo of the index shows where it is; None where `confidence` is."""
+    """Probability that no photo of the index shows the place; None if `confidence` is."""
 
     def to_json(self) -> dict[str, Any]:
-        """The answer's JSON values, with `frame` before and `off_map` after them."""
+        """Return the answer's JSON values, with `frame` before and `off_map` after them."""
         return {"frame": self.frame, **self.answer.to_json(), "off_map": self.off_map}
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """What is kept of a frame."""
+    """Data of a frame that is kept."""
 
     number: int
     descriptor: Descriptor
     inliers: Mapping[int, int]
-    """By the ids of the descriptors that were verified."""
+    """Inliers by the ids of the verified descriptors."""
     timings_ms: Mapping[str, float | None]
 
 
 class Follower:
-    """Follows one camera through an index, a frame at a time; made by `Index.follow`.
+    """Follows one camera through an index, frame by frame; made by `Index.follow`.
 
-    It keeps to the photos that were in the index when it was made, and to its snapshot. For one thread at a
-    time.
+    It uses the snapshot and the photos that were in the index when it was made. For one thread at a time.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Follower:
     ) -> None:
         """See `Index.follow`."""
         if k < 1:
-            raise UsageError(f"k counts places and must be at least 1, got {k}")
+            raise UsageError(f"`k` must be at least 1, got {k}")
         self._searcher, self._embedder, self._map = searcher, embedder, photos
         self._model, self._snapshot = model, snapshot
         self._k, self._filters = k, filters
@@ -101,16 +101,15 @@ class Follower:
         self._frames = 0
 
     def update(self, photo: Source, step: Step | None = None) -> FrameAnswer:
-        """Take up the next frame and say where the camera is, by the frames so far.
+        """Add the next frame and return where the camera is, given the frames so far.
 
         Args:
             photo: a path, the bytes of an image file, or an open binary file.
-            step: what odometry says of the way since the last frame; on a metric map `metres` or `offset_m`,
-                on a traverse `photos`. Without it, frames on a traverse tell themselves.
+            step: the motion since the last frame: `metres` or `offset_m` on a metric map, `photos` on a
+                traverse. Without it, the step on a traverse is estimated from the frames.
 
         Raises:
-            ImageError: the frame cannot be read; the camera then is where it was, and what the step says of
-                its way is kept for the next frame.
+            ImageError: the frame cannot be read; the camera stays, and the step is added to the next one.
             UsageError: metres on a map without positions.
         """
         start = time.perf_counter()
@@ -133,10 +132,10 @@ class Follower:
         step: Step | None = None,
         timings_ms: Mapping[str, float | None] | None = None,
     ) -> FrameAnswer:
-        """`update` by what a frame was seen as (`Index.see`); a descriptor (d) alone is not verified.
+        """`update` with what the network saw (`Index.see`); a descriptor (d) alone is not verified.
 
         Raises:
-            ModelMismatch: a descriptor of another dimension than this index's.
+            ModelMismatch: the descriptor's dimension is not this index's.
         """
         start = time.perf_counter()
         self._check(step)
@@ -161,13 +160,13 @@ class Follower:
         return self._answer(frame, scores, belief)
 
     def smoothed(self) -> list[FrameAnswer]:
-        """The answers of all frames so far, each by all of them, later ones too.
+        """Return the answers of all frames so far, each given all frames.
 
         Raises:
             UsageError: the frames were not remembered.
         """
         if not self._remember:
-            raise UsageError("only what was remembered can be smoothed: follow with remember=True")
+            raise UsageError("smoothing needs the frames: follow with remember=True")
         beliefs = self._filter.smoothed()
         return [
             self._answer(frame, self._map.scores(frame.descriptor), belief)
@@ -177,10 +176,10 @@ class Follower:
     def _check(self, step: Step | None) -> None:
         metric = isinstance(self._motion, MetricMotion)
         if step is not None and not metric and (step.metres, step.offset_m) != (None, None):
-            raise UsageError("a way in metres needs positions, and this map goes by the order of its photos")
+            raise UsageError("steps in metres need photo positions; this map is ordered by file name")
 
     def _inliers(self, question: Question, by_photo: Floats, scores: Floats) -> dict[int, int]:
-        """Of the CANDIDATES photos most like a frame: how many of its local features they show too."""
+        """Return the inliers of the CANDIDATES photos nearest to a frame."""
         if question.features is None:
             return {}
         count = min(CANDIDATES, self._map.photos)
@@ -191,7 +190,7 @@ class Follower:
         return {photo: inliers for photo, inliers in found.items() if inliers is not None}
 
     def _step(self, descriptor: Descriptor, step: Step | None) -> Step:
-        """What odometry and the two frames say together."""
+        """Combine odometry with the step that the two frames suggest."""
         if self._skipped is not None:
             step = self._skipped.then(step or Step())
         if self._last is None:
@@ -229,7 +228,7 @@ class Follower:
     def _places(
         self, hits: Sequence[tuple[int, PhotoHit, Place | None]], belief: Belief
     ) -> tuple[PlaceHit, ...]:
-        """The k likeliest places, each with its photos, likeliest first."""
+        """Return the k most probable places, each with its photos, the most probable first."""
         found: dict[str, list[tuple[int, PhotoHit, Place | None]]] = {}
         for photo, hit, place in hits:
             found.setdefault(place.id if place else place_id(hit.id), []).append((photo, hit, place))
@@ -258,7 +257,7 @@ def _joined(before: Step | None, step: Step) -> Step:
 
 
 def _position(hits: Sequence[PhotoHit], places: Sequence[PlaceHit]) -> Position | None:
-    """Where the likeliest place was seen from, by the likely photos about its first one."""
+    """Return the position at the most probable place, from the probable photos around its first one."""
     if not places or places[0].photos[0].lat is None or places[0].photos[0].lon is None:
         return None
     lat, lon = places[0].photos[0].lat, places[0].photos[0].lon
@@ -279,7 +278,7 @@ def follow_all(
     steps: Sequence[Step | None] | None,
     on_unreadable: Callable[[Source, ImageError], None] | None,
 ) -> Iterator[FrameAnswer]:
-    """An answer a frame, in their order; frames that cannot be read are told of and left out."""
+    """Yield an answer for each frame in order; unreadable frames are reported and left out."""
     for number, frame in enumerate(frames):
         try:
             yield follower.update(frame, steps[number] if steps else None)

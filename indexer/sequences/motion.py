@@ -1,4 +1,4 @@
-"""How a camera may have moved over the photos of a map: along a traverse, or by metres."""
+"""Motion models of a camera over the photos of a map: along a traverse, or in metres."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 WINDOW = (-2, 9)
-"""Photos that a camera may be further along a traverse where nothing says how fast it goes (Xu et al. 2021,
-whose box is [-2, 10))."""
+"""Window of photos further along a traverse if the speed is unknown (Xu et al. 2021, whose box is [-2, 10)).
+"""
 TURN = 0.05
-"""Chance that a camera turns round along a traverse between two frames."""
+"""Probability that a camera turns round along a traverse between two frames."""
 NEAR_FRAMES = 2
-"""So many photos before and after one show the place, in a traverse."""
+"""Photos before and after one that show the same place, in a traverse."""
 NEAR_M = 25.0
-"""Photos so near to one show the place, in metres."""
+"""Distance of photos that show the same place, in metres."""
 UNKNOWN_STEP_M = 25.0
-"""How far a camera may have moved in metres where nothing says it."""
+"""Motion in metres if nothing is known."""
 BLUR_M = 10.0
-"""By how much two positions may be off, in metres: of a photo, of the spot a frame was taken at."""
+"""Error of a position, in metres: of a photo, and of the spot of a frame."""
 TURNED = 0.1
-"""Error of odometry, as a share of the way."""
+"""Error of odometry, as a share of the distance."""
 MOST_STATES, MOST_PAIRS = 512, 2_000_000
-"""Of the metric model: photos that a step starts from, and pairs of photos it looks at."""
+"""Metric model: most photos that a step starts from, and most pairs of photos it considers."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is known of a camera's way since the frame before. Raises UsageError for what cannot be."""
+    """The known motion of a camera since the previous frame. Raises UsageError for impossible values."""
 
     photos: float | None = None
-    """About how many photos of a traverse it has passed, either way; None where nothing says it."""
+    """Estimated photos of a traverse passed, in either direction; None if unknown."""
     metres: float | None = None
-    """At most so far; None where nothing says it."""
+    """Upper bound in metres; None if unknown."""
     offset_m: tuple[float, float] | None = None
-    """Metres east and north; beside it `metres` is not looked at."""
+    """Metres east and north; `metres` is ignored if this is given."""
     cut: float = 0.0
-    """Chance that it is somewhere else altogether."""
+    """Probability that the camera is somewhere else altogether."""
     novelty: float = 1.0
-    """Share of the frame that was not seen in the one before, 0 to 1."""
+    """Share of the frame that the previous one did not show, 0 to 1."""
 
     def __post_init__(self) -> None:
         given = (self.photos, self.metres, *(self.offset_m or ()))
         if not all(value is None or np.isfinite(value) for value in given):
-            raise UsageError(f"a step's way must be finite numbers, got {given}")
+            raise UsageError(f"a step must have finite numbers, got {given}")
         if min(self.photos or 0.0, self.metres or 0.0) < 0:
             raise UsageError("a step's photos and metres must not be less than 0")
         if not (0 <= self.cut <= 1 and 0 <= self.novelty <= 1):
@@ -63,7 +63,7 @@ class Step:
             )
 
     def then(self, other: Step) -> Step:
-        """Both steps as one, as after a frame that could not be read."""
+        """Return both steps as one, for a frame that could not be read."""
         both = (self.photos, other.photos)
         photos = None if None in both else sum(value or 0.0 for value in both)
         cut = 1 - (1 - self.cut) * (1 - other.cut)
@@ -80,20 +80,20 @@ class Step:
 
 
 class Move(Protocol):
-    """One step's chances P(y | x) to come from state x to state y; what they leave of 1 leads off the map."""
+    """Probabilities P(y | x) of one step from state x to state y; the rest to 1 leads off the map."""
 
     def forward(self, belief: Floats) -> tuple[Floats, float]:
-        """Σ_x belief(x) P(y | x), for each y (K N); and the belief in states whose way is unknown."""
+        """Return Σ_x belief(x) P(y | x), for each y (K N), and the belief in states with unknown motion."""
 
     def backward(self, value: Floats, off: float, anywhere: float) -> Floats:
-        """Σ_y P(y | x) value(y), for each x (K N), and `off` by the chance to leave the map.
+        """Return Σ_y P(y | x) value(y), for each x (K N); leaving the map has the value `off`.
 
-        `anywhere` is the value of a state of whose way nothing is known.
+        `anywhere` is the value of a state with unknown motion.
         """
 
 
 class Motion(Protocol):
-    """What a camera may do between two frames. A belief is K N: K ways to be at each of N photos."""
+    """The motion of a camera between two frames. A belief is K N: K directions at each of N photos."""
 
     ways: int
     """K."""
@@ -103,24 +103,24 @@ class Motion(Protocol):
         """N."""
 
     def move(self, belief: Floats, step: Step) -> Move:
-        """The step's chances from where the camera is believed to be."""
+        """Return the probabilities of a step from where the camera is believed to be."""
 
     def near(self, photo: int) -> Ints:
-        """The photos that show the place of one, itself among them."""
+        """Return the photos that show the place of a photo, including itself."""
 
 
 class OrderedMotion:
-    """Along traverses: photos one after another, each way (K = 2); no step leads from one to the next.
+    """Motion along traverses: photos in order, in both directions (K = 2); no step changes the traverse.
 
-    P(y | x) is a box: 1/(b − a + 1) for a photo a to b further on in the camera's direction, which it keeps
-    with probability 1 − TURN. With `Step.photos` = g the box is [0, 2g + 1], rounded: up to twice as fast as
-    it seems and one more; else it is WINDOW. What would step over an end of the traverse leaves the map.
+    P(y | x) is a box: 1/(b − a + 1) for a photo a to b further on in the camera's direction, which stays with
+    probability 1 − TURN. With `Step.photos` = g the box is [0, 2g + 1], rounded: up to twice the estimate
+    plus one; otherwise it is WINDOW. Steps beyond an end of the traverse leave the map.
     """
 
     ways = 2
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        """Of traverses with so many photos each, numbered one after another."""
+        """Traverses with these numbers of photos, numbered one after another."""
         ends = np.cumsum(lengths, dtype=np.int64)
         self._start = np.repeat(ends - np.asarray(lengths, np.int64), lengths)
         self._end = np.repeat(ends, lengths)
@@ -134,7 +134,7 @@ class OrderedMotion:
         return _Boxes(self._start, self._end, window)
 
     def ahead(self, photos: Ints, gap: int) -> Ints:
-        """The photos so many further on, -1 where the traverse ends before."""
+        """The photos this many further on; -1 beyond the end of the traverse."""
         return np.where(photos + gap < self._end[photos], photos + gap, -1)
 
     def near(self, photo: int) -> Ints:
@@ -161,7 +161,7 @@ class _Boxes:
         return (1 - TURN) * np.stack(reached) + TURN * np.stack(reached[::-1])
 
     def _box(self, values: Floats, first: int, last: int) -> Floats:
-        """Σ values[i + first … i + last] / (last − first + 1) for each i, of its own traverse alone."""
+        """Σ values[i + first … i + last] / (last − first + 1) for each i, within its traverse."""
         at = np.arange(len(values))
         sums = np.concatenate([[0.0], np.cumsum(values)])
         upper = np.clip(at + last + 1, self._start, self._end)
@@ -170,21 +170,21 @@ class _Boxes:
 
 
 class MetricMotion:
-    """By metres between photos that have positions, in any order (K = 1).
+    """Motion in metres between photos with positions, in any order (K = 1).
 
-    P(y | x) ∝ exp(−½(e/σ)²). With `Step.metres` = u (UNKNOWN_STEP_M where nothing says it) e is what the
-    photos' distance exceeds u by, and σ = BLUR_M; with `Step.offset_m` e is the distance of y from x moved
-    by it, and σ² = BLUR_M² + (TURNED·u)². Where no photo lies within 3σ, the step leads off the map.
+    P(y | x) ∝ exp(−½(e/σ)²). With `Step.metres` = u (UNKNOWN_STEP_M if unknown) e is the excess of the
+    photos' distance over u, and σ = BLUR_M. With `Step.offset_m` e is the distance of y from x moved by the
+    offset, and σ² = BLUR_M² + (TURNED·u)². If no photo lies within 3σ, the step leads off the map.
 
-    A step starts from the MOST_STATES likeliest photos, fewer where they would reach more than MOST_PAIRS; of
-    the way from all others nothing is known, and `SequenceFilter` spreads the belief in them over the map. A
-    photo without a position is never reached by a step.
+    A step starts from the MOST_STATES most probable photos, or fewer if they would have more than MOST_PAIRS
+    neighbours. `SequenceFilter` spreads the belief in all others over the map. A photo without a position is
+    never reached by a step.
     """
 
     ways = 1
 
     def __init__(self, lat: Floats, lon: Floats) -> None:
-        """Of photos at these positions in degrees (N), NaN where there is none."""
+        """Photos at these positions in degrees (N), NaN if unknown."""
         self._lat, self._lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
         self._placed = np.flatnonzero(np.isfinite(self._lat) & np.isfinite(self._lon))
         self._points = earth_points(self._lat[self._placed], self._lon[self._placed])
@@ -214,7 +214,7 @@ class MetricMotion:
         return self._placed[np.asarray(found, np.int64)]
 
     def _likeliest(self, belief: Floats) -> Ints:
-        """The MOST_STATES likeliest photos that have a position, likeliest first."""
+        """The MOST_STATES most probable photos with a position, most probable first."""
         weights = belief[self._placed]
         count = min(MOST_STATES, len(weights))
         chosen = np.argpartition(-weights, count - 1)[:count] if count else np.empty(0, np.int64)
@@ -222,7 +222,7 @@ class MetricMotion:
         return self._placed[chosen[np.argsort(-weights[chosen], kind="stable")]]
 
     def _pairs(self, states: Ints, points: Floats, reach: float) -> tuple[Ints, Ints, Ints]:
-        """Of the likeliest states, as many as MOST_PAIRS allow: they, and row and photo of each pair."""
+        """Most probable states within MOST_PAIRS: the states, and row and photo of each pair."""
         if not len(states):
             return states, np.empty(0, np.int64), np.empty(0, np.int64)
         counts = np.asarray(self._tree.query_ball_point(points, reach, return_length=True))
@@ -249,7 +249,7 @@ class _Pairs:
 
 
 def _moved(lat: Floats, lon: Floats, offset_m: tuple[float, float] | None) -> tuple[Floats, Floats]:
-    """Positions in degrees moved by metres east and north; of a few kilometres."""
+    """Positions in degrees, moved by metres east and north (a few kilometres at most)."""
     if offset_m is None:
         return lat, lon
     degrees = np.degrees(np.asarray(offset_m) / EARTH_RADIUS_M)

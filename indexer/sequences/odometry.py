@@ -1,4 +1,4 @@
-"""How far a camera went between frames: from a CSV, or from the frames' times and its speed."""
+"""Odometry: the motion between frames, from a CSV, or from the frames' times and a speed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from model.errors import ImageError
 from model.images import open_photo
 
 CLOCK_S = 1.0
-"""EXIF times are to the second: two may be as much further apart."""
+"""EXIF times are in whole seconds: two may be this much further apart."""
 
 
 def read_odometry(path: Path, frames: Sequence[Path]) -> list[Step | None]:
-    """The steps that lead to each of `frames`, None where the file does not say; the first's is not used.
+    """Read the step to each of `frames`, None if the file has none; the first one is not used.
 
-    A CSV with the columns `frame` (its path, file name or number from 0) and either `metres`, the way since
-    the frame before, beside which `heading` may say in degrees clockwise from north where it led; or `dx`
-    and `dy`, metres to the east and to the north. Cells but `frame` may be empty; other columns are ignored.
+    The CSV has the column `frame` (path, file name or number from 0), and either `metres`, the distance from
+    the previous frame, with an optional `heading` in degrees clockwise from north; or `dx` and `dy`, metres
+    east and north. Cells except `frame` may be empty; other columns are ignored.
 
     Raises:
-        UsageError: it cannot be read, lacks a column, or has a value or a frame that cannot be.
+        UsageError: the file cannot be read, lacks a column, or has an impossible value or frame.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -52,7 +52,7 @@ def read_odometry(path: Path, frames: Sequence[Path]) -> list[Step | None]:
 
 
 def _numbers(frames: Sequence[Path]) -> dict[str, list[int]]:
-    """The frames that each way of naming one means."""
+    """Return the frames by each way to name them."""
     names: dict[str, list[int]] = {}
     for number, frame in enumerate(frames):
         for name in {str(frame), frame.name}:
@@ -63,7 +63,7 @@ def _numbers(frames: Sequence[Path]) -> dict[str, list[int]]:
 
 
 class _Row:
-    """One line, so that each complaint can name it."""
+    """One line of the CSV, whose errors name it."""
 
     def __init__(self, at: str, cells: Mapping[str, str | None]) -> None:
         self._at, self._cells = at, cells
@@ -108,17 +108,17 @@ class _Row:
 
 
 def steps_by_time(frames: Sequence[Path], max_speed: float) -> list[Step | None]:
-    """The steps of a camera of at most `max_speed` metres a second, by the times in the frames' EXIF.
+    """Return the steps of a camera of at most `max_speed` metres a second, by the times in EXIF.
 
     Raises:
-        UsageError: the speed is none, or no two frames in turn say when they were taken.
+        UsageError: the speed is not positive, or no two consecutive frames have a time.
     """
     if not (math.isfinite(max_speed) and max_speed > 0):
         raise UsageError(f"the speed must be more than 0 metres a second, not {max_speed:g}")
     times = [_time(frame) for frame in frames]
     steps = [None, *(_step(*pair, max_speed) for pair in pairwise(times))]
     if len(frames) > 1 and not any(steps):
-        raise UsageError("a speed needs the times of the frames, and their EXIF has none")
+        raise UsageError("a speed needs times, and no two consecutive frames have one in their EXIF")
     return steps[: len(frames)]
 
 
@@ -134,7 +134,7 @@ def _time(frame: Path) -> Moment | None:
     try:
         with open_photo(frame) as image:
             taken_at = from_exif(image).taken_at
-    except ImageError:  # it will be named when it is asked about
+    except ImageError:  # the query will report it
         return None
     moment = read_moment(taken_at) if taken_at else None
     return moment if moment is not None and not moment.lasts else None

@@ -24,23 +24,23 @@ class PhotoMap:
     """The photos of an index as a map, numbered by folder and file order, and their descriptors."""
 
     numbers: Ints
-    """Ids of the descriptors, photo by photo: a panorama has several."""
+    """Ids of the descriptors, photo by photo; a panorama has several."""
     starts: Ints
-    """Where each photo's begin."""
+    """Start of each photo's descriptors."""
     lengths: tuple[int, ...]
-    """Of the traverses: photos a folder."""
+    """Lengths of the traverses: photos in each folder."""
     lat: Floats
     lon: Floats
-    """Degrees; NaN where a photo has no position."""
+    """Degrees; NaN if a photo has no position."""
     searched: Searched
     _take: Ints
-    """Where in the stores' scores each of `numbers` is."""
+    """Index of each of `numbers` in the stores' scores."""
 
     @classmethod
     def read(
         cls, catalogue: Catalogue, generation: int, searched: Searched, selection: Selection | None
     ) -> PhotoMap:
-        """The photos that are searched, of `selection` only where given.
+        """Read the photos that are searched; only those of `selection` if given.
 
         Raises:
             IndexerError: there are none.
@@ -57,7 +57,7 @@ class PhotoMap:
         folders = by_folder(photo for photo in catalogue.place_photos() if photo.id in views)
         photos = [photo for folder in folders for photo in folder.photos]
         if not photos:
-            raise IndexerError("there is no photo to follow a camera by: the filters leave none")
+            raise IndexerError("the filters leave no photo to follow a camera by")
         counts = [len(views[photo.id]) for photo in photos]
         numbers = np.array([number for photo in photos for number in views[photo.id]], np.int64)
         return cls(
@@ -75,10 +75,10 @@ class PhotoMap:
         return len(self.starts)
 
     def motion(self, kind: MotionKind) -> Motion:
-        """How a camera moves over it; `auto`: by metres where half of the photos have a position.
+        """Return the motion model; `auto`: metres if half of the photos have a position.
 
         Raises:
-            UsageError: by metres, where no photo has a position.
+            UsageError: metres, but no photo has a position.
         """
         placed = np.count_nonzero(np.isfinite(self.lat))
         if kind == "metres" and not placed:
@@ -87,20 +87,20 @@ class PhotoMap:
         return MetricMotion(self.lat, self.lon) if by_metres else OrderedMotion(self.lengths)
 
     def vectors(self, photos: Ints) -> Descriptor:
-        """Descriptors (n d) of photos by number; a panorama's first view."""
+        """Return descriptors (n d) of photos by number; the first view of a panorama."""
         return self.searched.vectors(self.numbers[self.starts[photos]])
 
     def scores(self, descriptor: Descriptor) -> Floats:
-        """Cosines of a descriptor (d) with every one of `numbers`."""
+        """Return cosines of a descriptor (d) with every one of `numbers`."""
         found = np.concatenate([store.scores(descriptor) for store in self.searched.stores])
         return found[self._take].astype(np.float64)
 
     def by_photo(self, scores: Floats) -> Floats:
-        """Each photo's score: that of its best view."""
+        """Return each photo's score: that of its best view."""
         return np.maximum.reduceat(scores, self.starts)
 
     def best_view(self, photo: int, scores: Floats) -> int:
-        """Where in `numbers` a photo's best view is."""
+        """Return the index in `numbers` of a photo's best view."""
         end = self.starts[photo + 1] if photo + 1 < self.photos else len(self.numbers)
         start = int(self.starts[photo])
         return start + int(scores[start:end].argmax())

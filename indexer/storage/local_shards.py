@@ -17,7 +17,7 @@ import numpy as np
 from indexer.errors import IndexerError
 from indexer.storage.files import map_array, replace_file
 from indexer.storage.rows import Slot
-from model.local_features import Packed
+from model.layers.local_features import Packed
 
 ROWS = 1024
 """Records in a file; 35 MB with 500 features in each photo."""

@@ -19,17 +19,17 @@ from indexer.options import IMAGENET, FitOptions
 from indexer.storage.files import map_array, replace_text, save_array
 from indexer.training.dataset import TrainingPhoto
 from indexer.training.options import TrainingOptions, TrainProgress
+from indexer.training.record import log_line, write_record
 from model.clusters import SAMPLE_PHOTOS
-from model.deepface import INPUT_SIZE
 from model.embedder import DTYPES, Embedded, Embedder
 from model.errors import ImageError
 from model.fitting import fit_clusters
 from model.images import read_photo
+from model.layers.deepface import INPUT_SIZE
+from model.layers.poolings import CLUSTERED, ONE_LAYER, build_pooling
 from model.modelfile import ModelConfig, PlaceModel, load_model, save_model
-from model.poolings import CLUSTERED, ONE_LAYER, build_pooling
 from model.reduction import choose_reduction, fit_reduction
 from model.training.mining import TrainingSet
-from model.training.record import log_line, write_record
 from model.training.trainer import CHECKPOINT, State, Trainer
 from model.weights import load_weights
 

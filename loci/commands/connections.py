@@ -88,7 +88,7 @@ def _compare(layer: Layer) -> list[dict[str, Any]]:
     """Return the cost of each kind, from sizes alone: no weights are allocated."""
     import torch
 
-    from model.connections import CONNECTIONS, build_connection
+    from model.layers.connections import CONNECTIONS, build_connection
 
     rows = []
     channels, *size = layer.input
@@ -121,7 +121,7 @@ def _most_weights(layer: Layer) -> int:
 
 
 def _deepface(tile: int) -> list[Layer]:
-    from model.deepface import LOCAL_LAYERS, MAPS
+    from model.layers.deepface import LOCAL_LAYERS, MAPS
 
     return [
         Layer(name, (MAPS, size, size), MAPS, kernel, stride, 0, tile)

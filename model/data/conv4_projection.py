@@ -1,4 +1,4 @@
-"""Makes the projection of conv4_3 that `model.local_features` ships, from the demo's photos.
+"""Makes the projection of conv4_3 that `model.layers.local_features` ships, from the demo's photos.
 
 python -m model.data.conv4_projection model/data/conv4-projection-fp16.safetensors
 """
@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from model.backbone import VGG16
 from model.images import read_photo
-from model.local_features import DIM
+from model.layers.backbone import VGG16
+from model.layers.local_features import DIM
 from model.modelfile import ModelConfig, PlaceModel
 
 PHOTOS = Path("loci/demo")

@@ -1,0 +1,1 @@
+"""Training steps: losses, mining, the trainer and its checkpoints."""

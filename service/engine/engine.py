@@ -15,7 +15,7 @@ from indexer.errors import IndexBusy, IndexerError, Superseded
 from indexer.filters import Filters
 from indexer.index import Index
 from indexer.photos.metadata import PhotoMetadata
-from indexer.posting.posting import NewPhoto, read_new
+from indexer.posting.new_photo import NewPhoto, read_new
 from model.embedder import Seen
 from model.errors import ImageError
 from model.gpu_decoding import Image

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from indexer.answers import Answer, Photo, Place
 from indexer.filters import Filters
-from indexer.posting.posting import NewPhoto
+from indexer.posting.new_photo import NewPhoto
 from model.embedder import Seen
 from model.gpu_decoding import Image
-from model.local_features import Packed
+from model.layers.local_features import Packed
 
 Descriptor = NDArray[np.float32]
 """D numbers, unit length."""

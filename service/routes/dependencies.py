@@ -8,7 +8,7 @@ from fastapi.security import HTTPBearer
 
 from indexer.filters import DEFAULT_TOLERANCE, Filters
 from indexer.photos.metadata import PhotoMetadata
-from indexer.posting.posting import given_metadata
+from indexer.posting.new_photo import given_metadata
 from service.engine.engine import Engine
 from service.engine.protocols import ServedIndex
 from service.errors import InvalidRequest

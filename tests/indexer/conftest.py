@@ -24,7 +24,7 @@ from indexer.build.run import build_index
 from indexer.index import Index
 from indexer.options import BuildOptions, FitOptions, Options, PlaceOptions, SearchOptions, save_options
 from indexer.photos.metadata import PhotoMetadata
-from indexer.posting.posting import NewPhoto
+from indexer.posting.new_photo import NewPhoto
 from indexer.search.folder import Folder
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout

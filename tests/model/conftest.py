@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from model.layers.poolings import NetVLAD
 from model.modelfile import ModelConfig, PlaceModel
-from model.poolings import NetVLAD
 from model.reduction import Reduction, fit_reduction
 
 

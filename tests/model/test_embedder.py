@@ -13,8 +13,8 @@ from model.clusters import kmeans, sample_local, sharpness
 from model.embedder import Embedder
 from model.errors import ModelError
 from model.images import read_photo
+from model.layers.poolings import NetVLAD
 from model.modelfile import ModelConfig, PlaceModel
-from model.poolings import NetVLAD
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 PHOTOS = SHARED / "data" / "cambridge-street" / "queries"

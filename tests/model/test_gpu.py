@@ -19,7 +19,7 @@ from model import embedder as module
 from model.cuda_graphs import Outputs, Pass
 from model.embedder import Embedder, Seen
 from model.gpu_decoding import GpuReader
-from model.local_features import unpack
+from model.layers.local_features import unpack
 from model.modelfile import ModelConfig, PlaceModel
 
 Photo = NDArray[np.uint8]

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backbone import CHANNELS, VGG16, imagenet_backbone
 from model.embedder import Embedder, with_ranges
 from model.errors import ModelError
 from model.int8 import Int8VGG16, activation_ranges, computes_int8
-from model.local_features import unpack
+from model.layers.backbone import CHANNELS, VGG16, imagenet_backbone
+from model.layers.local_features import unpack
 from model.modelfile import ModelConfig, PlaceModel, load_model, read_header, save_model
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.backbone import imagenet_backbone
 from model.embedder import Embedder
 from model.errors import ModelError
+from model.layers.backbone import imagenet_backbone
+from model.layers.poolings import NetVLAD
 from model.modelfile import FORMAT, ModelConfig, PlaceModel, load_model, read_header, save_model
-from model.poolings import NetVLAD
 from model.reduction import Reduction
 
 

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from model.clusters import rank_by_halves
 from model.errors import ModelError
-from model.poolings import NORMALISATIONS, POOLINGS, VLAD, Average, GeM, NetVLAD, Pooling, build_pooling
+from model.layers.poolings import (
+    NORMALISATIONS,
+    POOLINGS,
+    VLAD,
+    Average,
+    GeM,
+    NetVLAD,
+    Pooling,
+    build_pooling,
+)
 
 K, D = 4, 6
 ALL = pytest.mark.parametrize("name", POOLINGS)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 from torch import Tensor
 
-from model.backbone import vgg16_conv5
 from model.errors import ModelError
+from model.layers.backbone import vgg16_conv5
 from model.modelfile import load_model
 from model.published import read_published
 from model.weights import fetched, import_weights, load_weights, pull

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from indexer.training.record import write_record
 from model.errors import ModelError
 from model.fitting import fit_clusters
+from model.layers.poolings import CLUSTERED, POOLINGS
 from model.modelfile import ModelConfig, PlaceModel
-from model.poolings import CLUSTERED, POOLINGS
 from model.reduction import Reduction
 from model.training.checkpoint import load_checkpoint, save_checkpoint
 from model.training.losses import LOSSES
 from model.training.mining import Miner, TrainingSet, recall_at
-from model.training.record import write_record
 from model.training.trainer import State, Trainer, TrainOptions
 
 PLACES, VIEWS, CHANNELS = 12, 4, 512

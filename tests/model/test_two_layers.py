@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backbone import VGG16
 from model.embedder import Embedder
 from model.errors import ModelError
 from model.fitting import fit_clusters
+from model.layers.backbone import VGG16
+from model.layers.poolings import ONE_LAYER, TWO_LAYERS, VLAD, NetVLAD, TwoLayers, apart, joined
 from model.modelfile import ModelConfig, PlaceModel, load_model, save_model
-from model.poolings import ONE_LAYER, TWO_LAYERS, VLAD, NetVLAD, TwoLayers, apart, joined
 
 
 def maps(

@@ -15,12 +15,12 @@ import pytest
 from indexer.build.run import remove_photos
 from indexer.errors import IndexerError, IndexMissing, ModelMismatch, NotFound, UsageError
 from indexer.options import BuildOptions, FitOptions, load_options
-from indexer.posting.posting import given_metadata, read_new
+from indexer.posting.new_photo import given_metadata, read_new
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.layout import Layout
 from model.errors import ModelError
+from model.layers.poolings import TwoLayers
 from model.modelfile import ModelConfig, load_model, save_model
-from model.poolings import TwoLayers
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import Paint, World

@@ -27,7 +27,7 @@ from indexer.maintenance.backup import backup
 from indexer.maintenance.check import check_index
 from indexer.maintenance.restore import restore
 from indexer.photos.metadata import PhotoMetadata
-from indexer.posting.posting import read_new
+from indexer.posting.new_photo import read_new
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.lock import backup_lock, is_backed_up, write_lock
 

@@ -11,8 +11,8 @@ import pytest
 from indexer.errors import IndexMissing
 from indexer.maintenance.check import check_index
 from indexer.storage.catalogue import Catalogue
+from model.layers.poolings import TwoLayers
 from model.modelfile import load_model, save_model
-from model.poolings import TwoLayers
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import World

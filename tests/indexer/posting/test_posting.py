@@ -23,7 +23,7 @@ from indexer.filters import Filters
 from indexer.index import Index
 from indexer.maintenance.check import check_index
 from indexer.photos.metadata import PhotoMetadata
-from indexer.posting.posting import given_metadata, read_new
+from indexer.posting.new_photo import given_metadata, read_new
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.lock import write_lock
 from indexer.storage.stored_files import sweep

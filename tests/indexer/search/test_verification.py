@@ -27,7 +27,7 @@ from indexer.search.verification import (
 from indexer.storage.layout import Layout
 from indexer.storage.local_shards import write_local
 from indexer.storage.rows import Slot
-from model.local_features import STRIDE, packed_type
+from model.layers.local_features import STRIDE, packed_type
 
 if TYPE_CHECKING:
     from tests.indexer.conftest import World

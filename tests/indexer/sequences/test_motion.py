@@ -178,8 +178,8 @@ def test_metres_across_the_antimeridian(lon: float) -> None:
     [
         ({"metres": -1.0}, "a step's photos and metres must not be less than 0"),
         ({"photos": -1.0}, "a step's photos and metres must not be less than 0"),
-        ({"metres": float("nan")}, "a step's way must be finite numbers"),
-        ({"offset_m": (0.0, float("inf"))}, "a step's way must be finite numbers"),
+        ({"metres": float("nan")}, "a step must have finite numbers"),
+        ({"offset_m": (0.0, float("inf"))}, "a step must have finite numbers"),
         ({"cut": 1.1}, "a step's cut and novelty must be 0 to 1, got 1.1 and 1"),
         ({"novelty": -0.1}, "a step's cut and novelty must be 0 to 1, got 0 and -0.1"),
     ],

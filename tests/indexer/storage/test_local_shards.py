@@ -11,7 +11,7 @@ import pytest
 from indexer.errors import IndexerError
 from indexer.storage.local_shards import drop_local, read_local, write_local
 from indexer.storage.rows import Slot
-from model.local_features import Packed, packed_type
+from model.layers.local_features import Packed, packed_type
 
 ROWS = 64
 """Of a file, in these tests: see tests/small_shards.py."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-import model.backbone
+import model.layers.backbone
 from indexer.build.run import build_index
 from indexer.errors import IndexerError, IndexLocked, UsageError
 from indexer.index import Index
@@ -107,7 +107,7 @@ def better_and_better(monkeypatch: pytest.MonkeyPatch) -> None:
 def real_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """VGG16 and not the tiny stand-in."""
     for name in ("imagenet_backbone", "vgg16_conv5"):
-        monkeypatch.setattr(f"model.modelfile.{name}", getattr(model.backbone, name))
+        monkeypatch.setattr(f"model.modelfile.{name}", getattr(model.layers.backbone, name))
 
 
 def options(*, train: dict[str, Any] | None = None, **more: Any) -> TrainingOptions:

@@ -69,7 +69,7 @@ def test_folder_of_frames_prints_one_line_each(loci: Loci, road: Path, frames: P
         assert f", as in drive/frame{number + 5}.jpg, " in lines[number]
         assert lines[number].endswith("% sure")
     assert (
-        result.stderr == "Note: how sure it is comes from the sequence and is not calibrated on this index\n"
+        result.stderr == "Note: the confidence comes from the sequence and is not calibrated on this index\n"
     )
 
 
@@ -166,7 +166,7 @@ def test_odometry_needs_a_map_with_positions(loci: Loci, road: Path, frames: Pat
     )
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        "loci: a way in metres needs positions, and this map goes by the order of its photos"
+        "loci: steps in metres need photo positions; this map is ordered by file name"
     )
 
 

@@ -337,7 +337,7 @@ def test_a_photo_added_by_another_process_is_found(client: httpx.Client, folder:
     photo = texture(20)
     other = Index.open(folder, device="cpu")
     from indexer.photos.metadata import PhotoMetadata
-    from indexer.posting.posting import read_new
+    from indexer.posting.new_photo import read_new
 
     new = read_new(photo, PhotoMetadata())
     other.posting().add(new, other.embedder.embed(other.posting().reader((new.id, new.data))))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.connections import CONNECTIONS, Connection, LocallyConnected, Tiled, build_connection
 from model.errors import ModelError
+from model.layers.connections import CONNECTIONS, Connection, LocallyConnected, Tiled, build_connection
 
 KINDS = pytest.mark.parametrize("kind", CONNECTIONS)
 GEOMETRIES = pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_equals_the_loops(
 @pytest.mark.parametrize("batch", [1, 2, 12, 13])
 def test_local_in_every_layout_of_a_batch(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "model.unshared.BLOCK", 3 * 5 * 12 * 8 * batch
+        "model.layers.unshared.BLOCK", 3 * 5 * 12 * 8 * batch
     )  # so that the last block is a short one
     layer = build("local", 2, 3, (9, 6), (3, 2))
     maps = random(batch, 2, 9, 6).requires_grad_()

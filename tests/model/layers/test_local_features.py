@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from model.backbone import VGG16
 from model.embedder import Embedder
-from model.local_features import (
+from model.layers.backbone import VGG16
+from model.layers.local_features import (
     CHANNELS,
     DIM,
     STRIDE,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.connections import Connection
-from model.deepface import CONNECTIONS, DeepFace, DeepFaceClassifier
 from model.errors import ModelError
+from model.layers.connections import Connection
+from model.layers.deepface import CONNECTIONS, DeepFace, DeepFaceClassifier
 
 
 def generator(seed: int = 0) -> torch.Generator:

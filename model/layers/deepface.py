@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.connections import Convolution, FullyConnected, build_connection
 from model.errors import ModelError
+from model.layers.connections import Convolution, FullyConnected, build_connection
 
 INPUT_SIZE = 152
 CHANNELS = 4096

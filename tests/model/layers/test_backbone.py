@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.backbone import CHANNELS, STRIDE, imagenet_backbone, imagenet_state, vgg16_conv5
+from model.layers.backbone import CHANNELS, STRIDE, imagenet_backbone, imagenet_state, vgg16_conv5
+from model.layers.poolings import ONE_LAYER
 from model.modelfile import ModelConfig, PlaceModel
-from model.poolings import ONE_LAYER
 
 CONVOLUTIONS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256}
 CONVOLUTIONS |= dict.fromkeys((17, 19, 21, 24, 26, 28), 512)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import ModelError
-from model.poolings import NetVLAD
+from model.layers.poolings import NetVLAD
 
 VERSIONS = pytest.mark.parametrize("version", [1, 2])
 

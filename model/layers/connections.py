@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.errors import ModelError
-from model.unshared import unshared_convolution
+from model.layers.unshared import unshared_convolution
 
 Size = int | tuple[int, int]
 

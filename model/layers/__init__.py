@@ -1,0 +1,1 @@
+"""Layers of the network: VGG16, DeepFace, NetVLAD and other poolings, local features."""
