@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 
 from indexer.confidence.calibration import VERSION, Calibration
 from indexer.confidence.self_queries import Collection, calibrate
@@ -22,7 +21,7 @@ from indexer.snapshots.manifest import Manifest, whole_manifest
 from indexer.snapshots.saved_store import Live, StoreFiles, make_store
 from indexer.snapshots.store import Store
 from indexer.storage.catalogue import Catalogue
-from indexer.storage.files import replace_file, replace_text, sync_folder
+from indexer.storage.files import atomic_write, replace_text, sync_folder
 from indexer.storage.layout import COLUMNS, Layout, generation_of
 from indexer.storage.rows import Slot
 
@@ -152,7 +151,8 @@ def _make(
     store, kind = make_store(folder, layout.shards(state.generation), dim, state.live, search)
     calibration = _calibration(layout, catalogue, state, last, store, assigned, options)
     change = catalogue.replace_places(assigned, state.change)
-    replace_file(folder / COLUMNS, partial(save_columns, catalogue, state.generation))
+    with atomic_write(folder / COLUMNS) as partial:
+        save_columns(catalogue, state.generation, partial)
     manifest = Manifest(
         snapshot=name,
         model=model,

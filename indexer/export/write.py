@@ -1,6 +1,5 @@
 """Writing of exported files."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from indexer.answers import Photo
 from indexer.errors import IndexerError, UsageError
 from indexer.export import formats
 from indexer.export.pairs import retrieval_pairs
+from indexer.storage.files import atomic_write
 
 FORMATS = ("geojson", "csv", "numpy", "hloc", "colmap", "kapture")
 
@@ -113,19 +113,9 @@ def _write(contents: Sequence[_Content], out: Path | BinaryIO) -> tuple[Path, ..
     files = [(content.path(out), content) for content in contents]
     try:
         for file, content in files:
-            _replace(file, content)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(file) as partial, partial.open("wb") as stream:
+                content.write(stream)
     except OSError as error:
         raise IndexerError(f"cannot write {out}: {error.strerror or error}") from error
     return tuple(file for file, _ in files)
-
-
-def _replace(file: Path, content: _Content) -> None:
-    """Write beside the target and rename, so that a failure leaves what was there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as out:
-            content.write(out)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

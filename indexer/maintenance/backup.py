@@ -23,13 +23,13 @@ from indexer.errors import IndexerError
 from indexer.snapshots.manifest import read_manifest
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.database import FILE
-from indexer.storage.files import sync_folder
+from indexer.storage.files import PARTIAL, atomic_write
 from indexer.storage.folder import os_errors_explained
 from indexer.storage.layout import CURRENT, Layout, generation_of
 from indexer.storage.lock import backup_lock
 from indexer.storage.photo_queries import FOLDER
 from indexer.storage.shards import shard_path
-from indexer.storage.stored_files import PARTIAL, sweep
+from indexer.storage.stored_files import sweep
 
 SUMS = "SHA256SUMS"
 """File of a backup with the digests of the others, in the format of sha256sum; not in a restored index."""
@@ -167,19 +167,8 @@ def _target(out: Path | BinaryIO) -> Iterator[tuple[BinaryIO, Path]]:
         return
     if out.exists():
         raise IndexerError(f"{out} exists already: choose a new file")
-    partial = out.with_name(f"{out.name}{PARTIAL}")
-    with os_errors_explained(out):
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, MODE)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file, out
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(out)
-            sync_folder(out.parent)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    with os_errors_explained(out), atomic_write(out, MODE) as partial, partial.open("wb") as file:
+        yield file, out
 
 
 class _Archive:

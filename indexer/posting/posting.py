@@ -20,13 +20,13 @@ from indexer.photos.reader import Reader
 from indexer.posting.join_place import join_place
 from indexer.posting.new_photo import NewPhoto
 from indexer.storage.catalogue import Catalogue
-from indexer.storage.files import sha256_of, sync_folder
+from indexer.storage.files import PARTIAL, sha256_of, sync_folder
 from indexer.storage.folder import os_errors_explained
 from indexer.storage.layout import Layout, generation_of
 from indexer.storage.local_shards import Local, write_local
 from indexer.storage.rows import Slot
 from indexer.storage.shards import POSTED, Floats, ShardWriter
-from indexer.storage.stored_files import PARTIAL, drop_files
+from indexer.storage.stored_files import drop_files
 from model.gpu_decoding import Read
 from model.images import read_photo
 

@@ -17,7 +17,7 @@ from indexer.snapshots.exact import FLAT, ExactStore
 from indexer.snapshots.shard_rows import Rows
 from indexer.snapshots.store import Floats, Ids, Store
 from indexer.snapshots.tuning import tune
-from indexer.storage.files import replace_file, sha256_of
+from indexer.storage.files import atomic_write, sha256_of
 from indexer.storage.layout import COLUMNS
 from indexer.storage.rows import Slot
 from indexer.storage.shards import read_slots
@@ -101,11 +101,13 @@ def make_store(
     choice = choose(len(live), dim, options.memory_bytes(), options.recall, hnsw=options.hnsw)
     if not choice.compressed:
         store = ExactStore.build(dim, _blocks(shards, dim, live))
-        replace_file(folder / INDEX, store.save)
+        with atomic_write(folder / INDEX) as partial:
+            store.save(partial)
         return store, StoreKind(FLAT, 1.0, 0, 0)
     rows = _rows(shards, dim, live)
     rows.open()
-    replace_file(folder / ROWS, rows.save)
+    with atomic_write(folder / ROWS) as partial:
+        rows.save(partial)
     return _compressed(folder, rows, choice, options.recall)
 
 
@@ -115,7 +117,8 @@ def _compressed(folder: Path, rows: Rows, choice: StoreChoice, recall: float) ->
     built = CompressedStore.build(rows, choice.factory)
     setting, reached = tune(built, recall)
     built.completed()
-    replace_file(folder / INDEX, built.save)
+    with atomic_write(folder / INDEX) as partial:
+        built.save(partial)
     return built.tuned(setting), StoreKind(choice.factory, round(reached, 4), setting.probes, setting.depth)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,46 @@ from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
 
+PARTIAL = ".partial"
+"""Ending of the names of files that are not complete yet."""
 NPY_HEADERS = threading.Lock()
 """Lock for reading headers of .npy files. NumPy parses them with `ast`, which on Python 3.11 may fail if two
 threads do so at the same time ("AST constructor recursion depth mismatch", CPython issue 106905)."""
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, and rename it into place."""
-    partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)
+@contextmanager
+def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write to; then sync the file and rename it to `path`.
+
+    If an exception is raised, the temporary file is deleted and `path` stays as it was.
+
+    Args:
+        mode: permissions of the file; None: the usual ones.
+    """
+    partial = path.with_name(f"{path.name}{PARTIAL}")
+    try:
+        if mode is not None:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """`replace_file` with a text."""
-    replace_file(path, lambda partial: _write_text(partial, text))
+    """Write a text file atomically."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def save_array(path: Path, array: NDArray[np.floating]) -> None:
     """Write a .npy array atomically."""
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-
-    replace_file(path, write)
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def map_array(path: Path, what: str) -> np.memmap[Any, np.dtype[Any]]:
@@ -61,7 +74,7 @@ def map_array(path: Path, what: str) -> np.memmap[Any, np.dtype[Any]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last (no-op where folders cannot be synced)."""
+    """Write renames in a folder to disk; does nothing if folders cannot be synced."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -78,7 +91,3 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

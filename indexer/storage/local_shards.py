@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from indexer.errors import IndexerError
-from indexer.storage.files import map_array, replace_file
+from indexer.storage.files import atomic_write, map_array
 from indexer.storage.rows import Slot
 from model.layers.local_features import Packed
 
@@ -36,7 +35,8 @@ def write_local(folder: Path, slots: Sequence[Slot], local: Local) -> None:
         part = [(slot.row % ROWS, packed) for slot, packed in kept if _path(folder, slot) == path]
         dtype = part[0][1].dtype
         if not path.exists():
-            replace_file(path, partial(_preallocate, dtype=dtype))
+            with atomic_write(path) as partial:
+                np.lib.format.open_memmap(partial, "w+", dtype, (ROWS,)).flush()  # sparse
         records = _open(path)
         if records.dtype != dtype:
             raise IndexerError(f"{path} holds other local features than this model's")
@@ -75,10 +75,6 @@ def drop_local(folder: Path, shard: int) -> None:
 
 def _path(folder: Path, slot: Slot) -> Path:
     return folder / f"{slot.shard:06}-{slot.row // ROWS:03}.npy"
-
-
-def _preallocate(path: Path, dtype: np.dtype[Any]) -> None:
-    np.lib.format.open_memmap(path, "w+", dtype, (ROWS,)).flush()
 
 
 def _open(path: Path) -> np.memmap[Any, Any]:

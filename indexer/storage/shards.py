@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
-from indexer.storage.files import map_array, replace_file
+from indexer.storage.files import atomic_write, map_array
 from indexer.storage.rows import Slot
 
 SHARD_BYTES = 64 * 2**20
@@ -53,7 +53,9 @@ class ShardWriter:
     def _write(self, slot: Slot, descriptors: Floats) -> None:
         path = shard_path(self._folder, slot.shard)
         if not path.exists():
-            replace_file(path, self._preallocate)
+            with atomic_write(path) as partial:
+                shape = (self._rows, self._dim)
+                np.lib.format.open_memmap(partial, "w+", np.float16, shape).flush()  # sparse
         offset = open_shard(path, self._dim).offset + slot.row * self._dim * 2
         data = descriptors.astype("<f2").tobytes()
         with path.open("r+b") as file:
@@ -61,9 +63,6 @@ class ShardWriter:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-
-    def _preallocate(self, path: Path) -> None:
-        np.lib.format.open_memmap(path, "w+", np.float16, (self._rows, self._dim)).flush()
 
 
 def rows_per_shard(dim: int) -> int:

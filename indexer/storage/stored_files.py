@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from indexer.storage.catalogue import Catalogue
+from indexer.storage.files import PARTIAL
 from indexer.storage.lock import is_backed_up
 
-PARTIAL = ".partial"
 ABANDONED_S = 3600  # age of a partial file that nobody is still writing
 
 log = logging.getLogger(__name__)
