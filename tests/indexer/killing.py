@@ -1,22 +1,25 @@
-"""What runs that kill themselves, or are killed, at a moment told on the input have in common.
+"""Runs that are killed at a given moment: the killed process, and `Runs`, which gives the orders.
 
-Each line of input, a JSON object, is one run; each line of output is its exit status (negative: a signal).
-Everything is imported once and each run is a fork of this process, since importing takes longer than a run.
+A process reads orders, one JSON object a line, and writes the exit status of each run (negative: a signal).
+Each run is a fork of this process, because importing takes longer than a run.
 
-    {"log": …, …}                                   to the end
-    … "stage": "embedding", "nth": 3, "late": true  killed at that stage's third event, after it happened
+    {"log": …, …}                                   a run to the end
+    … "stage": "embedding", "nth": 3, "late": true  killed after the third event of that stage
     … "seconds": 0.4                                killed by its parent after that time
 
-Events are what leaves something behind. The log gets a line a batch before it goes through the network, and
-a line a stage.
+Events are calls that change files. The log has a line for each stage, and one for each batch, which is
+written before the batch goes through the network.
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from model.embedder import Embedder
@@ -25,8 +28,8 @@ from tests.small_shards import make_shards_small
 Order = dict[str, Any]
 
 
-class Told:
-    """Hears of a run's stages and events, and ends it where it is told to."""
+class Killable:
+    """Progress of a run, which kills the run at the ordered event."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -48,7 +51,7 @@ class Told:
         os.write(self.log, (json.dumps(line) + "\n").encode())
 
     def watch(self, photo: Callable[[Any], str]) -> None:
-        """Take as events what is synced, renamed and embedded; `photo` names an item of a batch."""
+        """Make events of syncs, renames and batches; `photo` returns the name of a batch's item."""
         os.fsync = self.around(os.fsync)
         os.replace = self.around(os.replace)
         embed = Embedder._send_batch
@@ -60,7 +63,7 @@ class Told:
         Embedder._send_batch = embed_batch  # type: ignore[method-assign, assignment]
 
     def around(self, act: Callable[..., Any]) -> Callable[..., Any]:
-        """`act` as an event."""
+        """Make an event of `act`."""
 
         def event(*arguments: Any, **more: Any) -> Any:
             late = self.order.get("late")
@@ -81,7 +84,7 @@ class Told:
 
 
 def serve(run: Callable[[Order], None]) -> None:
-    """Take orders until the input ends."""
+    """Run orders until the input ends."""
     make_shards_small()
     for line in sys.stdin:
         order = json.loads(line)
@@ -93,3 +96,57 @@ def serve(run: Callable[[Order], None]) -> None:
             time.sleep(order["seconds"])
             os.kill(child, signal.SIGKILL)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+class Runs:
+    """Runs with the same files, one after another, each in a process of its own."""
+
+    def __init__(
+        self, folder: Path, zygote: "subprocess.Popen[str]", embedding: str | None = None, **where: str
+    ) -> None:
+        """Take the files of the runs.
+
+        Args:
+            embedding: the only stage whose last batch is lost when it is killed; None: all stages.
+            where: entries of every order.
+        """
+        self._zygote = zygote
+        self._embedding = embedding
+        self.where = where
+        self._folder = folder
+        self.logs: list[list[Any]] = []
+        self.statuses: list[int] = []
+
+    def run(self, **order: Any) -> int:
+        """Run to the end, or until killed, and return the exit status."""
+        log = self._folder / f"log{len(self.logs)}"
+        assert self._zygote.stdin is not None
+        assert self._zygote.stdout is not None
+        self._zygote.stdin.write(json.dumps(self.where | {"log": str(log)} | order) + "\n")
+        self._zygote.stdin.flush()
+        self.statuses.append(int(self._zygote.stdout.readline()))
+        lines = log.read_text().splitlines() if log.exists() else []
+        self.logs.append([json.loads(line) for line in lines])
+        return self.statuses[-1]
+
+    def embedded(self) -> Counter[str]:
+        """Count how often each photo was embedded, without the last batch of each killed run."""
+        counts: Counter[str] = Counter()
+        for log, status in zip(self.logs, self.statuses, strict=True):
+            batches = [line[1] for line in log if line[0] == "batch"]
+            lost = status and self._embedding in (None, last_stage(log))
+            for batch in batches[:-1] if lost else batches:
+                counts.update(batch)
+        return counts
+
+    def seen(self) -> set[str]:
+        """All photos that were embedded, or were in a batch of a killed run."""
+        return {photo for log in self.logs for line in log if line[0] == "batch" for photo in line[1]}
+
+    def killed_in(self) -> list[str]:
+        """The stage of each killed run."""
+        return [last_stage(log) for log, status in zip(self.logs, self.statuses, strict=True) if status]
+
+
+def last_stage(log: list[Any]) -> str:
+    return ["start", *(str(line[1]) for line in log if line[0] == "stage")][-1]

@@ -36,19 +36,19 @@ def test_chords_agree_with_arcs(lat1: float, lon1: float, lat2: float, lon2: flo
 
 @given(st.floats(-80, 80), lons, st.floats(-2000, 2000), st.floats(-2000, 2000))
 @anywhere
-def test_local_metres_are_undone(lat: float, lon: float, east: float, north: float) -> None:
+def test_from_local_is_inverse_of_to_local(lat: float, lon: float, east: float, north: float) -> None:
     found = to_local(*from_local(east, north, lat, lon), lat, lon)
     assert found == pytest.approx([east, north], abs=1e-3)
 
 
 @given(st.floats(-80, 80), lons, st.floats(-500, 500), st.floats(-500, 500))
 @anywhere
-def test_local_metres_are_distances(lat: float, lon: float, east: float, north: float) -> None:
+def test_local_metres_agree_with_haversine(lat: float, lon: float, east: float, north: float) -> None:
     there = from_local(east, north, lat, lon)
     assert haversine_m(lat, lon, *there) == pytest.approx(np.hypot(east, north), rel=2e-3, abs=1e-3)
 
 
-def test_longitudes_wrap() -> None:
+def test_longitudes_are_wrapped() -> None:
     assert wrap_lon([180.0, -180.0, 190.0, -190.0, 540.0]).tolist() == [-180, -180, -170, 170, -180]
 
 
@@ -58,7 +58,7 @@ def test_utm_of_known_points() -> None:
     assert utm_to_latlon(334_897, 6_252_291, 56, south=True) == pytest.approx((-33.8568, 151.2153), abs=2e-4)
 
 
-def test_utm_honours_the_zone() -> None:
+def test_utm_depends_on_zone() -> None:
     here, next_door = (utm_to_latlon(500_000, 5_000_000, zone, south=False) for zone in (31, 32))
     assert here is not None
     assert next_door is not None
@@ -67,9 +67,9 @@ def test_utm_honours_the_zone() -> None:
 
 
 @pytest.mark.parametrize("zone", [0, 61, -3])
-def test_there_is_no_such_zone(zone: int) -> None:
+def test_invalid_utm_zone_has_no_position(zone: int) -> None:
     assert utm_to_latlon(500_000, 5_000_000, zone, south=False) is None
 
 
-def test_utm_far_outside_is_no_place() -> None:
+def test_utm_far_outside_has_no_position() -> None:
     assert utm_to_latlon(1e12, 1e12, 31, south=False) is None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.indexer.conftest import Paint, World
 
 
-def test_the_answer_to_a_photo_of_the_index(opened: Index, made: World) -> None:
+def test_query_by_indexed_photo_finds_its_place(opened: Index, made: World) -> None:
     answer = opened.query(made.photo(2), k=3)
     assert [place.score for place in answer.places] == sorted((p.score for p in answer.places), reverse=True)
     best = answer.places[0]
@@ -37,7 +37,7 @@ def test_the_answer_to_a_photo_of_the_index(opened: Index, made: World) -> None:
     assert set(answer.timings_ms) == {"decode", "embed", "search", "verify"}
 
 
-def test_a_photo_may_be_a_path_bytes_or_a_file(opened: Index, made: World) -> None:
+def test_query_takes_path_bytes_or_file(opened: Index, made: World) -> None:
     data = made.photo(2).read_bytes()
     answers = [opened.query(p) for p in (made.photo(2), str(made.photo(2)), data, io.BytesIO(data))]
     assert len({answer.places for answer in answers}) == 1
@@ -45,7 +45,7 @@ def test_a_photo_may_be_a_path_bytes_or_a_file(opened: Index, made: World) -> No
         opened.query(b"no photo")
 
 
-def test_nearest_is_what_a_naive_search_finds(opened: Index, made: World) -> None:
+def test_nearest_equals_naive_search(opened: Index, made: World) -> None:
     ids, descriptors = opened.descriptors()
     query = opened.embed([made.photo(1)])[0]
     naive = [ids[i] for i in np.argsort(-(descriptors @ query), kind="stable")]
@@ -53,14 +53,14 @@ def test_nearest_is_what_a_naive_search_finds(opened: Index, made: World) -> Non
     assert [hit.id for hit in opened.nearest(query, 100)] == naive
 
 
-def test_k_counts_places_and_starts_at_one(opened: Index, made: World) -> None:
+def test_k_is_a_positive_number_of_places(opened: Index, made: World) -> None:
     assert [len(opened.query(made.photo(0), k=k).places) for k in (1, 4, 99)] == [1, 4, 4]
     for k in (0, -1):
         with pytest.raises(UsageError, match=f"must be at least 1, got {k}"):
             opened.query(made.photo(0), k=k)
 
 
-def test_k_places_are_found_where_one_place_fills_the_nearest(world: World, paint: Paint) -> None:
+def test_k_places_are_found_behind_a_large_place(world: World, paint: Paint) -> None:
     for view in range(30):
         paint(world.photos / "wall0" / f"more{view}.jpg", 0, 100 + view)
     world.build()
@@ -70,18 +70,18 @@ def test_k_places_are_found_where_one_place_fills_the_nearest(world: World, pain
 
 
 @pytest.mark.parametrize("shape", [(2047,), (1, 2048), ()])
-def test_a_descriptor_of_another_model_is_refused(opened: Index, shape: tuple[int, ...]) -> None:
+def test_descriptor_of_another_model_is_refused(opened: Index, shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelMismatch, match="this index has 2048-D descriptors, got one of shape"):
         opened.answer(np.ones(shape, np.float32))
 
 
-def test_what_is_not_there(opened: Index) -> None:
+def test_unknown_photo_or_place_is_not_found(opened: Index) -> None:
     for read in (opened.photo, opened.photo_file, opened.place):
         with pytest.raises(NotFound):
             read("nothing")
 
 
-def test_a_photo_whose_file_is_gone(world: World) -> None:
+def test_missing_photo_file_is_not_found(world: World) -> None:
     index = world.open()
     photo = index.query(world.photo(0)).places[0].photos[0]
     world.photo(0).unlink()
@@ -90,7 +90,7 @@ def test_a_photo_whose_file_is_gone(world: World) -> None:
     assert index.photo(photo.id).path == "photos/wall0/view0.jpg"
 
 
-def test_places_and_their_photos(opened: Index) -> None:
+def test_places_list_their_photos(opened: Index) -> None:
     places = opened.places()
     assert [place.photos for place in places] == [2] * 4
     whole = opened.place(places[0].id)
@@ -98,7 +98,7 @@ def test_places_and_their_photos(opened: Index) -> None:
     assert len(whole.members) == 2
 
 
-def test_info(opened: Index) -> None:
+def test_info_describes_index(opened: Index) -> None:
     info = opened.info()
     assert {
         name: info[name] for name in ("photos", "failed", "places", "dim", "clusters", "with_position")
@@ -114,13 +114,13 @@ def test_info(opened: Index) -> None:
 
 
 @pytest.mark.parametrize("path", ["no", "no/deeper", "file", "file/deeper"])
-def test_no_index(tmp_path: Path, path: str) -> None:
+def test_missing_index_is_an_error(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(IndexMissing, match=r"no index in .*: make one with 'loci index'"):
         Index.open(tmp_path / path)
 
 
-def test_a_removed_photo_is_masked_in_a_snapshot_opened_before(world: World) -> None:
+def test_removed_photo_is_hidden_in_opened_snapshot(world: World) -> None:
     index = world.open()
     remove_photos(world.index, ["wall0/view0.jpg"])
     assert index.query(world.photo(0)).places[0].photos[0].path == "photos/wall0/view1.jpg"
@@ -130,7 +130,7 @@ def test_a_removed_photo_is_masked_in_a_snapshot_opened_before(world: World) -> 
     assert latest.embedder is index.embedder
 
 
-def test_search_reaches_past_any_number_of_masked_photos(world: World, paint: Paint) -> None:
+def test_search_continues_past_removed_photos(world: World, paint: Paint) -> None:
     for view in range(40):
         paint(world.photos / "wall0" / f"more{view}.jpg", 0, 100 + view)
     world.build()
@@ -143,7 +143,7 @@ def test_search_reaches_past_any_number_of_masked_photos(world: World, paint: Pa
     assert not [hit for hit in hits if "wall0" in hit.path]
 
 
-def test_latest_is_itself_until_there_is_another(world: World, paint: Paint) -> None:
+def test_latest_changes_with_next_snapshot(world: World, paint: Paint) -> None:
     index = world.open()
     assert index.latest() is index
     paint(world.photos / "new.jpg", 9)
@@ -152,7 +152,7 @@ def test_latest_is_itself_until_there_is_another(world: World, paint: Paint) -> 
     assert index.latest().snapshot == "01/000002"
 
 
-def test_a_panorama_counts_once_and_turns_the_heading(world: World, paint: Paint) -> None:
+def test_panorama_counts_once_and_turns_heading(world: World, paint: Paint) -> None:
     paint(world.photos / "street.jpg", 9, size=(64, 32))
     table = world.photos.parent / "m.csv"
     table.write_text("path,lat,lon,heading\nstreet.jpg,10,20,90\n")
@@ -169,7 +169,7 @@ def test_a_panorama_counts_once_and_turns_the_heading(world: World, paint: Paint
 
 
 @pytest.mark.parametrize("following", [False, True], ids=["as opened", "latest"])
-def test_threads_answer_while_runs_publish(world: World, paint: Paint, following: bool) -> None:
+def test_threads_answer_during_runs(world: World, paint: Paint, following: bool) -> None:
     """Every answer is whole: its own photo first, both photos of its place together."""
     index = world.open()
     queries = {wall: index.embed([world.photo(wall)])[0] for wall in range(4)}
@@ -211,6 +211,6 @@ def test_threads_answer_while_runs_publish(world: World, paint: Paint, following
     assert min(asked) > 4
 
 
-def test_an_index_can_be_moved(world: World, tmp_path: Path) -> None:
+def test_moved_index_answers(world: World, tmp_path: Path) -> None:
     moved = Path(shutil.move(world.index, tmp_path / "elsewhere"))
     assert len(Index.open(str(moved), device="cpu").query(world.photo(0)).places) == 4

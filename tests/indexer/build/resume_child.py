@@ -6,7 +6,7 @@ import indexer.build.fit
 from indexer.build.run import build_index
 from indexer.options import BuildOptions
 from indexer.storage.catalogue import Catalogue
-from tests.indexer.killing import Order, Told, serve
+from tests.indexer.killing import Killable, Order, serve
 
 SAMPLE, REDUCTION, BATCH = 70, 132, 4
 OPTIONS = BuildOptions(
@@ -14,7 +14,7 @@ OPTIONS = BuildOptions(
 )
 
 
-class Run(Told):
+class Run(Killable):
     def stage(self, name: str, total: int | None) -> None:
         if name == "embedding (to fit)":  # twice, for the clusters and for the reduction
             clustered = Path(self.order["index"], "generations/01/spool/clustered.safetensors").exists()

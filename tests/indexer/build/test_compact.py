@@ -51,7 +51,9 @@ def assert_finds(index: Index, live: dict[str, Floats]) -> None:
     }
 
 
-def test_a_shard_over_a_quarter_dead_is_emptied(made: tuple[Handmade, dict[str, Floats]], unit: Unit) -> None:
+def test_shard_with_a_quarter_dead_rows_is_emptied(
+    made: tuple[Handmade, dict[str, Floats]], unit: Unit
+) -> None:
     handmade, live = made
     before = handmade.open()
     ids = list(live)
@@ -88,7 +90,7 @@ def test_a_shard_over_a_quarter_dead_is_emptied(made: tuple[Handmade, dict[str, 
     assert_finds(before, live)
 
 
-def test_a_row_that_moves_while_it_is_read_is_read_where_it_went(
+def test_row_that_moves_meanwhile_is_read(
     made: tuple[Handmade, dict[str, Floats]], unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handmade, live = made

@@ -24,7 +24,7 @@ def counts(report: BuildReport) -> dict[str, int]:
     return {name: getattr(report, name) for name in names if getattr(report, name)}
 
 
-def test_a_run_without_changes_does_nothing(world: World) -> None:
+def test_run_without_changes_does_nothing(world: World) -> None:
     snapshot = world.build().snapshot
     before = {file: file.stat().st_mtime_ns for file in world.index.glob("**/*.safetensors")}
     report = world.build()
@@ -33,7 +33,7 @@ def test_a_run_without_changes_does_nothing(world: World) -> None:
     assert {file: file.stat().st_mtime_ns for file in world.index.glob("**/*.safetensors")} == before
 
 
-def test_a_new_photo_is_found_at_once(world: World, paint: Paint) -> None:
+def test_new_photo_is_found(world: World, paint: Paint) -> None:
     paint(world.photos / "new" / "a.jpg", 9)
     report = world.build()
     assert counts(report) == {"added": 1, "unchanged": 8, "embedded": 1}
@@ -41,7 +41,7 @@ def test_a_new_photo_is_found_at_once(world: World, paint: Paint) -> None:
     assert world.nearest(paint(world.photos.parent / "question.jpg", 9, 1)) == "photos/new/a.jpg"
 
 
-def test_a_changed_photo_is_embedded_again_and_its_old_self_gone(world: World, paint: Paint) -> None:
+def test_changed_photo_replaces_old_one(world: World, paint: Paint) -> None:
     old = shutil.copy(world.photo(3), world.photos.parent / "old.jpg")
     paint(world.photo(3), 9)
     report = world.build()
@@ -51,12 +51,12 @@ def test_a_changed_photo_is_embedded_again_and_its_old_self_gone(world: World, p
     assert world.nearest(Path(old)) == "photos/wall3/view1.jpg"
 
 
-def test_a_touched_photo_is_hashed_and_left(world: World) -> None:
+def test_touched_photo_is_not_embedded_again(world: World) -> None:
     os.utime(world.photo(0), ns=(1, 1))
     assert counts(world.build()) == {"unchanged": 8}
 
 
-def test_bytes_changed_under_the_same_size_and_time_need_rehash(world: World, paint: Paint) -> None:
+def test_change_with_same_size_and_time_needs_rehash(world: World, paint: Paint) -> None:
     before = world.photo(0).stat()
     paint(world.photo(0), 9)
     world.photo(0).write_bytes(world.photo(0).read_bytes()[: before.st_size].ljust(before.st_size, b"\0"))
@@ -65,7 +65,7 @@ def test_bytes_changed_under_the_same_size_and_time_need_rehash(world: World, pa
     assert counts(world.build(rehash=True))["changed"] == 1
 
 
-def test_a_renamed_folder_is_relinked(world: World) -> None:
+def test_renamed_folder_is_not_embedded_again(world: World) -> None:
     ids = {photo.id for photo in world.open().photos()}
     (world.photos / "wall2").rename(world.photos / "renamed")
     report = world.build()
@@ -76,7 +76,7 @@ def test_a_renamed_folder_is_relinked(world: World) -> None:
     assert index.photo_file(index.photos()[0].id) == world.photos / "renamed" / "view0.jpg"
 
 
-def test_identical_bytes_are_one_photo_with_several_paths(world: World) -> None:
+def test_copies_are_one_photo_with_several_paths(world: World) -> None:
     shutil.copy(world.photo(1), world.photos / "copy.jpg")
     report = world.build()
     assert counts(report) == {"unchanged": 8}
@@ -87,13 +87,13 @@ def test_identical_bytes_are_one_photo_with_several_paths(world: World) -> None:
     assert world.nearest(world.photos / "copy.jpg") == "photos/copy.jpg"
 
 
-def test_copies_count_once_when_they_are_new(world: World, paint: Paint) -> None:
+def test_new_copies_count_once(world: World, paint: Paint) -> None:
     paint(world.photos / "a.jpg", 9)
     shutil.copy(world.photos / "a.jpg", world.photos / "b.jpg")
     assert counts(world.build()) == {"added": 1, "unchanged": 8, "embedded": 1}
 
 
-def test_photos_that_change_places_are_embedded_once_only(world: World) -> None:
+def test_swapped_photos_are_not_embedded_again(world: World) -> None:
     other = world.photo(0).rename(world.photos / "other.jpg")
     world.photo(1).rename(world.photo(0))
     other.rename(world.photo(1))
@@ -103,7 +103,7 @@ def test_photos_that_change_places_are_embedded_once_only(world: World) -> None:
     assert world.nearest(world.photo(0)) == "photos/wall0/view0.jpg"
 
 
-def test_a_vanished_photo_goes_and_comes_back_without_the_network(world: World) -> None:
+def test_vanished_photo_comes_back_without_embedding(world: World) -> None:
     away = world.photos.parent / "away.jpg"
     world.photo(2).rename(away)
     report = world.build()
@@ -116,7 +116,7 @@ def test_a_vanished_photo_goes_and_comes_back_without_the_network(world: World) 
     assert world.nearest(world.photo(2)) == "photos/wall2/view0.jpg"
 
 
-def test_more_than_a_fifth_gone_stops_and_loses_nothing(world: World, paint: Paint) -> None:
+def test_run_stops_if_over_a_fifth_vanished(world: World, paint: Paint) -> None:
     shutil.rmtree(world.photos / "wall2")
     paint(world.photos / "new.jpg", 9)
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_more_than_a_fifth_gone_stops_and_loses_nothing(world: World, paint: Pai
     assert report.photos == 7
 
 
-def test_a_fifth_is_told_a_root_at_a_time(world: World, paint: Paint) -> None:
+def test_vanished_share_is_counted_by_root(world: World, paint: Paint) -> None:
     small = world.photos.parent / "small-disk"
     for wall in (10, 11):
         paint(small / f"{wall}.jpg", wall)
@@ -144,7 +144,7 @@ def test_a_fifth_is_told_a_root_at_a_time(world: World, paint: Paint) -> None:
     assert world.build().photos == 10
 
 
-def test_pruning_the_last_photo_is_refused_and_leaves_the_index(world: World) -> None:
+def test_pruning_last_photo_is_refused(world: World) -> None:
     for file in world.photos.glob("*/*"):
         file.rename(world.photos.parent / f"{file.parent.name}-{file.name}")
     with pytest.raises(IndexerError, match="no photo would be left in the index: nothing was changed"):
@@ -154,9 +154,7 @@ def test_pruning_the_last_photo_is_refused_and_leaves_the_index(world: World) ->
     assert len(world.open().photos()) == 8
 
 
-def test_a_folder_that_cannot_be_listed_has_not_vanished(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_photos_in_unreadable_folder_have_not_vanished(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     listing = os.scandir
 
     def scandir(path: Any) -> Any:
@@ -171,7 +169,7 @@ def test_a_folder_that_cannot_be_listed_has_not_vanished(
     assert report.notes == (f"{world.photos / 'wall1'}: cannot be listed: Permission denied",)
 
 
-def test_only_what_lies_below_the_given_folders_is_judged(world: World) -> None:
+def test_photos_outside_given_folders_stay(world: World) -> None:
     for file in world.photos.glob("wall[012]/*"):
         file.unlink()
     report = world.build(world.photos / "wall3")
@@ -179,7 +177,7 @@ def test_only_what_lies_below_the_given_folders_is_judged(world: World) -> None:
     assert report.photos == 8
 
 
-def test_another_root_above_or_below_finds_the_same_files(world: World) -> None:
+def test_other_roots_find_the_same_files(world: World) -> None:
     assert counts(world.build(world.photos / "wall3")) == {"unchanged": 2}
     assert counts(world.build(world.photo(3))) == {"unchanged": 1}
     assert counts(world.build(world.photos.parent)) == {"unchanged": 8}
@@ -189,7 +187,7 @@ def test_another_root_above_or_below_finds_the_same_files(world: World) -> None:
     assert counts(world.build(world.photos.parent)) == {"removed": 1, "unchanged": 7}
 
 
-def test_two_folders_of_one_name_stay_two(world: World, paint: Paint) -> None:
+def test_folders_with_the_same_name_stay_distinct(world: World, paint: Paint) -> None:
     other = world.photos.parent / "elsewhere" / "photos"
     paint(other / "wall0" / "view0.jpg", 9)
     report = world.build(world.photos, other)
@@ -200,7 +198,7 @@ def test_two_folders_of_one_name_stay_two(world: World, paint: Paint) -> None:
     assert world.nearest(world.photo(0)) == "photos/wall0/view0.jpg"
 
 
-def test_single_files_are_photos_too_and_judge_nothing(world: World, paint: Paint) -> None:
+def test_single_files_are_indexed(world: World, paint: Paint) -> None:
     new = paint(world.photos.parent / "single.jpg", 9)
     world.photo(0).unlink()
     report = world.build(new)
@@ -208,7 +206,7 @@ def test_single_files_are_photos_too_and_judge_nothing(world: World, paint: Pain
     assert report.photos == 9
 
 
-def test_a_removed_photo_stays_out(world: World) -> None:
+def test_removed_photo_stays_out(world: World) -> None:
     assert remove_photos(world.index, ["wall1/view0.jpg"]) == ["photos/wall1/view0.jpg"]
     report = world.build()
     assert (report.photos, counts(report)) == (7, {"unchanged": 7})
@@ -221,14 +219,14 @@ def test_a_removed_photo_stays_out(world: World) -> None:
     assert world.nearest(world.photos / "renamed.jpg") == "photos/wall1/view1.jpg"
 
 
-def test_removed_photos_do_not_hide_an_unmounted_disk(world: World) -> None:
+def test_removed_photos_do_not_hide_unmounted_disk(world: World) -> None:
     remove_photos(world.index, [f"wall{wall}/view{view}.jpg" for wall in (0, 1, 2) for view in (0, 1)])
     world.photo(3).unlink()
     with pytest.raises(IndexerError, match="1 of 2 photos are gone"):
         world.build()
 
 
-def test_an_unreadable_photo_is_named_and_tried_again(world: World, paint: Paint) -> None:
+def test_unreadable_photo_is_reported_and_tried_again(world: World, paint: Paint) -> None:
     whole = paint(world.photos / "new.jpg", 9).read_bytes()
     (world.photos / "new.jpg").write_bytes(whole[: len(whole) // 2])  # only decoding tells
     (world.photos / "text.jpg").write_text("not a photo")
@@ -249,7 +247,7 @@ def test_an_unreadable_photo_is_named_and_tried_again(world: World, paint: Paint
     assert (report.photos, report.embedded, report.removed) == (9, 1, 1)
 
 
-def test_a_file_whose_bytes_cannot_be_read_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(world.photo(0), ns=(1, 1))
     reading = Path.read_bytes
 
@@ -266,7 +264,7 @@ def test_a_file_whose_bytes_cannot_be_read_is_named(world: World, monkeypatch: p
     assert report.photos == 8
 
 
-def test_metadata_given_later_moves_photos_without_the_network(world: World) -> None:
+def test_later_metadata_moves_photos_without_embedding(world: World) -> None:
     table = world.photos.parent / "metadata.csv"
     table.write_text(
         "path,lat,lon,place\nwall0/view0.jpg,10.5,20.5,Harbour\nwall0/view1.jpg,10.5,20.5,Harbour\nno.jpg,1,2,\n"
@@ -283,14 +281,14 @@ def test_metadata_given_later_moves_photos_without_the_network(world: World) -> 
     assert world.build(rehash=True).snapshot == "01/000002"  # the EXIF does not win back what it lost
 
 
-def test_places_may_change_without_the_network(world: World) -> None:
+def test_places_change_without_embedding(world: World) -> None:
     report = world.build(places="photo")
     assert (report.places, report.embedded) == (8, 0)
     assert world.build().places == 8
     assert world.build(places="gps", place_radius_m=30_000.0).places == 1
 
 
-def test_an_index_inside_the_photo_folder_is_not_a_collection(empty: World) -> None:
+def test_index_inside_photo_folder_is_skipped(empty: World) -> None:
     inside = empty.photos / "my-index"
     world = type(empty)(empty.photos, inside)
     assert world.build().photos == 4

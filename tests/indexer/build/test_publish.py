@@ -48,7 +48,7 @@ HARMS: dict[str, Harm] = {
 
 
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS.keys())
-def test_a_damaged_faiss_file_is_answered_for_by_the_shards_and_made_again(world: World, harm: Harm) -> None:
+def test_damaged_faiss_file_is_replaced(world: World, harm: Harm) -> None:
     world.build()
     before = world.open()
     expected = before.answer(before.see(world.photo(1))).places
@@ -62,7 +62,7 @@ def test_a_damaged_faiss_file_is_answered_for_by_the_shards_and_made_again(world
     assert world.open().query(world.photo(1)).places == expected
 
 
-def test_one_flipped_bit_is_found_by_check_and_mended_by_the_next_run(world: World) -> None:
+def test_flipped_bit_is_found_and_repaired(world: World) -> None:
     name = world.build().snapshot
     flip(snapshot(world) / "index.faiss", -100)
     (problem,) = check_index(world.index)
@@ -82,7 +82,7 @@ MANIFESTS: dict[str, Harm] = {
 
 
 @pytest.mark.parametrize("harm", MANIFESTS.values(), ids=MANIFESTS.keys())
-def test_a_damaged_manifest_is_one_sentence_and_made_again(world: World, harm: Harm) -> None:
+def test_damaged_manifest_is_replaced(world: World, harm: Harm) -> None:
     world.build()
     harm(snapshot(world) / "manifest.json")
     for read in (world.open, lambda: check_index(world.index)):
@@ -104,9 +104,7 @@ CURRENTS: dict[str, Harm] = {
 
 @pytest.mark.parametrize("options", [{}, {"clusters": 3}], ids=["same options", "other options"])
 @pytest.mark.parametrize("harm", [*CURRENTS.values(), Path.unlink], ids=[*CURRENTS.keys(), "missing"])
-def test_a_damaged_current_is_mended_and_never_taken_for_an_unfinished_run(
-    world: World, harm: Harm, options: dict[str, Any]
-) -> None:
+def test_damaged_current_is_repaired(world: World, harm: Harm, options: dict[str, Any]) -> None:
     name = world.build().snapshot
     harm(world.index / "CURRENT")
     with pytest.raises(IndexerError):
@@ -120,7 +118,7 @@ def test_a_damaged_current_is_mended_and_never_taken_for_an_unfinished_run(
     assert world.open().snapshot == name
 
 
-def test_what_is_wrong_with_current_is_said(world: World, tmp_path: Path) -> None:
+def test_problem_with_current_is_one_sentence(world: World, tmp_path: Path) -> None:
     (world.index / "CURRENT").write_text("rubbish")
     with pytest.raises(IndexerError, match="CURRENT is damaged, it names no snapshot: run 'loci"):
         world.open()
@@ -135,7 +133,7 @@ def test_what_is_wrong_with_current_is_said(world: World, tmp_path: Path) -> Non
         Layout(tmp_path / "file").current()
 
 
-def test_a_newer_manifest_is_refused_by_everyone_and_kept(world: World) -> None:
+def test_newer_manifest_is_refused_and_kept(world: World) -> None:
     world.build()
     path = snapshot(world) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1, "news": 1}))
@@ -153,7 +151,7 @@ def test_a_newer_manifest_is_refused_by_everyone_and_kept(world: World) -> None:
     assert len(Catalogue(world.index).photos()) == 8
 
 
-def test_the_manifest_says_what_is_there(made: World) -> None:
+def test_manifest_describes_snapshot(made: World) -> None:
     layout = Layout(made.index)
     manifest = read_manifest(layout, layout.current())
     assert (manifest.count, manifest.photos, manifest.places, manifest.dim) == (8, 8, 4, 2048)
@@ -165,7 +163,7 @@ def test_the_manifest_says_what_is_there(made: World) -> None:
     assert manifest.index_bytes == (snapshot(made) / "index.faiss").stat().st_size
 
 
-def test_old_snapshots_go_but_the_last(world: World, paint: Paint) -> None:
+def test_older_snapshots_are_deleted(world: World, paint: Paint) -> None:
     names = [world.open().snapshot]
     for number in range(3):
         paint(world.photos / f"{number}.jpg", 10 + number)
@@ -175,7 +173,7 @@ def test_old_snapshots_go_but_the_last(world: World, paint: Paint) -> None:
     assert left == ["000003", "000004"]
 
 
-def test_what_a_killed_run_left_of_a_snapshot_is_passed_over(world: World) -> None:
+def test_snapshot_of_killed_run_is_skipped(world: World) -> None:
     world.build()
     half = world.index / "generations/01/snapshots/000009"
     shutil.copytree(snapshot(world), half)
@@ -186,7 +184,7 @@ def test_what_a_killed_run_left_of_a_snapshot_is_passed_over(world: World) -> No
     assert not half.exists()
 
 
-def test_a_missing_shard_is_one_sentence_where_nothing_else_can_answer(world: World) -> None:
+def test_missing_shard_is_one_sentence(world: World) -> None:
     (world.index / "generations/01/shards/000001.npy").unlink()
     assert len(world.open().query(world.photo(1)).places) == 4  # the cache answers
     (problem,) = check_index(world.index)
@@ -199,7 +197,7 @@ def test_a_missing_shard_is_one_sentence_where_nothing_else_can_answer(world: Wo
 # The store
 
 
-def test_the_store_searches_like_a_naive_product(tmp_path: Path) -> None:
+def test_exact_store_equals_naive_product(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
     ids = np.arange(100, 150)
     store = ExactStore.build(16, [(ids[:30], rows[:30]), (ids[30:], rows[30:])])
@@ -214,7 +212,7 @@ def test_the_store_searches_like_a_naive_product(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 20_000])
-def test_a_store_that_does_not_fit_the_disk_says_so(rows: int) -> None:
+def test_store_on_full_disk_raises_oserror(rows: int) -> None:
     store = ExactStore.build(16, [(np.arange(rows), np.ones((rows, 16), np.float32))])
     with pytest.raises(OSError, match="No space left on device"):
         store.save(Path("/dev/full"))

@@ -143,7 +143,7 @@ def stream(items: list[tuple[str, Path]]) -> list[Embedded[tuple[str, Path]]]:
     return [embedded for batch in embedder.stream(items, READER) for embedded in batch]
 
 
-def test_results_come_in_the_order_of_the_photos_whoever_is_first(ray: MadeUp, tmp_path: Path) -> None:
+def test_results_keep_order_of_photos(ray: MadeUp, tmp_path: Path) -> None:
     items = photos(tmp_path, 50)
     found = stream(items)
     assert [embedded.item for embedded in found] == items
@@ -154,7 +154,7 @@ def test_results_come_in_the_order_of_the_photos_whoever_is_first(ray: MadeUp, t
     assert ray.hired == 2
 
 
-def test_a_node_that_dies_costs_what_it_was_at_and_nothing_else(ray: MadeUp, tmp_path: Path) -> None:
+def test_only_tasks_of_dead_node_are_repeated(ray: MadeUp, tmp_path: Path) -> None:
     items = photos(tmp_path, 80)
     ray.die_after = {"node1": 3}
     found = stream(items)
@@ -165,7 +165,7 @@ def test_a_node_that_dies_costs_what_it_was_at_and_nothing_else(ray: MadeUp, tmp
     assert max(ray.given.values()) == 2
 
 
-def test_nodes_that_join_get_a_worker(ray: MadeUp, tmp_path: Path) -> None:
+def test_new_nodes_get_workers(ray: MadeUp, tmp_path: Path) -> None:
     ray.alive = ["node0"]
     embedder = RayEmbedder(None, "ray://made-up:1")  # type: ignore[arg-type]
     stream_of = embedder.stream(photos(tmp_path, 60), READER)
@@ -176,7 +176,7 @@ def test_nodes_that_join_get_a_worker(ray: MadeUp, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backwards", [True, False])
-def test_a_photo_that_workers_die_of_is_left_out_alone(ray: MadeUp, tmp_path: Path, backwards: bool) -> None:
+def test_photo_that_kills_workers_is_left_out(ray: MadeUp, tmp_path: Path, backwards: bool) -> None:
     ray.backwards = backwards
     items = photos(tmp_path, 40, p013=b"deadly")
     found = stream(items)
@@ -185,41 +185,41 @@ def test_a_photo_that_workers_die_of_is_left_out_alone(ray: MadeUp, tmp_path: Pa
     assert failed == {"p013": "3 workers in turn died while they embedded it"}
 
 
-def test_an_error_in_a_worker_is_raised_here(ray: MadeUp, tmp_path: Path) -> None:  # noqa: ARG001
+def test_worker_errors_are_raised(ray: MadeUp, tmp_path: Path) -> None:  # noqa: ARG001
     with pytest.raises(ValueError, match="a bug"):
         stream(photos(tmp_path, 9, p005=b"a bug"))
 
 
-def test_without_any_worker_it_ends(ray: MadeUp, tmp_path: Path) -> None:
+def test_no_worker_is_an_error(ray: MadeUp, tmp_path: Path) -> None:
     items = photos(tmp_path, 30)
     ray.die_after = {"node0": 1, "node1": 1}
     with pytest.raises(IndexerError, match="no worker is left on ray://made-up:1: start one there"):
         stream(items)
 
 
-def test_another_version_is_refused(ray: MadeUp, tmp_path: Path) -> None:
+def test_worker_of_another_version_is_refused(ray: MadeUp, tmp_path: Path) -> None:
     ray.versions = "0.0.1"
     with pytest.raises(IndexerError, match=r"has loci 0\.0\.1, this is .*: install the same version there"):
         stream(photos(tmp_path, 3))
 
 
-def test_a_file_that_is_gone_is_left_to_the_worker(tmp_path: Path) -> None:
+def test_missing_file_is_reported_by_worker(tmp_path: Path) -> None:
     assert workers._content(tmp_path / "gone.jpg") == tmp_path / "gone.jpg"
 
 
 @pytest.mark.parametrize("address", ["", "ray://", "http://head:1", "head:10001", "ray://head/index"])
-def test_what_is_no_address(address: str) -> None:
+def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(UsageError, match="`workers` must be ray://HOST:PORT or ray://local"):
         check_ray_address(address)
 
 
-def test_ray_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexer.addresses.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"`workers` needs Ray.*pip install 'geniusloci\[ray\]'"):
         check_ray_address("ray://head:10001")
 
 
-def test_a_cluster_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_cluster_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -230,7 +230,7 @@ def test_a_cluster_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> No
         workers._connected("ray://nowhere:1")
 
 
-def test_a_worker_embeds_as_an_embedder_does(opened: Any, made: Any) -> None:
+def test_worker_equals_embedder(opened: Any, made: Any) -> None:
     """Without Ray: the same descriptors, in the order that was asked for, and a reason for what is none."""
     worker = Worker(1, "cpu", "fp32", 2)
     paths = sorted(made.photos.rglob("*.png")) or sorted(made.photos.rglob("*.jpg"))
@@ -244,5 +244,5 @@ def test_a_worker_embeds_as_an_embedder_does(opened: Any, made: Any) -> None:
     np.testing.assert_allclose(rows, opened.embed(paths), atol=1e-5)
 
 
-def test_options_take_workers() -> None:
+def test_build_options_take_workers() -> None:
     assert BuildOptions(workers="ray://head:10001").workers == "ray://head:10001"

@@ -1,12 +1,10 @@
-"""Killed with SIGKILL at any moment, a run goes on where it stopped."""
+"""A run that was killed by SIGKILL at any moment is resumed."""
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ import pytest
 from indexer.index import Index
 from indexer.maintenance.check import check_index
 from indexer.storage.catalogue import Catalogue
+from tests.indexer.killing import Runs
 
 pytestmark = pytest.mark.slow
 
@@ -35,48 +34,8 @@ STAGES = (
 )
 
 
-class Runs:
-    """Runs of one index, each in a process of its own."""
-
-    def __init__(
-        self, folder: Path, zygote: subprocess.Popen[str], photos: Path, index: Path | None = None
-    ) -> None:
-        self.index = index or folder / "index"
-        self._zygote = zygote
-        self._photos = photos
-        self._folder = folder
-        self.logs: list[list[Any]] = []
-        self.statuses: list[int] = []
-
-    def run(self, **order: Any) -> int:
-        log = self._folder / f"log{len(self.logs)}"
-        where = {"photos": str(self._photos), "index": str(self.index), "log": str(log)}
-        assert self._zygote.stdin is not None
-        assert self._zygote.stdout is not None
-        self._zygote.stdin.write(json.dumps(where | order) + "\n")
-        self._zygote.stdin.flush()
-        self.statuses.append(int(self._zygote.stdout.readline()))
-        lines = log.read_text().splitlines() if log.exists() else []
-        self.logs.append([json.loads(line) for line in lines])
-        return self.statuses[-1]
-
-    def embedded(self) -> Counter[str]:
-        """How often each photo went through the network, without the batch in flight of each killed run."""
-        counts: Counter[str] = Counter()
-        for log, status in zip(self.logs, self.statuses, strict=True):
-            batches = [line[1] for line in log if line[0] == "batch"]
-            for batch in batches[:-1] if status else batches:
-                counts.update(batch)
-        return counts
-
-    def seen(self) -> set[str]:
-        """All photos that went through the network, or were about to when the run was killed."""
-        return {photo for log in self.logs for line in log if line[0] == "batch" for photo in line[1]}
-
-    def killed_in(self) -> list[str]:
-        """The stage of each killed run."""
-        killed = [log for log, status in zip(self.logs, self.statuses, strict=True) if status]
-        return [[line[1] for line in log if line[0] == "stage"][-1] for log in killed]
+def index_runs(folder: Path, zygote: subprocess.Popen[str], photos: Path, index: Path | None = None) -> Runs:
+    return Runs(folder, zygote, photos=str(photos), index=str(index or folder / "index"))
 
 
 @pytest.fixture(scope="module")
@@ -96,19 +55,19 @@ def zygote(start_child: StartChild) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, zygote: subprocess.Popen[str], photos: Path) -> Runs:
     """An index made in one run."""
-    runs = Runs(tmp_path_factory.mktemp("unbroken"), zygote, photos)
+    runs = index_runs(tmp_path_factory.mktemp("unbroken"), zygote, photos)
     assert runs.run() == 0
     return runs
 
 
 @pytest.fixture
 def runs(tmp_path: Path, zygote: subprocess.Popen[str], photos: Path) -> Runs:
-    return Runs(tmp_path, zygote, photos)
+    return index_runs(tmp_path, zygote, photos)
 
 
 @pytest.fixture(autouse=True)
 def fast() -> None:
-    """Here the network is the real one."""
+    """Use the real network."""
 
 
 def by_photo(index: Index) -> dict[str, np.ndarray[Any, Any]]:
@@ -118,7 +77,7 @@ def by_photo(index: Index) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def assert_equal(made: Path, expected: Path, question: Path) -> None:
-    """Same photos, same answers, descriptors that are the same but for rounding."""
+    """Photos and answers are equal, and descriptors equal up to rounding."""
     assert check_index(made) == []
     ours, theirs = (Index.open(path, device="cpu", precision="fp32") for path in (made, expected))
     assert [photo.path for photo in ours.photos()] == [photo.path for photo in theirs.photos()]
@@ -131,7 +90,7 @@ def assert_equal(made: Path, expected: Path, question: Path) -> None:
     assert [place["id"] for place in answers[0]["places"]] == [place["id"] for place in answers[1]["places"]]
 
 
-def test_in_one_run_each_photo_is_embedded_once(unbroken: Runs) -> None:
+def test_single_run_embeds_each_photo_once(unbroken: Runs) -> None:
     stages = [line[1] for line in unbroken.logs[0] if line[0] == "stage"]
     assert stages == ["scanning", *STAGES]
     totals = {line[1]: line[2] for line in unbroken.logs[0] if line[0] == "stage"}
@@ -140,10 +99,10 @@ def test_in_one_run_each_photo_is_embedded_once(unbroken: Runs) -> None:
     assert len(unbroken.embedded()) == PHOTOS
 
 
-def test_killed_in_every_stage(runs: Runs, unbroken: Runs, photos: Path) -> None:
-    """Twice in each but the shortest: before and after one of its events, drawn at random."""
+def test_run_killed_in_every_stage_is_resumed(runs: Runs, unbroken: Runs, photos: Path) -> None:
+    """Kill twice in each long stage, before and after a random event."""
     draw = random.Random(0)
-    # In how many events each stage is drawn from; what was done in it once is not done again.
+    # Number of events of each stage to draw from. Work that is done is not repeated.
     events = {
         "reading": 140,
         "embedding (to fit) 1": 60,
@@ -162,27 +121,27 @@ def test_killed_in_every_stage(runs: Runs, unbroken: Runs, photos: Path) -> None
     assert len(runs.killed_in()) >= 10
     assert set(runs.embedded().values()) == {1}
     assert len(runs.seen()) == PHOTOS
-    assert_equal(runs.index, unbroken.index, photos / "077.jpg")
+    assert_equal(Path(runs.where["index"]), Path(unbroken.where["index"]), photos / "077.jpg")
 
 
-def test_killed_from_outside_at_random_moments(runs: Runs, unbroken: Runs, photos: Path) -> None:
+def test_run_killed_at_random_moments_is_resumed(runs: Runs, unbroken: Runs, photos: Path) -> None:
     draw = random.Random(1)
     for _ in range(6):
         runs.run(seconds=draw.uniform(0.05, 0.9))
     assert runs.run() == 0
     assert set(runs.embedded().values()) == {1}
-    assert_equal(runs.index, unbroken.index, photos / "077.jpg")
+    assert_equal(Path(runs.where["index"]), Path(unbroken.where["index"]), photos / "077.jpg")
 
 
-def test_killed_while_it_is_brought_up_to_date(
+def test_killed_update_is_resumed(
     unbroken: Runs, zygote: subprocess.Popen[str], photos: Path, paint: Paint, tmp_path: Path
 ) -> None:
-    """The old snapshot answers all the while."""
-    index = Path(shutil.copytree(unbroken.index, tmp_path / "index"))
+    """The old snapshot answers meanwhile."""
+    index = Path(shutil.copytree(unbroken.where["index"], tmp_path / "index"))
     grown = Path(shutil.copytree(photos, tmp_path / "grown"))
     for number in range(12):
         paint(grown / f"new{number}.jpg", 1000 + number)
-    runs = Runs(tmp_path, zygote, grown, index)
+    runs = index_runs(tmp_path, zygote, grown, index)
     for stage, nth in (
         ("reading", 9),
         ("embedding", 2),

@@ -30,7 +30,7 @@ class Killed(BaseException):
     """What a killed run looks like from inside: nothing after it happens."""
 
 
-def test_a_first_run(empty: World) -> None:
+def test_first_run_reports_photos(empty: World) -> None:
     report = empty.build()
     assert (report.photos, report.added, report.embedded, report.places) == (4, 4, 4, 2)
     assert (report.snapshot, report.dim, report.reduction) == ("01/000001", 2048, "none, 2048-D")
@@ -44,14 +44,14 @@ def test_a_first_run(empty: World) -> None:
 # Targets
 
 
-def test_a_target_that_is_a_file(empty: World) -> None:
+def test_file_as_target_is_refused(empty: World) -> None:
     empty.index.write_text("mine")
     with pytest.raises(IndexerError, match="is neither an index nor an empty folder: use another"):
         empty.build()
     assert empty.index.read_text() == "mine"
 
 
-def test_a_target_that_is_not_empty(empty: World) -> None:
+def test_target_with_other_files_is_refused(empty: World) -> None:
     empty.index.mkdir()
     (empty.index / "thesis.tex").write_text("mine")
     with pytest.raises(IndexerError, match="is neither an index nor an empty folder: use another"):
@@ -62,7 +62,7 @@ def test_a_target_that_is_not_empty(empty: World) -> None:
 
 
 @pytest.mark.parametrize("below", ["file", "proc"])
-def test_a_target_that_cannot_be_written(empty: World, below: str) -> None:
+def test_unwritable_target_is_refused(empty: World, below: str) -> None:
     file = empty.photos.parent / "file"
     file.touch()
     target = {"file": file / "a" / "index", "proc": Path("/proc/loci-index")}[below]
@@ -70,7 +70,7 @@ def test_a_target_that_cannot_be_written(empty: World, below: str) -> None:
         type(empty)(empty.photos, target).build()
 
 
-def test_what_a_run_leaves_that_was_killed_as_it_started_is_no_obstacle(empty: World) -> None:
+def test_run_starts_over_remains_of_killed_run(empty: World) -> None:
     empty.index.mkdir()
     (empty.index / "LOCK").touch()
     (empty.index / "LOCK.holder").write_text("process 1 on elsewhere")
@@ -78,7 +78,7 @@ def test_what_a_run_leaves_that_was_killed_as_it_started_is_no_obstacle(empty: W
 
 
 @pytest.mark.parametrize("made_before", [False, True])
-def test_a_run_of_which_nothing_comes_leaves_nothing(empty: World, made_before: bool) -> None:
+def test_failed_run_leaves_no_folder(empty: World, made_before: bool) -> None:
     for file in empty.photos.glob("*/*.jpg"):
         file.write_text("no photo")
     if made_before:
@@ -89,7 +89,7 @@ def test_a_run_of_which_nothing_comes_leaves_nothing(empty: World, made_before: 
     assert not made_before or not (empty.index / "catalogue.sqlite").exists()
 
 
-def test_no_photos_is_an_error_before_anything_is_made(empty: World, tmp_path: Path) -> None:
+def test_no_photos_is_an_error_for_new_index(empty: World, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(IndexerError, match=r"^no photos in .*none: nothing was indexed$"):
         empty.build(tmp_path / "none")
@@ -98,7 +98,7 @@ def test_no_photos_is_an_error_before_anything_is_made(empty: World, tmp_path: P
     assert not empty.index.exists()
 
 
-def test_no_photos_is_an_error_for_an_index_too(empty: World, tmp_path: Path) -> None:
+def test_no_photos_is_an_error_for_existing_index(empty: World, tmp_path: Path) -> None:
     report = empty.build()
     (tmp_path / "none").mkdir()
     with pytest.raises(IndexerError, match=r"^no photos in .*none: nothing was indexed$"):
@@ -106,7 +106,7 @@ def test_no_photos_is_an_error_for_an_index_too(empty: World, tmp_path: Path) ->
     assert empty.open().snapshot == report.snapshot
 
 
-def test_interrupted_while_reading_what_was_read_stays(empty: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_keeps_photos_read(empty: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -142,9 +142,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[None]:
 
 # Of the 32: options, maps, clusters, unreduced descriptors, model, shard, snapshot, manifest, CURRENT.
 @pytest.mark.parametrize("after", [0, 5, 10, 12, 20, 22, 25, 28, 30])
-def test_a_first_run_on_a_full_disk_is_one_sentence_and_goes_on_later(
-    empty: World, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
+def test_first_run_on_full_disk_is_resumed(empty: World, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     with failing(monkeypatch, after), pytest.raises(IndexerError, match=r"No space left on device$"):
         empty.build()
     assert not (empty.index / "LOCK.holder").exists()
@@ -154,7 +152,7 @@ def test_a_first_run_on_a_full_disk_is_one_sentence_and_goes_on_later(
 
 
 @pytest.mark.parametrize("after", [0, 2, 3, 5, 7, 9])
-def test_an_update_on_a_full_disk_leaves_the_index_answering(
+def test_index_answers_after_update_on_full_disk(
     world: World, paint: Paint, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     paint(world.photos / "new.jpg", 9)
@@ -169,7 +167,9 @@ def test_an_update_on_a_full_disk_leaves_the_index_answering(
 
 
 @pytest.mark.parametrize("pages", [1, 20])
-def test_a_catalogue_that_does_not_fit(empty: World, monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
+def test_catalogue_on_full_disk_is_an_error(
+    empty: World, monkeypatch: pytest.MonkeyPatch, pages: int
+) -> None:
     for number in range(200):
         empty.photos.joinpath("wall0", f"{number}.jpg").write_text(f"no photo {number}")
     connect = Catalogue._connect
@@ -186,7 +186,7 @@ def test_a_catalogue_that_does_not_fit(empty: World, monkeypatch: pytest.MonkeyP
     assert empty.build().photos == 4
 
 
-def test_a_model_that_does_not_fit(empty: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_on_full_disk_is_an_error(empty: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 
     def full(*_: object, **__: object) -> None:
@@ -230,14 +230,12 @@ def test_other_options_need_refit(world: World) -> None:
         {"place_radius_m": 0.0},
     ],
 )
-def test_options_that_cannot_be(wrong: dict[str, Any]) -> None:
+def test_invalid_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         BuildOptions(**wrong)
 
 
-def test_refit_makes_a_generation_while_the_old_one_answers(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_generation_answers_during_refit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     old = world.open()
     with monkeypatch.context() as patch:  # killed before it is published
         patch.setattr("indexer.build.run.publish", lambda *_: (_ for _ in ()).throw(Killed))
@@ -263,7 +261,7 @@ def test_refit_makes_a_generation_while_the_old_one_answers(
     assert len(world.open().photos()) == 6
 
 
-def test_refit_does_not_depend_on_where_it_was_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_refit_is_resumed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def before_current(*_: object) -> None:
         raise Killed
 
@@ -279,7 +277,7 @@ def test_refit_does_not_depend_on_where_it_was_killed(world: World, monkeypatch:
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_an_unfinished_run_with_other_options_is_started_over(
+def test_unfinished_run_with_other_options_starts_over(
     world: World, empty: World, monkeypatch: pytest.MonkeyPatch, published: bool
 ) -> None:
     ours = world if published else empty
@@ -296,7 +294,7 @@ def test_an_unfinished_run_with_other_options_is_started_over(
 
 
 @pytest.mark.parametrize("moment", ["drop_descriptors", "rmtree"])
-def test_starting_over_may_be_killed_too(empty: World, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_killed_start_over_is_resumed(empty: World, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("indexer.build.run.publish", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
@@ -322,7 +320,7 @@ def test_starting_over_may_be_killed_too(empty: World, monkeypatch: pytest.Monke
     assert [p.name for p in (empty.index / "generations").iterdir()] == ["01"]
 
 
-def test_maps_of_photos_that_newer_ones_pushed_out_of_the_sample_are_used(
+def test_spooled_maps_outside_new_sample_are_used(
     empty: World, paint: Paint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object, **__: object) -> None:
@@ -341,7 +339,7 @@ def test_maps_of_photos_that_newer_ones_pushed_out_of_the_sample_are_used(
     assert empty.nearest(empty.photo(1)) == "photos/wall1/view0.jpg"
 
 
-def test_a_generation_without_options_was_not_begun(world: World) -> None:
+def test_generation_without_options_is_ignored(world: World) -> None:
     (world.index / "generations" / "02").mkdir()
     assert world.build().snapshot.startswith("01/")
     assert world.build(refit=True, clusters=3).snapshot == "02/000001"
@@ -358,7 +356,7 @@ def other_model(world: World) -> None:
     save_model(model, path)
 
 
-def test_a_swapped_model_file_is_refused(world: World, paint: Paint) -> None:
+def test_swapped_model_file_is_refused(world: World, paint: Paint) -> None:
     paint(world.photos / "new.jpg", 9)
     other_model(world)
     for act in (world.open, world.build):
@@ -370,7 +368,7 @@ def test_a_swapped_model_file_is_refused(world: World, paint: Paint) -> None:
     assert world.nearest(world.photos / "new.jpg") == "photos/new.jpg"
 
 
-def test_a_missing_model_file_is_refused(world: World) -> None:
+def test_missing_model_file_is_refused(world: World) -> None:
     (world.index / "generations/01/model.safetensors").unlink()
     with pytest.raises(ModelError, match="no model file"):
         world.open()
@@ -382,7 +380,7 @@ def test_a_missing_model_file_is_refused(world: World) -> None:
 # Removing
 
 
-def test_remove_is_all_or_nothing(world: World) -> None:
+def test_remove_is_atomic(world: World) -> None:
     with pytest.raises(NotFound, match=r"nowhere\.jpg is not in the index"):
         remove_photos(world.index, ["wall0/view0.jpg", "nowhere.jpg"])
     assert world.build().photos == 8
@@ -394,7 +392,7 @@ def test_remove_is_all_or_nothing(world: World) -> None:
     assert len(world.open().photos()) == 7
 
 
-def test_remove_from_nothing(tmp_path: Path) -> None:
+def test_remove_from_missing_index_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexMissing):
         remove_photos(tmp_path / "no", ["a"])
     assert not (tmp_path / "no").exists()
@@ -411,12 +409,12 @@ def test_remove_from_nothing(tmp_path: Path) -> None:
         ({"clusters": 1}, "`clusters` must be at least 2 for two layers, got 1"),
     ],
 )
-def test_layers_that_cannot_be(told: dict[str, Any], said: str) -> None:
+def test_invalid_layers_are_refused(told: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(said)}$"):
         BuildOptions(**told).fit_over(FitOptions())
 
 
-def test_layers_that_are_pooled() -> None:
+def test_layers_follow_pooling() -> None:
     assert BuildOptions().fit_over(FitOptions()).layers == "conv4_3+conv5_3"
     assert BuildOptions(pooling="average").fit_over(FitOptions()).layers == "conv5_3"
     assert BuildOptions(layers="conv5_3", clusters=1).fit_over(FitOptions()).layers == "conv5_3"
@@ -424,7 +422,7 @@ def test_layers_that_are_pooled() -> None:
     assert BuildOptions().fit_over(FitOptions(), brought).layers == "conv5_3"
 
 
-def test_an_index_of_one_layer_stays_one(world: World) -> None:
+def test_index_of_one_layer_keeps_it(world: World) -> None:
     world.build(refit=True, layers="conv5_3")
     assert world.open().info()["layers"] == "conv5_3"
     world.build()
@@ -438,9 +436,7 @@ def test_an_index_of_one_layer_stays_one(world: World) -> None:
 # Nothing to do
 
 
-def test_a_run_with_nothing_to_do_looks_at_no_row_and_no_weight(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unchanged_run_reads_no_rows_or_weights(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before = world.build()
 
     def looked(*_: object, **__: object) -> None:
@@ -455,7 +451,7 @@ def test_a_run_with_nothing_to_do_looks_at_no_row_and_no_weight(
 
 
 @pytest.mark.parametrize("change", ["touched", "added", "gone", "failed", "table", "rehash"])
-def test_whatever_may_be_to_do_is_looked_at(world: World, change: str, paint: Paint) -> None:
+def test_every_kind_of_change_is_noticed(world: World, change: str, paint: Paint) -> None:
     before = world.build(rehash=True)  # in the copy, whose paths are others
     options: dict[str, Any] = {}
     if change == "touched":
@@ -480,9 +476,7 @@ def test_whatever_may_be_to_do_is_looked_at(world: World, change: str, paint: Pa
     assert world.build().snapshot == report.snapshot
 
 
-def test_what_a_killed_run_found_is_published_though_nothing_is_to_do(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changes_of_killed_run_are_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.build(places="folder")
     assert len(world.open().places()) == 4
     (world.photos / "wall9").mkdir()
@@ -502,7 +496,7 @@ def test_what_a_killed_run_found_is_published_though_nothing_is_to_do(
     assert world.build().snapshot == report.snapshot
 
 
-def test_a_photo_posted_meanwhile_is_in_the_next_run_s_snapshot(world: World, paint: Paint) -> None:
+def test_posted_photo_is_in_next_snapshot(world: World, paint: Paint) -> None:
     before = world.build()
     index = world.open()
     paint(world.photos.parent / "posted.jpg", 3, 7)
@@ -515,7 +509,7 @@ def test_a_photo_posted_meanwhile_is_in_the_next_run_s_snapshot(world: World, pa
     assert world.build().snapshot == report.snapshot
 
 
-def test_too_little_memory_is_said_before_anything_is_embedded_and_not_remembered(empty: World) -> None:
+def test_too_little_memory_fails_before_embedding(empty: World) -> None:
     with pytest.raises(UsageError, match="`memory` is too small for 4 descriptors of 512 numbers"):
         empty.build(memory="10")
     assert not (empty.index / "generations/01/model.safetensors").exists()

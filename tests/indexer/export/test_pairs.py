@@ -27,7 +27,7 @@ def naive(ids: list[str], descriptors: NDArray[np.float32], neighbours: int) -> 
 
 @pytest.mark.parametrize("block", [1, 50, 10_000])
 @pytest.mark.parametrize("ids", [[f"p{i}" for i in range(12)], list("abcabbcddeaf")])
-def test_pairs_equal_the_naive_ones(monkeypatch: pytest.MonkeyPatch, block: int, ids: list[str]) -> None:
+def test_pairs_equal_naive_pairs(monkeypatch: pytest.MonkeyPatch, block: int, ids: list[str]) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)
     found = retrieval_pairs(ids, unit(12), 3)
     assert [(a, b) for a, b, _ in found] == naive(ids, unit(12), 3)
@@ -40,10 +40,10 @@ def test_scores_are_cosines() -> None:
     assert [score for *_, score in pairs] == pytest.approx([0.6, 0.8, 0.8])
 
 
-def test_no_more_neighbours_than_others() -> None:
+def test_neighbours_are_limited_by_other_photos() -> None:
     assert len(retrieval_pairs(["a", "b", "c"], unit(3), 20)) == 6
 
 
 @pytest.mark.parametrize("ids", [[], ["a"], ["a", "a"]])
-def test_nobody_to_pair_with(ids: list[str]) -> None:
+def test_single_photo_has_no_pairs(ids: list[str]) -> None:
     assert retrieval_pairs(ids, unit(max(len(ids), 1))[: len(ids)], 20) == []

@@ -28,7 +28,7 @@ def text(format: str, photos: Sequence[Photo] = PHOTOS, neighbours: int = 20) ->
     return out.getvalue().decode()
 
 
-def test_geojson() -> None:
+def test_geojson_has_positions_and_properties() -> None:
     document = json.loads(text("geojson"))
     assert document["type"] == "FeatureCollection"
     first, second, _ = document["features"]
@@ -48,7 +48,7 @@ def test_geojson() -> None:
     assert second["geometry"] is None
 
 
-def test_csv() -> None:
+def test_csv_has_a_line_for_each_photo() -> None:
     rows = list(csv.DictReader(io.StringIO(text("csv"))))
     assert [row["path"] for row in rows] == ["b/a.jpg", "b/b.jpg", "c.jpg"]
     assert (rows[0]["lat"], rows[0]["place"], rows[0]["id"]) == ("52.5", "Old bridge", "1a")
@@ -56,7 +56,7 @@ def test_csv() -> None:
 
 
 @pytest.mark.parametrize("format", ["csv", "geojson"])
-def test_what_is_written_can_be_read_as_metadata(tmp_path: Path, format: str) -> None:
+def test_geojson_and_csv_are_metadata_tables(tmp_path: Path, format: str) -> None:
     export(PHOTOS, IDS, ROWS, format, tmp_path / "photos")
     table = read_table(tmp_path / "photos")
     assert table.for_photo(tmp_path, "b/a.jpg") == PhotoMetadata(
@@ -66,7 +66,7 @@ def test_what_is_written_can_be_read_as_metadata(tmp_path: Path, format: str) ->
     assert table.for_photo(tmp_path, "c.jpg") == PhotoMetadata(52.6, 0.1234567891)
 
 
-def test_numpy(tmp_path: Path) -> None:
+def test_numpy_has_descriptors_and_paths(tmp_path: Path) -> None:
     target = tmp_path / "descriptors"
     exported = export(PHOTOS, IDS, ROWS, "numpy", target)
     assert exported.files == (target,)
@@ -77,13 +77,13 @@ def test_numpy(tmp_path: Path) -> None:
         assert found["paths"].tolist() == ["b/a.jpg", "b/b.jpg", "c.jpg", "c.jpg"]
 
 
-def test_hloc() -> None:
+def test_hloc_has_pairs() -> None:
     """Read as hloc reads it: two names a line, split at white space."""
     pairs = [tuple(line.split()) for line in text("hloc", neighbours=1).rstrip("\n").split("\n")]
     assert pairs == [("b/a.jpg", "b/b.jpg"), ("b/b.jpg", "c.jpg"), ("c.jpg", "b/b.jpg")]
 
 
-def test_kapture() -> None:
+def test_kapture_has_pairs_with_scores() -> None:
     assert text("kapture", neighbours=1).splitlines() == [
         "# kapture format: 1.1",
         "# query_image, map_image, score",
@@ -93,7 +93,7 @@ def test_kapture() -> None:
     ]
 
 
-def test_colmap(tmp_path: Path) -> None:
+def test_colmap_has_images_and_positions(tmp_path: Path) -> None:
     exported = export(PHOTOS, IDS, ROWS, "colmap", tmp_path / "images.txt")
     assert exported.files == (tmp_path / "images.txt", tmp_path / "images.geo.txt")
     assert exported.files[0].read_text() == "b/a.jpg\nb/b.jpg\nc.jpg\n"
@@ -102,7 +102,7 @@ def test_colmap(tmp_path: Path) -> None:
     )
 
 
-def test_colmap_without_positions_is_the_list_alone(tmp_path: Path) -> None:
+def test_colmap_without_positions_has_images_only(tmp_path: Path) -> None:
     exported = export(PHOTOS[1:2], IDS, ROWS, "colmap", tmp_path / "images.txt")
     assert exported.files == (tmp_path / "images.txt",)
     assert text("colmap") == "b/a.jpg\nb/b.jpg\nc.jpg\n"
@@ -111,7 +111,7 @@ def test_colmap_without_positions_is_the_list_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format", "out"), [("hloc", {"b/a b.jpg"}), ("colmap", {"b/a b.jpg"}), ("kapture", {"c,d.jpg"})]
 )
-def test_names_that_a_format_cannot_hold_are_left_out_and_named(format: str, out: set[str]) -> None:
+def test_impossible_names_are_left_out_and_reported(format: str, out: set[str]) -> None:
     odd = ["b/a b.jpg", "c,d.jpg"]
     photos = [
         Photo(id, path, None, 1.0, 2.0, None, None, 1, 1, "ok")
@@ -124,23 +124,23 @@ def test_names_that_a_format_cannot_hold_are_left_out_and_named(format: str, out
     assert not any(name in stream.getvalue().decode() for name in out)
 
 
-def test_an_empty_index() -> None:
+def test_empty_index_is_exported() -> None:
     nothing = np.empty((0, 2), np.float32)
     for format in FORMATS:
         assert export([], [], nothing, format, io.BytesIO()).photos == 0
 
 
-def test_an_unknown_format() -> None:
+def test_unknown_format_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no export format 'kml'; there are geojson, csv, numpy, hloc"):
         export(PHOTOS, IDS, ROWS, "kml", io.BytesIO())
 
 
-def test_rows_and_ids_have_to_agree() -> None:
+def test_unequal_rows_and_ids_are_refused() -> None:
     with pytest.raises(ValueError, match=r"got \(4, 2\) and 1"):
         export(PHOTOS, ["1a"], ROWS, "csv", io.BytesIO())
 
 
-def test_a_target_that_cannot_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+def test_unwritable_target_stays_unchanged(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(IndexerError, match=r"cannot write .*out: Is a directory"):
         export(PHOTOS, IDS, ROWS, "csv", tmp_path / "out")

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from indexer.maintenance import backup
-from tests.indexer.killing import Order, Told, serve
+from tests.indexer.killing import Killable, Order, serve
 
 
 def run(order: Order) -> None:
-    told = Told(order)
+    told = Killable(order)
     told.watch(str)
     vars(backup).update(BLOCK=512)
     backup._Archive._put = told.around(backup._Archive._put)  # type: ignore[method-assign]

@@ -77,7 +77,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 # Whole
 
 
-def test_an_index_comes_back_as_it_was(world: World, paint: Paint, tmp_path: Path) -> None:
+def test_restored_index_equals_original(world: World, paint: Paint, tmp_path: Path) -> None:
     index = world.open()
     new = read_new(paint(tmp_path / "new.jpg", 9).read_bytes(), PhotoMetadata(place="Gate"))
     (seen,) = index.embedder.see([index.posting().reader((new.id, new.data))])
@@ -103,7 +103,7 @@ def test_an_index_comes_back_as_it_was(world: World, paint: Paint, tmp_path: Pat
     assert sorted(entry.name for entry in world.index.iterdir() if "BACKUP" in entry.name) == ["BACKUP"]
 
 
-def test_a_backup_is_a_tar_file_that_others_can_read_and_check(thirty: Handmade, tmp_path: Path) -> None:
+def test_backup_is_a_plain_tar_file(thirty: Handmade, tmp_path: Path) -> None:
     backup(thirty.folder, tmp_path / "saved.tar")
     assert names(tmp_path / "saved.tar") == [
         "generations/01/options.json",
@@ -127,7 +127,7 @@ def test_a_backup_is_a_tar_file_that_others_can_read_and_check(thirty: Handmade,
     assert tree(restored(thirty, tmp_path / "saved.tar", tmp_path / "back").folder) == files | {"LOCK": b""}
 
 
-def test_through_a_pipe_and_compressed(thirty: Handmade, tmp_path: Path) -> None:
+def test_backup_through_pipe_and_compression(thirty: Handmade, tmp_path: Path) -> None:
     stream = io.BytesIO()
     backup(thirty.folder, stream)
     (tmp_path / "saved.tar.gz").write_bytes(gzip.compress(stream.getvalue()))
@@ -137,7 +137,7 @@ def test_through_a_pipe_and_compressed(thirty: Handmade, tmp_path: Path) -> None
         assert rows(type(thirty)(tmp_path / folder)) == rows(thirty)
 
 
-def test_only_what_answers_is_taken(thirty: Handmade, tmp_path: Path) -> None:
+def test_backup_contains_current_snapshot_only(thirty: Handmade, tmp_path: Path) -> None:
     """Not other generations, spooled maps, or what is only being written."""
     folder = thirty.folder / "generations"
     for left in ("01/spool/a.npy", "02/options.json", "01/snapshots/000009/index.faiss", "01/b.npy.partial"):
@@ -178,7 +178,8 @@ class Slow(io.BytesIO):
         return self.out.write(data)
 
 
-def test_photos_come_and_go_and_snapshots_are_made_meanwhile(
+@pytest.mark.slow
+def test_index_changes_during_backup(
     thirty: Handmade, unit: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backup has all that was acknowledged before it and not deleted since, nothing deleted before."""
@@ -258,9 +259,7 @@ def test_photos_come_and_go_and_snapshots_are_made_meanwhile(
     assert stored == (acknowledged - deleted) - set(list(known)[:30])
 
 
-def test_what_is_deleted_meanwhile_is_kept_until_the_end(
-    thirty: Handmade, unit: Unit, tmp_path: Path
-) -> None:
+def test_deleted_files_are_kept_during_backup(thirty: Handmade, unit: Unit, tmp_path: Path) -> None:
     draw, index = np.random.default_rng(1), thirty.open()
     news = [thirty.new(number) for number in range(3 * 64)]
     for new in news:
@@ -297,7 +296,7 @@ def test_what_is_deleted_meanwhile_is_kept_until_the_end(
     assert (shard.exists(), snapshot.exists()) == (False, False)
 
 
-def test_another_model_takes_over_while_the_catalogue_is_copied(
+def test_refit_during_copy_of_catalogue(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_to, copies = Catalogue.copy_to, list[str]()
@@ -319,7 +318,8 @@ def test_another_model_takes_over_while_the_catalogue_is_copied(
 # Never half of one
 
 
-def test_killed_at_any_moment_it_leaves_nothing_that_passes_for_a_backup(
+@pytest.mark.slow
+def test_killed_backup_leaves_no_valid_file(
     thirty: Handmade, start_child: StartChild, unit: Unit, tmp_path: Path
 ) -> None:
     index = thirty.open()
@@ -360,7 +360,7 @@ def test_killed_at_any_moment_it_leaves_nothing_that_passes_for_a_backup(
     assert sorted(path.name for path in thirty.folder.iterdir() if "BACKUP" in path.name) == ["BACKUP"]
 
 
-def test_cut_off_anywhere_it_is_refused(thirty: Handmade, tmp_path: Path) -> None:
+def test_truncated_backup_is_refused(thirty: Handmade, tmp_path: Path) -> None:
     backup(thirty.folder, tmp_path / "saved.tar")
     data = (tmp_path / "saved.tar").read_bytes()
     end = data.rindex(b"01/000001\n")  # CURRENT's content; behind it is only padding
@@ -370,7 +370,8 @@ def test_cut_off_anywhere_it_is_refused(thirty: Handmade, tmp_path: Path) -> Non
         assert not (tmp_path / "back").exists()
 
 
-def test_one_flipped_bit_is_refused_or_does_not_matter(thirty: Handmade, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_flipped_bit_is_refused_or_harmless(thirty: Handmade, tmp_path: Path) -> None:
     backup(thirty.folder, tmp_path / "saved.tar")
     restore(tmp_path / "saved.tar", tmp_path / "whole")
     expected, data = tree(tmp_path / "whole"), (tmp_path / "saved.tar").read_bytes()
@@ -391,7 +392,7 @@ def test_one_flipped_bit_is_refused_or_does_not_matter(thirty: Handmade, tmp_pat
 # What is in the way
 
 
-def test_what_cannot_be_backed_up(thirty: Handmade, tmp_path: Path) -> None:
+def test_impossible_backups_are_refused(thirty: Handmade, tmp_path: Path) -> None:
     (tmp_path / "saved.tar").write_bytes(b"before")
     with pytest.raises(IndexerError, match=r"saved\.tar exists already: choose a new file$"):
         backup(thirty.folder, tmp_path / "saved.tar")
@@ -415,7 +416,7 @@ def test_what_cannot_be_backed_up(thirty: Handmade, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["generations/01/shards/000001.npy", "photos", "catalogue.sqlite"])
-def test_a_damaged_index_is_not_backed_up(thirty: Handmade, unit: Unit, tmp_path: Path, lost: str) -> None:
+def test_damaged_index_is_not_backed_up(thirty: Handmade, unit: Unit, tmp_path: Path, lost: str) -> None:
     new = thirty.new(1)
     thirty.open().posting().add(new, unit(np.random.default_rng(1))[None])
     path = thirty.folder / lost
@@ -433,7 +434,7 @@ def test_a_damaged_index_is_not_backed_up(thirty: Handmade, unit: Unit, tmp_path
     assert list(tmp_path.glob("saved*")) == []
 
 
-def test_a_newer_index_is_neither_backed_up_nor_restored(thirty: Handmade, tmp_path: Path) -> None:
+def test_newer_index_is_neither_backed_up_nor_restored(thirty: Handmade, tmp_path: Path) -> None:
     backup(thirty.folder, tmp_path / "saved.tar")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("indexer.snapshots.manifest.FORMAT", 0)
@@ -450,7 +451,7 @@ def full(*_: object) -> None:
 
 
 @pytest.mark.parametrize("at", ["sync", "catalogue"])
-def test_a_full_disk_leaves_nothing(
+def test_backup_on_full_disk_leaves_nothing(
     thirty: Handmade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     with monkeypatch.context() as patch:
@@ -469,7 +470,7 @@ def test_a_full_disk_leaves_nothing(
     backup(thirty.folder, tmp_path / "saved.tar")
 
 
-def test_where_nothing_can_be_restored_to(thirty: Handmade, tmp_path: Path) -> None:
+def test_invalid_targets_of_restore_are_refused(thirty: Handmade, tmp_path: Path) -> None:
     saved = tmp_path / "saved.tar"
     backup(thirty.folder, saved)
     before = tree(thirty.folder)
@@ -490,7 +491,7 @@ def test_where_nothing_can_be_restored_to(thirty: Handmade, tmp_path: Path) -> N
     assert not (tmp_path / "back").exists()
 
 
-def test_a_restore_that_was_killed_is_begun_again(thirty: Handmade, tmp_path: Path) -> None:
+def test_killed_restore_starts_over(thirty: Handmade, tmp_path: Path) -> None:
     backup(thirty.folder, tmp_path / "saved.tar")
     (tmp_path / "back/RESTORE.partial/generations").mkdir(parents=True)
     (tmp_path / "back/RESTORE.partial/catalogue.sqlite").write_bytes(b"half")
@@ -513,7 +514,7 @@ def test_a_restore_that_was_killed_is_begun_again(thirty: Handmade, tmp_path: Pa
         ("folder", tarfile.DIRTYPE),
     ],
 )
-def test_nothing_is_written_beside_the_index(tmp_path: Path, name: str, kind: bytes) -> None:
+def test_members_outside_folder_are_refused(tmp_path: Path, name: str, kind: bytes) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         member = tarfile.TarInfo(name)
@@ -526,7 +527,7 @@ def test_nothing_is_written_beside_the_index(tmp_path: Path, name: str, kind: by
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, b"\x1f\x8b\x08 neither gzip"])
-def test_what_is_no_backup(tmp_path: Path, data: bytes) -> None:
+def test_other_files_are_no_backup(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(IndexerError, match="file is no backup, or is truncated: "):
         restore(tmp_path / "file", tmp_path / "back")

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tests.indexer.conftest import World
 
 
-def test_a_sound_index(made: World) -> None:
+def test_sound_index_has_no_problems(made: World) -> None:
     assert check_index(made.index) == []
 
 
-def test_no_index(tmp_path: Path) -> None:
+def test_missing_index_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexMissing):
         check_index(tmp_path)
     with pytest.raises(IndexMissing):
@@ -30,7 +30,7 @@ def test_no_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, 7.0])
-def test_descriptors_whose_bytes_are_wrong_are_counted(world: World, value: float) -> None:
+def test_wrong_descriptors_are_counted(world: World, value: float) -> None:
     path = world.index / "generations/01/shards/000001.npy"
     shard = np.load(path, mmap_mode="r+")
     shard[2:4] = value
@@ -39,7 +39,7 @@ def test_descriptors_whose_bytes_are_wrong_are_counted(world: World, value: floa
     assert problem.startswith("2 descriptors do not have length 1")
 
 
-def test_another_model(world: World) -> None:
+def test_other_model_is_a_problem(world: World) -> None:
     path = world.index / "generations/01/model.safetensors"
     model = load_model(path)
     assert isinstance(model.pooling, TwoLayers)
@@ -52,7 +52,7 @@ def test_another_model(world: World) -> None:
     assert "is damaged" in problem
 
 
-def test_a_model_with_one_flipped_bit(world: World) -> None:
+def test_model_with_flipped_bit_is_a_problem(world: World) -> None:
     path = world.index / "generations/01/model.safetensors"
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
@@ -61,7 +61,7 @@ def test_a_model_with_one_flipped_bit(world: World) -> None:
     assert "but the snapshot was made by" in problem
 
 
-def test_a_damaged_catalogue_is_a_problem_among_others(world: World) -> None:
+def test_damaged_catalogue_is_one_of_the_problems(world: World) -> None:
     path = world.index / "catalogue.sqlite"
     Catalogue(world.index, create=True).close()  # nothing waits in the log
     data = bytearray(path.read_bytes())
@@ -76,7 +76,7 @@ def test_a_damaged_catalogue_is_a_problem_among_others(world: World) -> None:
     ]
 
 
-def test_lost_and_damaged_local_features(world: World) -> None:
+def test_lost_and_damaged_local_features_are_problems(world: World) -> None:
     path = world.index / "generations/01/local/000001-000.npy"
     records = np.load(path, mmap_mode="r+")
     records[2:4] = np.zeros(2, records.dtype)

@@ -84,7 +84,7 @@ def queries(vectors: Floats, count: int = 40) -> Floats:
 # What it holds
 
 
-def test_what_the_rows_hold(rows: Rows, vectors: Floats) -> None:
+def test_rows_hold_ids_and_descriptors(rows: Rows, vectors: Floats) -> None:
     assert len(rows) == COUNT
     assert rows.shards == [1, 7]
     assert rows.holds(np.array([5, 6, 12, 7 * COUNT + 5])).tolist() == [True, False, True, False]
@@ -92,7 +92,7 @@ def test_what_the_rows_hold(rows: Rows, vectors: Floats) -> None:
     np.testing.assert_array_equal(np.concatenate(list(rows.blocks())), vectors)
 
 
-def test_rows_are_mapped_from_a_file(rows: Rows, vectors: Floats, tmp_path: Path) -> None:
+def test_rows_are_mapped_from_file(rows: Rows, vectors: Floats, tmp_path: Path) -> None:
     rows.save(tmp_path / "rows.npy")
     loaded = Rows.load(tmp_path / "rows.npy", rows._shards, DIM)
     assert isinstance(loaded._table, np.memmap)
@@ -108,7 +108,7 @@ def test_rows_are_mapped_from_a_file(rows: Rows, vectors: Floats, tmp_path: Path
         Rows.load(tmp_path / "rows.npy", tmp_path, DIM)
 
 
-def test_vectors_and_scores_are_those_of_the_shards(store: CompressedStore, vectors: Floats) -> None:
+def test_vectors_and_scores_equal_shards(store: CompressedStore, vectors: Floats) -> None:
     assert (store.count, store.dim) == (COUNT, DIM)
     ids = np.array([5, 7 * 2999 + 5, 12])
     np.testing.assert_array_equal(store.vectors(ids), vectors[[0, 2999, 1]])
@@ -119,7 +119,7 @@ def test_vectors_and_scores_are_those_of_the_shards(store: CompressedStore, vect
 # Searching
 
 
-def test_what_is_found_is_nearly_what_a_naive_product_finds(store: CompressedStore, vectors: Floats) -> None:
+def test_search_nearly_equals_naive_product(store: CompressedStore, vectors: Floats) -> None:
     asked = queries(vectors)
     scores, ids = store.search(asked, NEAREST)
     found = [
@@ -133,9 +133,7 @@ def test_what_is_found_is_nearly_what_a_naive_product_finds(store: CompressedSto
 
 
 @pytest.mark.parametrize("left", [1, 9, 200, 2999])
-def test_a_filtered_search_is_exact_however_few_are_left(
-    store: CompressedStore, vectors: Floats, left: int
-) -> None:
+def test_filtered_search_of_few_is_exact(store: CompressedStore, vectors: Floats, left: int) -> None:
     among = np.sort(np.random.default_rng(left).choice(COUNT, left, replace=False))
     query = queries(vectors, 1)
     _, ids = store.search(query, 12, 7 * among + 5)
@@ -143,7 +141,7 @@ def test_a_filtered_search_is_exact_however_few_are_left(
     assert ids[0].tolist() == expected + [-1] * (12 - len(expected))
 
 
-def test_beyond_what_is_exhaustive_no_other_is_found(
+def test_filtered_search_of_many_finds_no_other(
     store: CompressedStore, vectors: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compressed_module, "EXHAUSTIVE", 100)
@@ -157,13 +155,13 @@ def test_beyond_what_is_exhaustive_no_other_is_found(
     assert right >= 0.8 * 40 * NEAREST
 
 
-def test_ids_that_it_does_not_hold_are_not_found(store: CompressedStore, vectors: Floats) -> None:
+def test_unknown_ids_are_not_found(store: CompressedStore, vectors: Floats) -> None:
     _, ids = store.search(vectors[:1], 3, np.array([6, 12, 13]))
     assert ids[0].tolist() == [12, -1, -1]
     assert (store.search(vectors[:1], 3, np.array([6]))[1] == -1).all()
 
 
-def test_as_many_are_found_as_are_asked_for(store: CompressedStore, vectors: Floats) -> None:
+def test_search_finds_k_descriptors(store: CompressedStore, vectors: Floats) -> None:
     shallow = store.tuned(Setting(1, 1))
     for k in (1, 58, 300, COUNT, COUNT + 5):
         ids = shallow.search(vectors[:1], k)[1][0]
@@ -171,7 +169,7 @@ def test_as_many_are_found_as_are_asked_for(store: CompressedStore, vectors: Flo
         assert len(set(ids.tolist())) == min(k, COUNT) + (k > COUNT)
 
 
-def test_without_codes_every_search_is_exact(rows: Rows, vectors: Floats) -> None:
+def test_search_without_codes_is_exact(rows: Rows, vectors: Floats) -> None:
     asked = queries(vectors, 5)
     scores, ids = CompressedStore(rows).search(asked, 20)
     for query, row, cosines in zip(asked, ids, scores, strict=True):
@@ -179,7 +177,7 @@ def test_without_codes_every_search_is_exact(rows: Rows, vectors: Floats) -> Non
         np.testing.assert_allclose(cosines, np.sort(vectors @ query)[::-1][:20], atol=1e-6)
 
 
-def test_codes_are_read_from_their_file(store: CompressedStore, vectors: Floats, tmp_path: Path) -> None:
+def test_codes_are_read_from_file(store: CompressedStore, vectors: Floats, tmp_path: Path) -> None:
     store.save(tmp_path / "index.faiss")
     loaded = CompressedStore.load(tmp_path / "index.faiss", store.rows, store.setting)
     for one, other in zip(store.search(vectors[:9], 5), loaded.search(vectors[:9], 5), strict=True):
@@ -189,9 +187,7 @@ def test_codes_are_read_from_their_file(store: CompressedStore, vectors: Floats,
         CompressedStore.load(tmp_path / "index.faiss", store.rows, store.setting)
 
 
-def test_lists_are_fitted_on_gpus_where_there_are_some(
-    rows: Rows, vectors: Floats, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lists_are_fitted_on_gpus(rows: Rows, vectors: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
 
     def taking(index: Any) -> Any:
@@ -209,7 +205,7 @@ def test_lists_are_fitted_on_gpus_where_there_are_some(
 # Tuning
 
 
-def test_questions_leave_out_what_is_asked(rows: Rows, vectors: Floats) -> None:
+def test_queries_are_searched_without_themselves(rows: Rows, vectors: Floats) -> None:
     asked = make_questions(CompressedStore(rows), None)
     assert asked.itself.tolist() == spread(COUNT, 1000).tolist()
     cosines = asked.queries @ vectors.T
@@ -221,7 +217,7 @@ def test_questions_leave_out_what_is_asked(rows: Rows, vectors: Floats) -> None:
     np.testing.assert_array_equal(asked.nearest, np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST])
 
 
-def test_a_graph_is_asked_what_it_has_not_seen(rows: Rows, vectors: Floats) -> None:
+def test_hnsw_is_tuned_on_held_out_descriptors(rows: Rows, vectors: Floats) -> None:
     graph = CompressedStore.build(rows, "HNSW32,SQ8").tuned(Setting(300, 4))
     asked = make_questions(graph, graph.encoded)
     assert graph.encoded is not None
@@ -236,9 +232,7 @@ def test_a_graph_is_asked_what_it_has_not_seen(rows: Rows, vectors: Floats) -> N
 
 
 @pytest.mark.parametrize("recall", [0.6, 0.9, 0.99])
-def test_the_recall_that_was_wanted_is_reached_and_no_more_is_done(
-    store: CompressedStore, recall: float
-) -> None:
+def test_tuning_reaches_recall_at_least_cost(store: CompressedStore, recall: float) -> None:
     setting, reached = tune(store, recall)
     assert reached > recall - 0.02
     asked = make_questions(store, store.encoded)
@@ -249,7 +243,7 @@ def test_the_recall_that_was_wanted_is_reached_and_no_more_is_done(
         assert setting.probes < store.efforts[-1]
 
 
-def test_a_recall_that_codes_cannot_reach_is_told_as_it_is(rows: Rows) -> None:
+def test_unreachable_recall_is_reported(rows: Rows) -> None:
     poor = CompressedStore.build(rows, "IVF1,PQ2x4fs")
     setting, reached = tune(poor, 0.9999)
     assert setting.probes == 1
@@ -259,9 +253,7 @@ def test_a_recall_that_codes_cannot_reach_is_told_as_it_is(rows: Rows) -> None:
     assert reached < 0.9999
 
 
-def test_a_graph_made_elsewhere_is_searched_no_more_than_it_takes(
-    rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_least_effort_reaches_recall_on_a_server(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexer.snapshots.tuning.EFFORTS", (10, 20, 40, 80, 160))
     graph = CompressedStore.build(rows, "HNSW4,Flat")  # without those that are held out
     asked: list[int] = []
@@ -287,7 +279,7 @@ def test_small_collections_are_searched_exactly() -> None:
     assert choose(10, 32_768, 2**30, 1.0).factory == FLAT
 
 
-def test_large_ones_by_codes_that_fit_the_memory() -> None:
+def test_large_collections_use_codes_that_fit_memory() -> None:
     million = choose(10**6, 512, 8 * 2**30, 0.99)
     assert million.factory == "IVF4096,RaBitQfs"
     assert million.memory < 150 * 2**20
@@ -306,7 +298,7 @@ def test_large_ones_by_codes_that_fit_the_memory() -> None:
         choose(10**7, 512, 100 * 2**20, 0.99)
 
 
-def test_a_graph_where_it_is_wanted_and_fits_the_memory() -> None:
+def test_hnsw_is_chosen_if_it_fits_memory() -> None:
     million = choose(10**6, 512, 8 * 2**30, 0.99, hnsw=True)
     assert million.factory == "HNSW32,SQ8"
     assert 750 * 2**20 < million.memory < 850 * 2**20
@@ -315,18 +307,18 @@ def test_a_graph_where_it_is_wanted_and_fits_the_memory() -> None:
     assert choose(10**6, 512, 2**30, 1.0, hnsw=True).factory == SHARDS
 
 
-def test_a_graph_takes_the_memory_that_was_told(rows: Rows, tmp_path: Path) -> None:
+def test_memory_of_hnsw_is_as_estimated(rows: Rows, tmp_path: Path) -> None:
     CompressedStore.build(rows, "HNSW32,SQ8").completed().save(tmp_path / "index.faiss")
     told = choose(10**9, DIM, 2**50, 0.99, hnsw=True).memory / 10**9 - ROW_BYTES
     assert (tmp_path / "index.faiss").stat().st_size / COUNT == pytest.approx(told, rel=0.1)
 
 
-def test_exact_where_all_are_wanted() -> None:
+def test_full_recall_is_searched_exactly() -> None:
     assert choose(10**6, 512, 4 * 2**30, 1.0).factory == FLAT
     assert choose(10**6, 512, 2**30, 1.0).factory == SHARDS
 
 
-def test_lists_are_a_power_of_two_that_can_be_fitted() -> None:
+def test_number_of_lists_is_a_fittable_power_of_two() -> None:
     for count in (1, 39, 100, 5000, 10**6, 10**9):
         lists = lists_for(count, 512, 8 * 2**30)
         assert lists == 1 or (lists & (lists - 1) == 0 and 40 * lists <= count and lists <= 16_384)
@@ -337,17 +329,17 @@ def test_lists_are_a_power_of_two_that_can_be_fitted() -> None:
     ("text", "expected"),
     [("1", 1), ("512M", 2**29), ("1.5 GiB", 3 * 2**29), ("2kb", 2048), ("4 g", 2**32), ("1TB", 2**40)],
 )
-def test_amounts_of_memory(text: str, expected: int) -> None:
+def test_memory_is_read_with_units(text: str, expected: int) -> None:
     assert read_bytes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1", "0", "0.0G", "5X", "1e9", "1 2"])
-def test_what_is_no_amount(text: str) -> None:
+def test_invalid_memory_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="`memory` must be a number of bytes such as 512M or 4G"):
         read_bytes(text)
 
 
-def test_the_machine_has_memory() -> None:
+def test_machine_memory_is_plausible() -> None:
     assert 2**28 < machine_memory() < 2**50
 
 
@@ -394,7 +386,8 @@ def problems(made: Any) -> list[str]:
     return [problem for problem in check_index(made.folder) if not problem.startswith("no model file")]
 
 
-def test_an_index_in_little_memory_answers(small: tuple[Any, list[str], Floats]) -> None:
+@pytest.mark.slow
+def test_compressed_index_answers(small: tuple[Any, list[str], Floats]) -> None:
     made, ids, vectors = small
     index = made.open()
     assert index.manifest.recall > 0.93
@@ -409,7 +402,8 @@ def test_an_index_in_little_memory_answers(small: tuple[Any, list[str], Floats])
     assert answer.places[0].photos[0].id == ids[700]
 
 
-def test_photos_come_and_go_beside_it_and_into_the_next(small: tuple[Any, list[str], Floats]) -> None:
+@pytest.mark.slow
+def test_changes_are_searched_and_enter_next_snapshot(small: tuple[Any, list[str], Floats]) -> None:
     made, ids, vectors = small
     index = made.open()
     new = streets(50, seed=9)[0]
@@ -425,9 +419,10 @@ def test_photos_come_and_go_beside_it_and_into_the_next(small: tuple[Any, list[s
     assert ids[700] not in found(latest, vectors[700], 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["index.faiss", "rows.npy"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_a_damaged_file_is_done_without_and_made_again(
+def test_damaged_file_is_replaced_by_next_snapshot(
     small: tuple[Any, list[str], Floats], name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     made, ids, vectors = small
@@ -447,7 +442,8 @@ def test_a_damaged_file_is_done_without_and_made_again(
     assert problems(made) == []
 
 
-def test_other_wishes_make_another_snapshot(small: tuple[Any, list[str], Floats]) -> None:
+@pytest.mark.slow
+def test_other_search_options_make_another_snapshot(small: tuple[Any, list[str], Floats]) -> None:
     made, _, _ = small
     first = made.layout.current()
     rebuild(made.folder)
@@ -469,7 +465,8 @@ def test_too_little_memory_publishes_nothing(small: tuple[Any, list[str], Floats
     assert made.layout.current() == first
 
 
-def test_shards_that_the_snapshot_reads_are_not_deleted(
+@pytest.mark.slow
+def test_shards_of_the_snapshot_are_not_deleted(
     small: tuple[Any, list[str], Floats], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, ids, vectors = small

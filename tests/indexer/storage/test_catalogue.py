@@ -40,13 +40,13 @@ def catalogue(tmp_path: Path) -> Catalogue:
     return Catalogue(tmp_path, create=True)
 
 
-def test_no_catalogue(tmp_path: Path) -> None:
+def test_missing_catalogue_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexMissing, match=r"no index in .*: make one with 'loci index"):
         Catalogue(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_newer_format_is_refused_by_readers_and_writers(catalogue: Catalogue, tmp_path: Path) -> None:
+def test_newer_format_is_refused(catalogue: Catalogue, tmp_path: Path) -> None:
     with catalogue.transaction() as db:
         db.execute("PRAGMA user_version = 7")
     for create in (False, True):
@@ -54,9 +54,7 @@ def test_a_newer_format_is_refused_by_readers_and_writers(catalogue: Catalogue, 
             Catalogue(tmp_path, create=create)
 
 
-def test_a_run_killed_while_it_made_the_tables_leaves_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_migration_leaves_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
         pass
 
@@ -76,7 +74,7 @@ def test_a_run_killed_while_it_made_the_tables_leaves_none(
     assert Catalogue(tmp_path, create=True).count() == 0  # and the second time there is nothing to do
 
 
-def test_a_later_migration_keeps_what_is_there(
+def test_migration_keeps_existing_rows(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = put(catalogue, 1)
@@ -125,19 +123,19 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("read", READS)
-def test_a_damaged_catalogue_is_one_sentence(damaged: Path, read: Callable[[Catalogue], Any]) -> None:
+def test_damaged_catalogue_is_one_sentence(damaged: Path, read: Callable[[Catalogue], Any]) -> None:
     with pytest.raises(IndexerError, match=r"the catalogue .*sqlite cannot be read: .*malformed"):
         read(Catalogue(damaged))
 
 
 @pytest.mark.parametrize("create", [False, True])
-def test_a_file_that_is_no_catalogue(tmp_path: Path, create: bool) -> None:
+def test_other_files_are_no_catalogue(tmp_path: Path, create: bool) -> None:
     (tmp_path / "catalogue.sqlite").write_text("no database" * 1000)
     with pytest.raises(IndexerError, match=r"cannot be opened: file is not a database"):
         Catalogue(tmp_path, create=create)
 
 
-def test_a_transaction_is_all_or_nothing(catalogue: Catalogue) -> None:
+def test_transactions_are_atomic(catalogue: Catalogue) -> None:
     photo = put(catalogue, 1)
 
     def remove(then: str) -> None:
@@ -153,7 +151,7 @@ def test_a_transaction_is_all_or_nothing(catalogue: Catalogue) -> None:
     assert catalogue.statuses() == {photo: "ok"}
 
 
-def test_descriptors_never_share_a_row_or_a_view(catalogue: Catalogue) -> None:
+def test_descriptors_never_share_a_slot_or_view(catalogue: Catalogue) -> None:
     photo = put(catalogue, 1)
     with pytest.raises(IndexerError, match="UNIQUE constraint failed"):
         catalogue.add_descriptors(1, [(photo, 1, 0.0, Slot(1, 1))])
@@ -165,7 +163,7 @@ def test_descriptors_never_share_a_row_or_a_view(catalogue: Catalogue) -> None:
     assert catalogue.live_descriptors(2) == []
 
 
-def test_what_is_known_is_completed_but_not_overwritten(catalogue: Catalogue) -> None:
+def test_metadata_is_completed_but_not_overwritten(catalogue: Catalogue) -> None:
     photo = put(catalogue, 1, PhotoMetadata(lat=1.0, lon=2.0))
     put_again = PhotoFacts(f"{1:064x}"[::-1], 4, 3, PhotoMetadata(lat=5.0, lon=6.0, heading=90.0))
     with catalogue.transaction() as db:
@@ -178,14 +176,14 @@ def test_what_is_known_is_completed_but_not_overwritten(catalogue: Catalogue) ->
     assert (catalogue.photo(photo).lat, catalogue.photo(photo).lon) == (7.0, 8.0)
 
 
-def test_hits_of_more_ids_than_a_statement_takes(catalogue: Catalogue) -> None:
+def test_hits_of_many_ids_take_several_statements(catalogue: Catalogue) -> None:
     ids = {put(catalogue, number) for number in (1, 2, 3)}
     asked = [*range(4, 70_000), 1, 2, 3]
     assert {hit.photo.id for hit in catalogue.hits(asked).values()} == ids
     assert catalogue.hits([]) == {}
 
 
-def test_what_is_gone_is_not_found(catalogue: Catalogue) -> None:
+def test_removed_photos_are_not_found(catalogue: Catalogue) -> None:
     photo = put(catalogue, 1)
     with catalogue.transaction() as db:
         catalogue.set_status(db, [photo], "removed")
@@ -199,7 +197,8 @@ def test_what_is_gone_is_not_found(catalogue: Catalogue) -> None:
     assert catalogue.hits([1]) == {}
 
 
-def test_reading_while_another_process_writes(catalogue: Catalogue, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_readers_never_see_half_a_transaction(catalogue: Catalogue, tmp_path: Path) -> None:
     """Each transaction adds a pair: no reader may ever see half of one."""
     catalogue.close()
     writer = (
@@ -223,7 +222,7 @@ def test_reading_while_another_process_writes(catalogue: Catalogue, tmp_path: Pa
     assert not [n for n in seen if n % 2]
 
 
-def test_threads_have_connections_of_their_own(catalogue: Catalogue, tmp_path: Path) -> None:
+def test_each_thread_has_its_own_connection(catalogue: Catalogue, tmp_path: Path) -> None:
     put(catalogue, 1)
     reader = Catalogue(tmp_path)
     found: list[int] = []
@@ -266,12 +265,14 @@ def read_only(world: World, tmp_path: Path) -> Path:
     return world.index
 
 
-def test_a_folder_that_cannot_be_written_is_read(read_only: Path) -> None:
+@pytest.mark.slow
+def test_read_only_folder_is_readable(read_only: Path) -> None:
     done = read_elsewhere(read_only)
     assert (done.stdout, done.stderr) == ("8\n", "")
 
 
-def test_changes_that_wait_in_a_log_are_not_passed_over(read_only: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_read_only_folder_with_unmerged_log_is_refused(read_only: Path, tmp_path: Path) -> None:
     writer = Catalogue(read_only, create=True)
     put(writer, 99)
     copied = Path(shutil.copytree(read_only, tmp_path / "copied"))

@@ -38,7 +38,7 @@ def restless() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restless")
-def test_threads_map_at_once(tmp_path: Path) -> None:
+def test_threads_map_arrays_concurrently(tmp_path: Path) -> None:
     path = tmp_path / "rows.npy"
     np.save(path, np.zeros(4, ROW))
 
@@ -54,7 +54,7 @@ def test_threads_map_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"no array", b"PK\x03\x04"])
-def test_what_is_no_array_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_no_arrays(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.npy"
     path.write_bytes(content)
     with pytest.raises(IndexerError, match=r"rows .*rows\.npy cannot be read: "):

@@ -24,7 +24,7 @@ def records(count: int, features: int = 3) -> list[Packed]:
     return list(made)
 
 
-def test_records_come_back_in_any_order_over_several_files(tmp_path: Path) -> None:
+def test_records_are_read_in_any_order(tmp_path: Path) -> None:
     slots = [Slot(1, 5), Slot(1, ROWS - 1), Slot(1, ROWS), Slot(2, 0), Slot(500_000, 3)]
     given = records(5)
     write_local(tmp_path / "local", slots, given)
@@ -38,7 +38,7 @@ def test_records_come_back_in_any_order_over_several_files(tmp_path: Path) -> No
     assert [one is not None and one.tobytes() for one in both] == [given[2].tobytes(), given[0].tobytes()]
 
 
-def test_what_was_never_written_is_none(tmp_path: Path) -> None:
+def test_unwritten_slots_have_no_features(tmp_path: Path) -> None:
     assert read_local(tmp_path, [Slot(1, 0)]) == [None]
     write_local(tmp_path, [Slot(1, 0), Slot(1, 1)], [records(1)[0], None])
     assert read_local(tmp_path, [Slot(1, 1), Slot(2, 0)]) == [None, None]
@@ -46,7 +46,7 @@ def test_what_was_never_written_is_none(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_row_that_nobody_claims_is_overwritten(tmp_path: Path) -> None:
+def test_slots_can_be_overwritten(tmp_path: Path) -> None:
     write_local(tmp_path, [Slot(1, 0)], records(1))
     second = records(2)[1]
     write_local(tmp_path, [Slot(1, 0)], [second])
@@ -64,7 +64,7 @@ def test_a_row_that_nobody_claims_is_overwritten(tmp_path: Path) -> None:
         (lambda path: np.save(path, np.zeros(7, packed_type(3))), f"are not {ROWS} records"),
     ],
 )
-def test_a_damaged_file_is_one_sentence(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
+def test_damaged_file_is_one_sentence(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
     write_local(tmp_path, [Slot(1, 0)], records(1))
     harm(tmp_path / "000001-000.npy")
     with pytest.raises(IndexerError, match=rf"local features .*000001-000\.npy {message}"):
@@ -77,7 +77,7 @@ def test_other_local_features_are_refused(tmp_path: Path) -> None:
         write_local(tmp_path, [Slot(1, 1)], records(1, features=4))
 
 
-def test_the_files_of_one_shard_are_dropped(tmp_path: Path) -> None:
+def test_files_of_one_shard_are_deleted(tmp_path: Path) -> None:
     write_local(tmp_path, [Slot(1, 0), Slot(1, ROWS), Slot(11, 0)], records(3))
     drop_local(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["000011-000.npy"]

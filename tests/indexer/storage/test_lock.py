@@ -41,7 +41,8 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_run_is_told_who_holds_the_index_and_goes_once_it_is_killed(world: World) -> None:
+@pytest.mark.slow
+def test_second_run_names_holder_until_it_is_killed(world: World) -> None:
     with holder(world.index) as process:
         held = (
             rf"is being written by process {process.pid} on .*, since \d{{4}}-.* UTC: wait until it is done"
@@ -58,7 +59,8 @@ def test_a_second_run_is_told_who_holds_the_index_and_goes_once_it_is_killed(wor
     assert not (world.index / "LOCK.holder").exists()
 
 
-def test_a_new_index_being_made_by_another_is_left_to_it(empty: World) -> None:
+@pytest.mark.slow
+def test_new_index_of_another_run_is_kept(empty: World) -> None:
     empty.index.mkdir()
     with holder(empty.index) as process:
         with pytest.raises(IndexLocked, match=str(process.pid)):
@@ -68,7 +70,7 @@ def test_a_new_index_being_made_by_another_is_left_to_it(empty: World) -> None:
     assert empty.build().photos == 4
 
 
-def test_a_holder_that_cannot_be_named(tmp_path: Path) -> None:
+def test_unknown_holder_is_another_run(tmp_path: Path) -> None:
     with write_lock(tmp_path):
         (tmp_path / "LOCK.holder").unlink()
         with pytest.raises(IndexLocked, match="is being written by another run: wait"), write_lock(tmp_path):
@@ -78,7 +80,7 @@ def test_a_holder_that_cannot_be_named(tmp_path: Path) -> None:
             pass
 
 
-def test_the_lock_is_let_go_when_the_run_fails(tmp_path: Path) -> None:
+def test_failed_run_releases_lock(tmp_path: Path) -> None:
     with pytest.raises(KeyError), write_lock(tmp_path):
         raise KeyError
     with write_lock(tmp_path):

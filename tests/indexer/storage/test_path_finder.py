@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.indexer.conftest import World
 
 
-def test_every_way_to_write_a_path(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photo_is_found_by_any_form_of_path(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = Catalogue(world.index)
     finder = PathFinder(catalogue)
     photo = finder.find(str(world.photo(1)))
@@ -29,7 +29,7 @@ def test_every_way_to_write_a_path(world: World, monkeypatch: pytest.MonkeyPatch
     assert finder.find("view0.jpg") == finder.find("wall0/view0.jpg")  # the file that is there
 
 
-def test_a_path_that_means_several_photos_or_none(world: World) -> None:
+def test_ambiguous_and_unknown_paths_are_refused(world: World) -> None:
     finder = PathFinder(Catalogue(world.index))
     with pytest.raises(NotFound, match=r"^view0.jpg matches 4 photos of the index: give more of its path$"):
         finder.find("view0.jpg")
@@ -38,7 +38,7 @@ def test_a_path_that_means_several_photos_or_none(world: World) -> None:
             finder.find(path)
 
 
-def test_copies_of_one_photo_are_not_several(world: World) -> None:
+def test_copies_of_one_photo_are_not_ambiguous(world: World) -> None:
     (world.photos / "copies").mkdir()
     shutil.copy(world.photo(1), world.photos / "copies" / "same.jpg")
     shutil.copy(world.photo(1), world.photos / "same.jpg")
@@ -47,6 +47,6 @@ def test_copies_of_one_photo_are_not_several(world: World) -> None:
     assert finder.find("same.jpg") == finder.find("wall1/view0.jpg")
 
 
-def test_resolve_names_the_first_that_is_wrong(world: World) -> None:
+def test_resolve_names_first_unknown_path(world: World) -> None:
     with pytest.raises(NotFound, match=r"^no\.jpg is not"):
         resolve(Catalogue(world.index), ["wall1/view0.jpg", "no.jpg", "view0.jpg"])

@@ -30,14 +30,14 @@ def read(folder: Path, slots: list[Slot], block: int = 65536) -> NDArray[np.floa
     return np.concatenate(list(read_slots(folder, slots, DIM, block=block)))
 
 
-def test_rows_fill_about_64_mib(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shard_has_about_64_mib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", 64 * 2**20)
     assert rows_per_shard(512) == 65536
     assert rows_per_shard(32768) == 1024
     assert rows_per_shard(10**9) == 64
 
 
-def test_appended_rows_come_back_in_any_order_over_several_shards(tmp_path: Path) -> None:
+def test_rows_are_read_in_any_order(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, DIM, None)
     given = descriptors(150)
     slots = writer.append(given[:50]) + writer.append(given[50:])
@@ -50,7 +50,7 @@ def test_appended_rows_come_back_in_any_order_over_several_shards(tmp_path: Path
     np.testing.assert_array_equal(found, given[order].astype(np.float16).astype(np.float32))
 
 
-def test_rows_that_nobody_claims_are_overwritten(tmp_path: Path) -> None:
+def test_unrecorded_rows_are_overwritten(tmp_path: Path) -> None:
     first = ShardWriter(tmp_path, DIM, None).append(descriptors(10))
     ShardWriter(tmp_path, DIM, first[3]).append(descriptors(100, 1))  # died before its transaction
     again = ShardWriter(tmp_path, DIM, first[3]).append(descriptors(5, 2))
@@ -59,12 +59,12 @@ def test_rows_that_nobody_claims_are_overwritten(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path, again), descriptors(5, 2).astype(np.float16))
 
 
-def test_a_full_shard_is_followed_by_the_next(tmp_path: Path) -> None:
+def test_full_shard_is_followed_by_next(tmp_path: Path) -> None:
     slots = ShardWriter(tmp_path, DIM, None).append(descriptors(64))
     assert ShardWriter(tmp_path, DIM, slots[-1]).append(descriptors(1)) == [Slot(2, 0)]
 
 
-def test_a_shard_that_was_begun_only_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_shard_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
         pass
 
@@ -80,7 +80,7 @@ def test_a_shard_that_was_begun_only_is_begun_again(tmp_path: Path, monkeypatch:
     np.testing.assert_array_equal(read(tmp_path, slots), descriptors(3).astype(np.float16))
 
 
-def test_nothing_asked_is_nothing_read(tmp_path: Path) -> None:
+def test_no_slots_give_no_blocks(tmp_path: Path) -> None:
     assert list(read_slots(tmp_path, [], DIM)) == []
 
 
@@ -96,7 +96,7 @@ def test_nothing_asked_is_nothing_read(tmp_path: Path) -> None:
         (lambda path: np.save(path, np.zeros((2, DIM), np.float16)), "is too short"),
     ],
 )
-def test_a_damaged_shard_is_one_sentence(tmp_path: Path, harm: object, message: str) -> None:
+def test_damaged_shard_is_one_sentence(tmp_path: Path, harm: object, message: str) -> None:
     assert callable(harm)
     slots = ShardWriter(tmp_path, DIM, None).append(descriptors(5))
     harm(shard_path(tmp_path, 1))

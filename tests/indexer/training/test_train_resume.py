@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from model.modelfile import load_model
 from model.training.checkpoint import load_checkpoint
+from tests.indexer.killing import Runs
 
 pytestmark = pytest.mark.slow
 
@@ -38,45 +38,15 @@ KILLS = (
 """In which stages, in their order, a run is killed, and in how many of its events at most."""
 
 
-class Runs:
-    """Runs into one model, each in a process of its own."""
+class ModelRuns(Runs):
+    """Runs into one model."""
 
     def __init__(
         self, folder: Path, zygote: subprocess.Popen[str], photos: Path, parts: str = "head"
     ) -> None:
         self.into = folder / "model.safetensors"
         self.training = folder / "model.safetensors.training"
-        self._zygote = zygote
-        self._where = {"photos": str(photos), "into": str(self.into), "parts": parts}
-        self._folder = folder
-        self.logs: list[list[Any]] = []
-        self.statuses: list[int] = []
-
-    def run(self, **order: Any) -> int:
-        log = self._folder / f"log{len(self.logs)}"
-        assert self._zygote.stdin is not None
-        assert self._zygote.stdout is not None
-        self._zygote.stdin.write(json.dumps(self._where | {"log": str(log)} | order) + "\n")
-        self._zygote.stdin.flush()
-        self.statuses.append(int(self._zygote.stdout.readline()))
-        lines = log.read_text().splitlines() if log.exists() else []
-        self.logs.append([json.loads(line) for line in lines])
-        return self.statuses[-1]
-
-    def embedded(self) -> Counter[str]:
-        """How often each photo went through the frozen layers, without each killed run's batch in flight."""
-        counts: Counter[str] = Counter()
-        for log, status in zip(self.logs, self.statuses, strict=True):
-            batches = [line[1] for line in log if line[0] == "batch"]
-            embedding = [line[1] for line in log if line[0] == "stage"][-1:] == [EMBEDDING]
-            for batch in batches[:-1] if status and embedding else batches:
-                counts.update(batch)
-        return counts
-
-    def killed_in(self) -> list[str]:
-        """The stage of each killed run."""
-        killed = [log for log, status in zip(self.logs, self.statuses, strict=True) if status]
-        return [([line[1] for line in log if line[0] == "stage"] or ["start"])[-1] for log in killed]
+        super().__init__(folder, zygote, EMBEDDING, photos=str(photos), into=str(self.into), parts=parts)
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +71,17 @@ def zygote(start_child: StartChild) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, zygote: subprocess.Popen[str], photos: Path) -> Runs:
-    runs = Runs(tmp_path_factory.mktemp("unbroken"), zygote, photos)
+def unbroken(
+    tmp_path_factory: pytest.TempPathFactory, zygote: subprocess.Popen[str], photos: Path
+) -> ModelRuns:
+    runs = ModelRuns(tmp_path_factory.mktemp("unbroken"), zygote, photos)
     assert runs.run() == 0
     return runs
 
 
 @pytest.fixture
-def runs(tmp_path: Path, zygote: subprocess.Popen[str], photos: Path) -> Runs:
-    return Runs(tmp_path, zygote, photos)
+def runs(tmp_path: Path, zygote: subprocess.Popen[str], photos: Path) -> ModelRuns:
+    return ModelRuns(tmp_path, zygote, photos)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +89,7 @@ def fast() -> None:
     """Here the network is the real one."""
 
 
-def assert_same(made: Runs, expected: Runs) -> None:
+def assert_same(made: ModelRuns, expected: ModelRuns) -> None:
     """Bit for bit: the model, all that the last epoch left, and the log."""
     assert load_model(made.into).config == load_model(expected.into).config
     left = [load_checkpoint(runs.training / "checkpoint.safetensors")[0] for runs in (made, expected)]
@@ -128,7 +100,7 @@ def assert_same(made: Runs, expected: Runs) -> None:
         assert (made.training / name).read_text() == (expected.training / name).read_text()
 
 
-def test_in_one_run_each_photo_passes_the_frozen_layers_once(unbroken: Runs) -> None:
+def test_in_one_run_each_photo_passes_the_frozen_layers_once(unbroken: ModelRuns) -> None:
     stages = [line[1] for line in unbroken.logs[0] if line[0] == "stage"]
     assert stages == [
         *("scanning", "loading weights", EMBEDDING, "fitting clusters", "fitting the reduction"),
@@ -140,7 +112,7 @@ def test_in_one_run_each_photo_passes_the_frozen_layers_once(unbroken: Runs) -> 
     assert sizes == {4: 13, 2: 1, 1: 1}
 
 
-def test_killed_in_every_stage(runs: Runs, unbroken: Runs) -> None:
+def test_killed_in_every_stage(runs: ModelRuns, unbroken: ModelRuns) -> None:
     """Before or after one of its events, drawn at random."""
     draw = random.Random(0)
     for number, (stage, most) in enumerate(KILLS):
@@ -151,7 +123,7 @@ def test_killed_in_every_stage(runs: Runs, unbroken: Runs) -> None:
     assert_same(runs, unbroken)
 
 
-def test_killed_from_outside_at_random_moments(runs: Runs, unbroken: Runs) -> None:
+def test_killed_from_outside_at_random_moments(runs: ModelRuns, unbroken: ModelRuns) -> None:
     draw = random.Random(1)
     for _ in range(8):
         runs.run(seconds=draw.uniform(0.2, 2.0))
@@ -162,7 +134,7 @@ def test_killed_from_outside_at_random_moments(runs: Runs, unbroken: Runs) -> No
 
 
 def test_killed_while_convolutions_learn(tmp_path: Path, zygote: subprocess.Popen[str], photos: Path) -> None:
-    whole, killed = (Runs(tmp_path / name, zygote, photos, "conv5") for name in ("whole", "killed"))
+    whole, killed = (ModelRuns(tmp_path / name, zygote, photos, "conv5") for name in ("whole", "killed"))
     for runs in (whole, killed):
         runs.into.parent.mkdir()
     assert whole.run() == 0

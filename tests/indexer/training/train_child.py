@@ -6,7 +6,7 @@ from indexer.options import BuildOptions
 from indexer.training.options import TrainingOptions
 from indexer.training.train import train_model
 from model.training.trainer import Trainer, TrainOptions
-from tests.indexer.killing import Order, Told, serve
+from tests.indexer.killing import Killable, Order, serve
 
 EPOCHS = 2
 
@@ -22,7 +22,7 @@ def options(parts: str) -> TrainingOptions:
     )
 
 
-class Run(Told):
+class Run(Killable):
     def epoch(self, line: str) -> None:
         self.write(["epoch", line])
 
