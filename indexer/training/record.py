@@ -1,71 +1,71 @@
-"""What a person reads of a training run: a log, the same as JSON lines, and a picture of its curves."""
+"""The record of a training run for people: a log, the same as JSON lines, and a chart."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from indexer.charts.chart import Chart, Dot, Line, Scale, Tick, linear, path, svg
 
 RANKS = (1, 5, 10)
 
 
 def write_record(folder: Path, history: Sequence[dict[str, Any]]) -> None:
-    """`log.txt`, `log.jsonl` and `curve.png` of all epochs so far, each replaced whole."""
+    """Write `log.txt`, `log.jsonl` and `curve.svg` of all epochs so far, each replaced as a whole."""
     _replace(folder / "log.txt", lambda path: path.write_text(log_text(history), encoding="utf-8"))
     lines = "".join(json.dumps(record) + "\n" for record in history)
     _replace(folder / "log.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
-    _replace(folder / "curve.png", lambda path: draw_curve(path, history))
+    _replace(folder / "curve.svg", lambda file: file.write_text(training_curve(history), encoding="utf-8"))
 
 
 def log_text(history: Sequence[dict[str, Any]]) -> str:
-    """A line an epoch, the best marked."""
+    """Return one line for each epoch; the best is marked."""
     best = max(history, key=lambda record: (record["recall"], -record["epoch"]))
     return "".join(f"{log_line(r)}{'  best so far' if r is best else ''}\n" for r in history)
 
 
 def log_line(record: dict[str, Any]) -> str:
-    """One epoch in words."""
+    """Return the line of an epoch."""
     loss = "untrained    " if record["loss"] is None else f"loss {record['loss']:.5f} "
     recall = " / ".join(f"{100 * value:.1f}" for value in record["recall"])
     accuracy = f", accuracy {100 * record['accuracy']:.1f} %" if "accuracy" in record else ""
     return f"epoch {record['epoch']:>3}: {loss} held-out recall@1/5/10 {recall} %{accuracy}"
 
 
-def draw_curve(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Held-out recall and training loss over epochs, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True)
+def training_curve(history: Sequence[dict[str, Any]]) -> str:
+    """Return held-out recall and training loss over epochs, as an SVG."""
     epochs = [record["epoch"] for record in history]
-    for i, rank in enumerate(RANKS):
-        above.plot(
-            epochs, [100 * record["recall"][i] for record in history], "o-", ms=4, label=f"recall@{rank}"
-        )
+    best = max(history, key=lambda record: (record["recall"], -record["epoch"]))["epoch"]
+    last = max(1, epochs[-1])
+    step = max(1, math.ceil(last / 10))
+    x = linear(0, last, across=True)
+    x_ticks = tuple(Tick(x(epoch), str(epoch)) for epoch in range(0, last + 1, step))
+
+    def chart(id: str, title: str, y_label: str, y_ticks: Sequence[Tick], lines: Sequence[Line]) -> Chart:
+        axes = ("epoch; 0 is before training", y_label, x_ticks, tuple(y_ticks))
+        return Chart(id, title, "", *axes, tuple(lines), upright=Tick(x(best), "kept"))
+
+    def line(name: str, y: Scale, values: Sequence[tuple[int, float]], digits: int) -> Line:
+        dots = tuple(Dot(x(e), y(v), f"epoch {e}: {v:.{digits}f}") for e, v in values)
+        return Line(name, path((dot.x, dot.y) for dot in dots), dots)
+
+    percent = linear(0, 100, across=False)
+    named = {f"recall@{n}": [100 * record["recall"][i] for record in history] for i, n in enumerate(RANKS)}
     if any("accuracy" in record for record in history):
-        accuracy = [100 * record.get("accuracy", 0.0) for record in history]
-        above.plot(epochs, accuracy, "s--", ms=4, label="accuracy", color="tab:purple")
-    best = max(history, key=lambda record: (record["recall"], -record["epoch"]))
-    above.axvline(best["epoch"], color="grey", ls=":", label="kept")
-    above.set_ylabel("held-out photos, %")
-    above.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    trained = [record for record in history if record["loss"] is not None]
-    below.plot([r["epoch"] for r in trained], [r["loss"] for r in trained], "o-", ms=4, color="tab:red")
-    below.axvline(best["epoch"], color="grey", ls=":")
-    below.set_ylabel("training loss")
-    below.set_xlim(-0.3, max(1, epochs[-1]) + 0.3)  # whole epochs, even before the first
-    if not trained:
-        below.set_yticks([])
-    below.set_xlabel("epoch; 0 is before training")
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png", dpi=120)
+        named["accuracy"] = [100 * record.get("accuracy", 0.0) for record in history]
+    found = [line(name, percent, list(zip(epochs, values, strict=True)), 1) for name, values in named.items()]
+    ticks = [Tick(percent(value), str(value)) for value in range(0, 101, 20)]
+    charts = [chart("recall", "Held-out photos", "found, in %", ticks, found)]
+    losses = [(record["epoch"], record["loss"]) for record in history if record["loss"] is not None]
+    if losses:
+        top = max(value for _, value in losses) or 1.0
+        y = linear(0, top, across=False)
+        ticks = [Tick(y(top * part / 4), f"{top * part / 4:.3g}") for part in range(5)]
+        charts.append(chart("loss", "Training", "loss", ticks, [line("loss", y, losses, 5)]))
+    return svg("Training curve", charts)
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

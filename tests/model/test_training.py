@@ -1,6 +1,5 @@
 """Mining, and training a pooling on maps that a place decides."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from indexer.training.record import write_record
 from model.errors import ModelError
 from model.fitting import fit_clusters
 from model.layers.poolings import CLUSTERED, POOLINGS
@@ -21,7 +19,7 @@ from model.reduction import Reduction
 from model.training.checkpoint import load_checkpoint, save_checkpoint
 from model.training.losses import LOSSES
 from model.training.mining import Miner, TrainingSet, recall_at
-from model.training.trainer import State, Trainer, TrainOptions
+from model.training.trainer import Trainer, TrainOptions
 
 PLACES, VIEWS, CHANNELS = 12, 4, 512
 
@@ -288,17 +286,3 @@ def test_recall_leaves_out_photos_that_are_near_but_look_another_way() -> None:
     assert recall_at(descriptors, replace(data, right=right))[1] == 1.0
     wrong = tuple(np.setdiff1d(near, own) for near, own in zip(data.near, right, strict=True))
     assert recall_at(descriptors, replace(data, right=wrong, near=wrong))[1] == 0.0
-
-
-def test_record(tmp_path: Path) -> None:
-    history: list[dict[str, Any]] = [
-        {"epoch": 0, "loss": None, "recall": [0.5, 0.75, 1.0]},
-        {"epoch": 1, "loss": 0.25, "recall": [0.625, 0.75, 1.0]},
-        {"epoch": 2, "loss": 0.125, "recall": [0.5, 0.75, 1.0]},
-    ]
-    write_record(tmp_path, history)
-    lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert lines[1] == "epoch   1: loss 0.25000  held-out recall@1/5/10 62.5 / 75.0 / 100.0 %  best so far"
-    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == history
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert State(history=history).best is history[1]

@@ -3,76 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
+from indexer.charts.chart import Bar, Chart, Dot, Line, Scale, Tick, linear, path
 from indexer.evaluation import Comparison, Evaluation
 from indexer.evaluation.metrics import Bin, Curve
 
-WIDTH, HEIGHT = 460, 330
-LEFT, RIGHT, TOP, BOTTOM = 72, 14, 12, 52
-STEPS = 400  # of a curve's points, so that ten thousand queries draw no larger file than five hundred
-
-Scale = Callable[[float], float]
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A labelled line of the grid; where it is depends on its axis."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A point of a curve that tells its values when pointed at."""
-
-    x: float
-    y: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """One curve."""
-
-    name: str
-    path: str
-    """In SVG's path language."""
-    dots: tuple[Dot, ...] = ()
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A bar up from the axis, with how many queries it speaks for."""
-
-    x: float
-    width: float
-    y: float
-    height: float
-    queries: int
-    label: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing of `WIDTH` by `HEIGHT`, its origin at the top left."""
-
-    id: str
-    title: str
-    caption: str
-    x_label: str
-    y_label: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    lines: tuple[Line, ...] = ()
-    bars: tuple[Bar, ...] = ()
-    diagonal: bool = False
-    upright: Tick | None = None
-    """A marked value of the x axis."""
+STEPS = 400  # most points of a curve: ten thousand queries draw no larger file than five hundred
 
 
 def charts(evaluation: Evaluation, comparison: Comparison | None) -> list[Chart]:
@@ -94,11 +33,11 @@ def recall_chart(evaluation: Evaluation, compared: Sequence[tuple[str, Evaluatio
     deepest = max(evaluation.at)
     lowest = math.floor(min(min(e.curve) for _, e in named) * 5) / 5
     bottom = lowest if lowest < 1 else 0.8
-    x, y = _linear(1, max(deepest, 2), across=True), _linear(bottom, 1, across=False)
+    x, y = linear(1, max(deepest, 2), across=True), linear(bottom, 1, across=False)
     lines = []
     for name, one in named:
         dots = [Dot(x(n), y(one.curve[n - 1]), f"recall@{n}: {_percent(one.curve[n - 1])}") for n in one.at]
-        lines.append(Line(name, _path((x(n + 1), y(v)) for n, v in enumerate(one.curve)), tuple(dots)))
+        lines.append(Line(name, path((x(n + 1), y(v)) for n, v in enumerate(one.curve)), tuple(dots)))
     return Chart(
         "recall",
         "Recall@N",
@@ -113,7 +52,7 @@ def recall_chart(evaluation: Evaluation, compared: Sequence[tuple[str, Evaluatio
 
 def precision_chart(compared: Sequence[tuple[str, Evaluation]]) -> Chart:
     """Precision over recall, from the surest answer to all."""
-    x, y = _linear(0, 1, across=True), _linear(0, 1, across=False)
+    x, y = linear(0, 1, across=True), linear(0, 1, across=False)
     lines = []
     for name, one in compared:
         curve = one.precision_recall
@@ -135,7 +74,7 @@ def precision_chart(compared: Sequence[tuple[str, Evaluation]]) -> Chart:
 
 def reliability_chart(bins: Sequence[Bin], error: float) -> Chart:
     """How often answers of a confidence were right; calibrated ones follow the diagonal."""
-    x, y = _linear(0, 1, across=True), _linear(0, 1, across=False)
+    x, y = linear(0, 1, across=True), linear(0, 1, across=False)
     bars = []
     for b in bins:
         if b.right is not None:
@@ -160,7 +99,7 @@ def error_chart(compared: Sequence[tuple[str, Evaluation]], radius_m: float | No
     known = [(name, one.errors_m) for name, one in compared if one.errors_m]
     highest = max(10.0, *(errors[-1] for _, errors in known))
     decades = math.ceil(math.log10(highest) - 1e-9)
-    x, y = _linear(0, decades, across=True), _linear(0, 1, across=False)
+    x, y = linear(0, decades, across=True), linear(0, 1, across=False)
     lines = []
     for name, errors in known:
         shares = [(max(error, 1.0), (n + 1) / len(errors)) for n, error in enumerate(errors)]
@@ -170,7 +109,7 @@ def error_chart(compared: Sequence[tuple[str, Evaluation]], radius_m: float | No
             level = y(share)
         median = float(np.median(errors))
         dot = Dot(x(math.log10(max(median, 1.0))), y(0.5), f"half are off by less than {metres(median)}")
-        lines.append(Line(name, _path(points), (dot,)))
+        lines.append(Line(name, path(points), (dot,)))
     inside = radius_m is not None and 1 < radius_m < 10**decades
     return Chart(
         "errors",
@@ -198,17 +137,6 @@ def _percent(value: float, digits: int = 1) -> str:
 
 def _fifths(low: float = 0.0) -> list[float]:
     return [v / 5 for v in range(round(low * 5), 6)]
-
-
-def _linear(low: float, high: float, *, across: bool) -> Scale:
-    """Values low to high → a coordinate of the plot, from left to right or from the bottom up."""
-    if across:
-        return lambda value: round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
-    return lambda value: round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
-
-
-def _path(points: Iterable[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
 
 
 def _steps(curve: Curve, x: Scale, y: Scale) -> str:

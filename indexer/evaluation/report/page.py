@@ -8,9 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from indexer.charts.chart import layout
 from indexer.evaluation import Comparison, Evaluation, QueryResult
 from indexer.evaluation.metrics import percentiles
 from indexer.evaluation.report import charts as drawn
@@ -88,14 +89,11 @@ def _page(
     pictures: dict[Path, Pictures],
 ) -> str:
     rows = _rows(evaluation, comparison, pictures)
-    sizes = {"width": drawn.WIDTH, "height": drawn.HEIGHT, "left": drawn.LEFT, "right": drawn.RIGHT}
     return (
         _environment()
         .get_template("report.html")
         .render(
-            **sizes,
-            top=drawn.TOP,
-            bottom=drawn.BOTTOM,
+            **layout(),
             title=title,
             css=_own_text("report.css"),
             script=_own_text("report.js"),
@@ -115,7 +113,7 @@ def _page(
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("indexer.evaluation.report"),
+        loader=ChoiceLoader([PackageLoader("indexer.evaluation.report"), PackageLoader("indexer.charts")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from indexer.charts.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from indexer.evaluation import Comparison, Evaluation, QueryResult, compare, evaluate
 from indexer.evaluation.report import charts, write_report
 from indexer.evaluation.report.page import _points
@@ -280,13 +281,13 @@ def test_the_worst_and_a_sample_of_the_others(found: Evaluation) -> None:
 def test_the_curves_are_where_their_values_are(found: Evaluation) -> None:
     recall, precision, errors = charts.charts(found, None)
     assert recall.lines[0].dots[0].label == "recall@1: 80.0 %"
-    top, bottom = charts.TOP, charts.HEIGHT - charts.BOTTOM
-    assert recall.lines[0].path.startswith(f"M{charts.LEFT:g} {bottom:g}L")  # 80 % is the lowest shown
+    top, bottom = TOP, HEIGHT - BOTTOM
+    assert recall.lines[0].path.startswith(f"M{LEFT:g} {bottom:g}L")  # 80 % is the lowest shown
     assert [tick.label for tick in recall.y_ticks] == ["80 %", "100 %"]
     assert (precision.y_ticks[0].at, precision.y_ticks[-1].at) == (bottom, top)
     assert errors.upright is not None
     assert errors.upright.label == "25 m"
-    assert errors.lines[0].path.startswith(f"M{charts.LEFT:g} {bottom:g}L")
+    assert errors.lines[0].path.startswith(f"M{LEFT:g} {bottom:g}L")
     assert [tick.label for tick in errors.x_ticks] == ["1 m", "10 m", "100 m", "1 km", "10 km"]
 
 
@@ -296,8 +297,8 @@ def test_position_errors_rise_by_steps(found: Evaluation) -> None:
     made = replace(found)
     made.__dict__["errors_m"] = errors
     chart = charts.error_chart([("", made)], None)
-    left, right = charts.LEFT, charts.WIDTH - charts.RIGHT
-    top, bottom = charts.TOP, charts.HEIGHT - charts.BOTTOM
+    left, right = LEFT, WIDTH - RIGHT
+    top, bottom = TOP, HEIGHT - BOTTOM
     third, middle = (bottom - top) / 3, (left + right) / 2
     points = [tuple(map(float, p.split())) for p in chart.lines[0].path.removeprefix("M").split("L")]
     assert points == [
