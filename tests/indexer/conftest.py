@@ -1,4 +1,4 @@
-"""Tiny photos of walls, an index of them, and the two copied to where a test may change them."""
+"""Tiny photos of walls, an index of them, and copies of both that a test may change."""
 
 import hashlib
 import os
@@ -45,7 +45,7 @@ Floats = NDArray[np.float32]
 def paint(
     path: Path, wall: int, view: int = 0, *, size: tuple[int, int] = (48, 32), gps: bool = True
 ) -> Path:
-    """Save a photo of a wall: its squares with some noise, taken a kilometre north of the wall before."""
+    """Save a photo of a wall: squares with noise, a kilometre north of the previous wall."""
     squares = np.random.default_rng(wall).integers(0, 256, (size[1] // 8, size[0] // 8, 3))
     noise = np.random.default_rng([wall, view]).integers(-9, 9, (size[1], size[0], 3))
     pixels = (squares.repeat(8, axis=0).repeat(8, axis=1) + noise).clip(0, 255).astype(np.uint8)
@@ -59,7 +59,7 @@ def paint(
 
 @contextmanager
 def started_child(name: str) -> Iterator["subprocess.Popen[str]"]:
-    """A script below this folder that takes orders as `killing` says, until left."""
+    """Start a script below this folder that takes orders as in `killing`."""
     here = Path(__file__)
     with subprocess.Popen(
         [sys.executable, str(here.parent / name)],
@@ -79,7 +79,7 @@ def start_child() -> StartChild:
 
 @dataclass(frozen=True)
 class World:
-    """A folder of photos and the index of it, a test's own."""
+    """A folder of photos and its index."""
 
     photos: Path
     index: Path
@@ -94,13 +94,13 @@ class World:
         return self.photos / f"wall{wall}" / f"view{view}.jpg"
 
     def nearest(self, photo: Path) -> str:
-        """The path, as answers show it, of the photo most like this one."""
+        """Return the path of the most similar photo, as in answers."""
         index = self.open()
         return index.nearest(index.embed([photo])[0], 1)[0].path
 
 
 def make_fast(patch: pytest.MonkeyPatch) -> None:
-    """Replace the slowest parts of making a tiny index: VGG16, and waiting for the disk."""
+    """Replace the slowest parts of a tiny run: VGG16 and waiting for the disk."""
     use_tiny_network(patch)
     patch.setattr(os, "fsync", lambda _: None)
 
@@ -117,7 +117,7 @@ def paint_fixture() -> Paint:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Two photos of each of four walls, indexed; tests read it only."""
+    """An index of two photos of each of four walls, which tests only read."""
     folder = tmp_path_factory.mktemp("made")
     world = World(folder / "photos", folder / "index")
     for wall in range(WALLS):
@@ -131,7 +131,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="session")
 def opened(made: World) -> Index:
-    """That index, opened."""
+    """The index of `made`, opened."""
     with pytest.MonkeyPatch.context() as patch:
         make_fast(patch)
         return made.open()
@@ -139,7 +139,7 @@ def opened(made: World) -> Index:
 
 @pytest.fixture
 def world(made: World, tmp_path: Path) -> World:
-    """A copy to change, as if the photos had been indexed where they are now."""
+    """A copy of `made` that a test may change."""
     own = World(tmp_path / "photos", tmp_path / "index")
     shutil.copytree(made.photos, own.photos)
     shutil.copytree(made.index, own.index)
@@ -151,7 +151,7 @@ def world(made: World, tmp_path: Path) -> World:
 
 @dataclass
 class Handmade:
-    """An index of photos without files, whose descriptors a test makes up."""
+    """An index of photos without files, with descriptors made up by a test."""
 
     folder: Path
     dim: int = 8
@@ -166,7 +166,7 @@ class Handmade:
         search: SearchOptions | None = None,
         **places: Any,
     ) -> list[str]:
-        """Photos of this metadata and descriptors, one a view, as if in files /made/0000.jpg …; their ids."""
+        """Make an index of photos with this metadata and one descriptor for each view; return their ids."""
         search = search or SearchOptions()
         self.folder.mkdir()
         catalogue = Catalogue(self.folder, create=True)
@@ -189,13 +189,13 @@ class Handmade:
         return ids
 
     def open(self) -> Index:
-        """Without a network: it answers descriptors only."""
+        """Open it without a network, for queries by descriptor."""
         config = SimpleNamespace(image_size=640, min_image_size=256)
         network: Any = SimpleNamespace(read=read_photo, model=SimpleNamespace(config=config))
         return Index(Folder.open(self.folder), network)
 
     def new(self, number: int, metadata: PhotoMetadata | None = None, name: str | None = None) -> NewPhoto:
-        """A photo to be posted, of bytes that are none."""
+        """Return a photo to POST; its bytes are no image."""
         data = b"photo %d" % number
         facts = PhotoFacts(hashlib.sha256(data).hexdigest(), 32, 16, metadata or PhotoMetadata())
         return NewPhoto(data, facts, f"{facts.sha256}.jpg", name or f"{number}.jpg")
@@ -213,7 +213,7 @@ def make_handmade() -> type[Handmade]:
 
 @pytest.fixture(scope="session")
 def unit() -> Callable[[np.random.Generator, int], Floats]:
-    """Draw a descriptor as shards keep it: unit length, rounded to fp16."""
+    """Draw a descriptor of unit length, rounded to fp16 as in shards."""
 
     def draw(generator: np.random.Generator, dim: int = 8) -> Floats:
         vector = generator.standard_normal(dim).astype(np.float32)

@@ -53,7 +53,7 @@ def test_longitudes_are_wrapped() -> None:
 
 
 def test_utm_of_known_points() -> None:
-    """The Eiffel tower, the Sydney opera house; from published coordinates, a metre is 1e-5 degrees."""
+    """Published coordinates of the Eiffel tower and the Sydney opera house; a metre is 1e-5 degrees."""
     assert utm_to_latlon(448_252, 5_411_955, 31, south=False) == pytest.approx((48.8583, 2.2945), abs=2e-4)
     assert utm_to_latlon(334_897, 6_252_291, 56, south=True) == pytest.approx((-33.8568, 151.2153), abs=2e-4)
 

@@ -1,4 +1,4 @@
-"""An opened index: answers, ids, and what happens to it while others write."""
+"""An opened index: queries, ids, and changes by others."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_panorama_counts_once_and_turns_heading(world: World, paint: Paint) -> N
 
 @pytest.mark.parametrize("following", [False, True], ids=["as opened", "latest"])
 def test_threads_answer_during_runs(world: World, paint: Paint, following: bool) -> None:
-    """Every answer is whole: its own photo first, both photos of its place together."""
+    """Every answer has the query photo first, and both photos of its place."""
     index = world.open()
     queries = {wall: index.embed([world.photo(wall)])[0] for wall in range(4)}
     stop = threading.Event()
@@ -181,7 +181,7 @@ def test_threads_answer_during_runs(world: World, paint: Paint, following: bool)
         ours = index
         while not stop.is_set():
             newer = ours.latest() if following else ours
-            # A descriptor is for the model that made it; of the refit's another would have to be made.
+            # The refitted model would need another descriptor.
             ours = newer if newer.model_fingerprint == index.model_fingerprint else ours
             for wall, query in queries.items():
                 best = ours.answer(query, k=2).places[0]

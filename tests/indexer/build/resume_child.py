@@ -1,4 +1,4 @@
-"""Runs `build_index` as `killing` says: orders name `photos` and `index`; catalogue writes are events."""
+"""Runs `build_index` by orders of `killing` with `photos` and `index`. Writes to the catalogue are events."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Shards that are mostly dead are emptied, under the eyes of readers."""
+"""Compaction of shards while others read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Unit = Callable[..., Floats]
 
-ROWS = 64  # of a shard: the least there can be
+ROWS = 64  # of a shard, the minimum
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def shards(folder: Path) -> list[int]:
 
 
 def assert_finds(index: Index, live: dict[str, Floats]) -> None:
-    """The index finds each of these by its own descriptor, and no more."""
+    """The index finds exactly these photos, each by its own descriptor."""
     for id, descriptor in live.items():
         assert index.nearest(descriptor, 1)[0].id == id
     assert len(index.nearest(descriptor, 1000)) == len(live)
@@ -63,7 +63,7 @@ def test_shard_with_a_quarter_dead_rows_is_emptied(
     rebuild(handmade.folder)
     catalogue = Catalogue(handmade.folder)
     assert [shard for shard, _, _ in catalogue.shard_use(1)] == [2, 3, 4]
-    assert shards(handmade.folder) == [1, 2, 3, 4]  # for who read a row just before
+    assert shards(handmade.folder) == [1, 2, 3, 4]  # readers may still need the files
     opened = handmade.open()
     for index in (before, opened):
         assert_finds(index, live)
@@ -76,7 +76,7 @@ def test_shard_with_a_quarter_dead_rows_is_emptied(
     assert shards(handmade.folder) == [2, 3, 4, 500_000, 500_001, 500_002]
     for index in (before, opened, handmade.open()):
         assert_finds(index, live)
-    for number in range(ROWS):  # the first shard of POSTed photos dies whole
+    for number in range(ROWS):  # all photos of the first POSTed shard
         before.posting().remove(handmade.new(number).id)
         del live[handmade.new(number).id]
     for _ in range(2):
@@ -110,7 +110,7 @@ def test_row_that_moves_meanwhile_is_read(
 
     def then_move(self: Catalogue, generation: int, ids: list[int]) -> object:
         found = slots(self, generation, ids)
-        if not times:  # compaction at this very moment, and its second round that deletes the file
+        if not times:  # compact now, twice, so that the file is deleted
             for number in range(2 * ROWS):
                 index.posting().remove(handmade.new(number).id)
                 live.pop(handmade.new(number).id)

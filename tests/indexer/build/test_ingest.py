@@ -1,4 +1,4 @@
-"""What a further run makes of a collection that has changed."""
+"""Runs on a collection that has changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def counts(report: BuildReport) -> dict[str, int]:
-    """What of a report is not 0."""
+    """Nonzero counts of a report."""
     names = ("added", "changed", "moved", "removed", "unchanged", "embedded")
     return {name: getattr(report, name) for name in names if getattr(report, name)}
 
@@ -228,7 +228,7 @@ def test_removed_photos_do_not_hide_unmounted_disk(world: World) -> None:
 
 def test_unreadable_photo_is_reported_and_tried_again(world: World, paint: Paint) -> None:
     whole = paint(world.photos / "new.jpg", 9).read_bytes()
-    (world.photos / "new.jpg").write_bytes(whole[: len(whole) // 2])  # only decoding tells
+    (world.photos / "new.jpg").write_bytes(whole[: len(whole) // 2])  # only decoding shows the damage
     (world.photos / "text.jpg").write_text("not a photo")
     (world.photos / "empty.png").touch()
     snapshot = world.build().snapshot
@@ -278,7 +278,7 @@ def test_later_metadata_moves_photos_without_embedding(world: World) -> None:
     assert answer.position is not None
     assert answer.position.lat == pytest.approx(10.5)
     assert world.build().snapshot == "01/000002"
-    assert world.build(rehash=True).snapshot == "01/000002"  # the EXIF does not win back what it lost
+    assert world.build(rehash=True).snapshot == "01/000002"  # the table still overrides EXIF
 
 
 def test_places_change_without_embedding(world: World) -> None:

@@ -1,4 +1,4 @@
-"""What a collection will need."""
+"""Plans: time, disk, memory and machines for a collection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snapshots: damage is noticed and mended, newer formats are refused, readers go on."""
+"""Snapshots: damage is repaired, newer formats are refused, readers continue."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_snapshot_of_killed_run_is_skipped(world: World) -> None:
 
 def test_missing_shard_is_one_sentence(world: World) -> None:
     (world.index / "generations/01/shards/000001.npy").unlink()
-    assert len(world.open().query(world.photo(1)).places) == 4  # the cache answers
+    assert len(world.open().query(world.photo(1)).places) == 4  # the FAISS file answers
     (problem,) = check_index(world.index)
     assert problem.startswith("the descriptors cannot be read: descriptor shard")
     (snapshot(world) / "index.faiss").unlink()

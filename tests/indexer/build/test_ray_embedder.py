@@ -1,4 +1,4 @@
-"""Embedding on many machines, with a Ray that is made up: what becomes of photos when workers die."""
+"""Embedding on many machines, with a fake Ray whose workers may die."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TaskError(RayError):
 
 
 class Handle:
-    """A worker, as Ray gives it; it dies of photos whose bytes say so."""
+    """A worker, which dies from photos with certain bytes."""
 
     def __init__(self, ray: MadeUp, node: str, *_: Any) -> None:
         self.ray, self.node, self.dead, self.done = ray, node, False, 0
@@ -52,7 +52,7 @@ class _Reference:
 
 
 class MadeUp:
-    """As much of Ray as is used."""
+    """The parts of Ray that are used."""
 
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=TaskError, RuntimeEnvSetupError=TaskError)
 
@@ -84,7 +84,7 @@ class MadeUp:
         handle.dead = True
 
     def wait(self, references: list[Any], num_returns: int, timeout: float) -> Any:  # noqa: ARG002
-        chosen = references[-1] if self.backwards else references[0]  # later ones are done first
+        chosen = references[-1] if self.backwards else references[0]  # later tasks are done first
         return [chosen], [each for each in references if each is not chosen]
 
     def get(self, reference: Any, timeout: float | None = None) -> Any:  # noqa: ARG002
@@ -231,7 +231,7 @@ def test_unreachable_cluster_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_worker_equals_embedder(opened: Any, made: Any) -> None:
-    """Without Ray: the same descriptors, in the order that was asked for, and a reason for what is none."""
+    """A worker gives the same descriptors in the given order, and errors for unreadable photos."""
     worker = Worker(1, "cpu", "fp32", 2)
     paths = sorted(made.photos.rglob("*.png")) or sorted(made.photos.rglob("*.jpg"))
     sent = [(str(number), path.read_bytes()) for number, path in enumerate(paths)]

@@ -72,7 +72,7 @@ def fast() -> None:
 
 def by_photo(index: Index) -> dict[str, np.ndarray[Any, Any]]:
     ids, descriptors = index.descriptors()
-    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)  # fp16 is off by some 1e-4
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)  # fp16 has errors of about 1e-4
     return dict(zip(ids, descriptors, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Targets that cannot be, disks that are full, and options that do not fit what is there."""
+"""Runs: invalid targets, full disks, options that contradict the index, refits and removals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Killed(BaseException):
-    """What a killed run looks like from inside: nothing after it happens."""
+    """Simulates a killed run."""
 
 
 def test_first_run_reports_photos(empty: World) -> None:
@@ -58,7 +58,7 @@ def test_target_with_other_files_is_refused(empty: World) -> None:
         empty.build()
     assert [file.name for file in empty.index.iterdir()] == ["thesis.tex"]
     with pytest.raises(IndexerError, match="is neither"):
-        type(empty)(empty.photos, empty.photos).build()  # the photos themselves
+        type(empty)(empty.photos, empty.photos).build()  # the folder of the photos
 
 
 @pytest.mark.parametrize("below", ["file", "proc"])
@@ -126,7 +126,7 @@ def test_interrupted_run_keeps_photos_read(empty: World, monkeypatch: pytest.Mon
 
 @contextmanager
 def failing(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[None]:
-    """Every fsync from the `after`th on finds the disk full."""
+    """Let every fsync after the first `after` fail with a full disk."""
     left, sync = [after], os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -208,7 +208,9 @@ def test_other_options_need_refit(world: World) -> None:
     )
     with pytest.raises(IndexerError, match=expected):
         world.build(clusters=5, seed=1)
-    assert world.build(clusters=None, image_size=None).photos == 8  # not saying is as it was made
+    assert (
+        world.build(clusters=None, image_size=None).photos == 8
+    )  # without options, those of the index count
     assert load_options(Layout(world.index).options(1)).fit.clusters == 4
 
 
@@ -243,8 +245,8 @@ def test_old_generation_answers_during_refit(world: World, monkeypatch: pytest.M
             world.build(refit=True, clusters=3)
     assert old.latest() is old
     assert world.open().snapshot.startswith("01/")
-    remove_photos(world.index, ["wall0/view0.jpg"])  # the old one takes changes meanwhile
-    report = world.build(clusters=None)  # and any next run goes on with the new one
+    remove_photos(world.index, ["wall0/view0.jpg"])  # the old generation takes changes meanwhile
+    report = world.build(clusters=None)  # the next run continues the new generation
     assert (report.snapshot, report.embedded, report.photos) == ("02/000001", 0, 7)
     new = old.latest()
     assert new is not old
@@ -255,7 +257,7 @@ def test_old_generation_answers_during_refit(world: World, monkeypatch: pytest.M
     assert hits == ["photos/wall1/view0.jpg"] * 2
     with pytest.raises(ModelMismatch, match="1536-D descriptors, got one of shape"):
         new.answer(old.embed([world.photo(1)])[0])
-    assert (world.index / "generations/01").exists()  # for who has it open
+    assert (world.index / "generations/01").exists()  # for readers
     remove_photos(world.index, ["wall0/view1.jpg"])
     assert not (world.index / "generations/01").exists()
     assert len(world.open().photos()) == 6
@@ -272,7 +274,7 @@ def test_killed_refit_is_resumed(world: World, monkeypatch: pytest.MonkeyPatch) 
     old = world.open()
     report = world.build(refit=True, clusters=3)
     assert (report.snapshot, report.embedded) == ("02/000002", 0)
-    assert len(old.nearest(old.embed([world.photo(1)])[0], 8)) == 8  # still there for who has it open
+    assert len(old.nearest(old.embed([world.photo(1)])[0], 8)) == 8  # still there for readers
     assert Layout(world.index).newest_generation() == 2
 
 
@@ -452,7 +454,7 @@ def test_unchanged_run_reads_no_rows_or_weights(world: World, monkeypatch: pytes
 
 @pytest.mark.parametrize("change", ["touched", "added", "gone", "failed", "table", "rehash"])
 def test_every_kind_of_change_is_noticed(world: World, change: str, paint: Paint) -> None:
-    before = world.build(rehash=True)  # in the copy, whose paths are others
+    before = world.build(rehash=True)  # because the paths of the copy differ
     options: dict[str, Any] = {}
     if change == "touched":
         os.utime(world.photo(0), (1, 1))

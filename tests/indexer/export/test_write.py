@@ -78,7 +78,7 @@ def test_numpy_has_descriptors_and_paths(tmp_path: Path) -> None:
 
 
 def test_hloc_has_pairs() -> None:
-    """Read as hloc reads it: two names a line, split at white space."""
+    """hloc reads two names on each line, separated by white space."""
     pairs = [tuple(line.split()) for line in text("hloc", neighbours=1).rstrip("\n").split("\n")]
     assert pairs == [("b/a.jpg", "b/b.jpg"), ("b/b.jpg", "c.jpg"), ("c.jpg", "b/b.jpg")]
 

@@ -1,4 +1,4 @@
-"""Runs `backup` as `killing` says: orders name `index` and `out`; what is written is an event."""
+"""Runs `backup` by orders of `killing` with `index` and `out`. Writes are events."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Backups: whole, of one moment, whatever goes on meanwhile; and restored to the byte, or not at all."""
+"""Backups are complete and consistent; a restore is exact or refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Unit = Callable[..., Floats]
 
 @pytest.fixture
 def thirty(handmade: Handmade, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> Handmade:
-    """Thirty photos; shards are as small as can be, so that they fill up, and are emptied, soon."""
+    """Thirty photos in shards of minimum size, so that shards fill up and are emptied soon."""
     monkeypatch.setattr("indexer.storage.shards.SHARD_BYTES", 0)
     draw = np.random.default_rng(0)
     handmade.make([(PhotoMetadata(), [unit(draw)]) for _ in range(30)])
@@ -48,12 +48,12 @@ def thirty(handmade: Handmade, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> H
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with an index, except that one made by hand has no model."""
+    """Problems of an index, except that one made by hand has no model."""
     return [problem for problem in check_index(folder) if not problem.startswith("no model file")]
 
 
 def rows(handmade: Handmade) -> dict[str, list[float]]:
-    """What an index made by hand searches: descriptors by photo."""
+    """Searched descriptors by photo."""
     ids, descriptors = handmade.open().descriptors()
     return {id: row.tolist() for id, row in zip(ids, descriptors, strict=True)}
 
@@ -98,7 +98,7 @@ def test_restored_index_equals_original(world: World, paint: Paint, tmp_path: Pa
     assert back.open().query(tmp_path / "new.jpg").places == index.query(tmp_path / "new.jpg").places
     assert back.open().photo_file(new.id).read_bytes() == new.data
     assert (tmp_path / "back/keys.json").stat().st_mode & 0o777 == 0o600
-    report = back.build()  # and can be gone on with
+    report = back.build()  # the next run works
     assert (report.photos, report.embedded, report.unchanged) == (8, 0, 7)
     assert sorted(entry.name for entry in world.index.iterdir() if "BACKUP" in entry.name) == ["BACKUP"]
 
@@ -138,7 +138,7 @@ def test_backup_through_pipe_and_compression(thirty: Handmade, tmp_path: Path) -
 
 
 def test_backup_contains_current_snapshot_only(thirty: Handmade, tmp_path: Path) -> None:
-    """Not other generations, spooled maps, or what is only being written."""
+    """A backup has no other generations, spooled maps or partial files."""
     folder = thirty.folder / "generations"
     for left in ("01/spool/a.npy", "02/options.json", "01/snapshots/000009/index.faiss", "01/b.npy.partial"):
         (folder / left).parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def test_backup_contains_current_snapshot_only(thirty: Handmade, tmp_path: Path)
 
 
 class Slow(io.BytesIO):
-    """A stream that lets something happen before each block."""
+    """A stream that calls `between` before each block."""
 
     def __init__(self, out: IO[bytes], between: Callable[[], object]) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Slow(io.BytesIO):
 def test_index_changes_during_backup(
     thirty: Handmade, unit: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backup has all that was acknowledged before it and not deleted since, nothing deleted before."""
+    """A backup has all photos added before it and not deleted since, and none deleted before it."""
     monkeypatch.setattr("indexer.maintenance.backup.BLOCK", 10240)
     stop, lock, wrong = threading.Event(), threading.Lock(), list[object]()
     known, deleted, compacted = rows(thirty), set[str](), list[int]()
@@ -217,7 +217,7 @@ def test_index_changes_during_backup(
             wrong.append(error)
 
     def wait_for(snapshots: int) -> None:
-        """Enough for a shard to be emptied and its file to go."""
+        """Delete enough photos for a shard to be emptied and its file to be deleted."""
         for _ in range(6000):
             if len(compacted) >= snapshots or wrong:
                 return
@@ -290,7 +290,7 @@ def test_deleted_files_are_kept_during_backup(thirty: Handmade, unit: Unit, tmp_
         name.removeprefix("photos/"): data for name, data in before.items() if name.startswith("photos/")
     }
     assert not is_backed_up(thirty.folder)
-    assert not file.exists()  # a photo that was deleted does not lie about until the next run
+    assert not file.exists()  # deleted at the end of the backup, not by the next run
     assert len(list((thirty.folder / "photos").iterdir())) == 2 * 64 + 3
     rebuild(thirty.folder)
     assert (shard.exists(), snapshot.exists()) == (False, False)
@@ -348,7 +348,7 @@ def test_killed_backup_leaves_no_valid_file(
                     refused.append(str(error))
                     assert not (tmp_path / "back").exists()
                     continue
-                # killed with all of it written, but not named
+                # killed after writing all, before the rename
                 assert rows(type(thirty)(tmp_path / "back")) == rows(thirty)
                 shutil.rmtree(tmp_path / "back")
             if ended[-2:] == [0, 0]:
@@ -363,7 +363,7 @@ def test_killed_backup_leaves_no_valid_file(
 def test_truncated_backup_is_refused(thirty: Handmade, tmp_path: Path) -> None:
     backup(thirty.folder, tmp_path / "saved.tar")
     data = (tmp_path / "saved.tar").read_bytes()
-    end = data.rindex(b"01/000001\n")  # CURRENT's content; behind it is only padding
+    end = data.rindex(b"01/000001\n")  # contents of CURRENT, before the padding
     for size in (*range(0, end, 1999), end - 1, end):
         with pytest.raises(IndexerError, match="is truncated"):
             restore(io.BytesIO(data[:size]), tmp_path / "back")
@@ -412,7 +412,7 @@ def test_impossible_backups_are_refused(thirty: Handmade, tmp_path: Path) -> Non
         ):
             backup(thirty.folder, tmp_path / "new.tar")
     with write_lock(thirty.folder):
-        backup(thirty.folder, tmp_path / "new.tar")  # a run is no hindrance
+        backup(thirty.folder, tmp_path / "new.tar")  # during a run
 
 
 @pytest.mark.parametrize("lost", ["generations/01/shards/000001.npy", "photos", "catalogue.sqlite"])

@@ -1,4 +1,4 @@
-"""`check_index` reads every byte, and says what is wrong."""
+"""`check_index` reads every byte and reports problems."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_model_with_flipped_bit_is_a_problem(world: World) -> None:
 
 def test_damaged_catalogue_is_one_of_the_problems(world: World) -> None:
     path = world.index / "catalogue.sqlite"
-    Catalogue(world.index, create=True).close()  # nothing waits in the log
+    Catalogue(world.index, create=True).close()  # merges the log
     data = bytearray(path.read_bytes())
     data[4096:] = b"\x55" * (len(data) - 4096)
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Descriptors that are searched by codes first: by a naive product of the same descriptors."""
+"""Search by codes, compared with a naive product of the same descriptors; choice and tuning of an index."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CODES = ["IVF64,RaBitQfs", "IVF32_HNSW32,RaBitQfs", "IVF64,PQ16x4fs", "IVF64,SQ8
 
 
 def streets(count: int = COUNT, dim: int = DIM, seed: int = 0) -> Floats:
-    """Descriptors of photos along streets: each like those beside it."""
+    """Descriptors of photos along streets: neighbours are similar."""
     generator = np.random.default_rng(seed)
     corners = generator.standard_normal((count // 50, dim))
     share = np.linspace(0, 1, 50, endpoint=False)[None, :, None]
@@ -53,7 +53,7 @@ def vectors() -> Floats:
 
 @pytest.fixture(scope="module")
 def rows(vectors: Floats, tmp_path_factory: pytest.TempPathFactory) -> Rows:
-    """Ids 5, 12, 19 …, in two shards and not in their order."""
+    """Table with the ids 5, 12, 19 … in two shards, not in the order of ids."""
     folder = tmp_path_factory.mktemp("shards")
     order = np.random.default_rng(1).permutation(len(vectors))
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
@@ -145,7 +145,7 @@ def test_filtered_search_of_many_finds_no_other(
     store: CompressedStore, vectors: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compressed_module, "EXHAUSTIVE", 100)
-    few = store.tuned(Setting(2, 8))  # of what is left, these alone would find little
+    few = store.tuned(Setting(2, 8))  # these probes would find little after filtering
     among = np.sort(np.random.default_rng(5).choice(COUNT, 1200, replace=False))
     right = 0
     for query in queries(vectors):
@@ -212,7 +212,7 @@ def test_queries_are_searched_without_themselves(rows: Rows, vectors: Floats) ->
     own = cosines[np.arange(1000), asked.itself]
     plain = np.arange(1000) % 4 < 2
     np.testing.assert_allclose(own[plain], 1, atol=1e-3)
-    assert 0.4 < own[~plain].mean() < 0.9  # disturbed by as much again
+    assert 0.4 < own[~plain].mean() < 0.9  # a mixture of the same length is added
     cosines[np.arange(1000), asked.itself] = -2
     np.testing.assert_array_equal(asked.nearest, np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST])
 
@@ -255,7 +255,7 @@ def test_unreachable_recall_is_reported(rows: Rows) -> None:
 
 def test_least_effort_reaches_recall_on_a_server(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexer.snapshots.tuning.EFFORTS", (10, 20, 40, 80, 160))
-    graph = CompressedStore.build(rows, "HNSW4,Flat")  # without those that are held out
+    graph = CompressedStore.build(rows, "HNSW4,Flat")  # without the held-out descriptors
     asked: list[int] = []
 
     def search(queries: Floats, k: int, effort: int) -> Ids:
@@ -350,7 +350,7 @@ def test_machine_memory_is_plausible() -> None:
 def street(
     make_handmade: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, list[str], Floats]:
-    """An index of 1,500 photos along a street that keeps no descriptor in memory."""
+    """An index of 1,500 photos along a street, without descriptors in memory."""
     graph = request.param == "graph"
     wanted = SearchOptions(memory="1M" if graph else "150K", recall=0.95, hnsw=graph)
     made = make_handmade(tmp_path_factory.mktemp("street") / "index", DIM)
@@ -370,7 +370,7 @@ def street(
 def small(
     street: tuple[Any, list[str], Floats], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Any, list[str], Floats]:
-    """A copy of it."""
+    """A copy that a test may change."""
     monkeypatch.setattr("indexer.snapshots.choice.QUICK_BYTES", 0)
     made, ids, vectors = street
     shutil.copytree(made.folder, tmp_path / "index")
@@ -382,7 +382,7 @@ def found(index: Index, query: Floats, n: int = 10, filters: Filters | None = No
 
 
 def problems(made: Any) -> list[str]:
-    """But for the model, which it does without."""
+    """Problems except that the model is missing."""
     return [problem for problem in check_index(made.folder) if not problem.startswith("no model file")]
 
 
@@ -429,7 +429,7 @@ def test_damaged_file_is_replaced_by_next_snapshot(
     before = found(made.open(), vectors[5], 10)
     path = made.layout.snapshot(made.layout.current()) / name
     content = path.read_bytes()
-    path.unlink()  # what is open has it mapped
+    path.unlink()  # an opened index has it mapped
     if damage == "cut":
         path.write_bytes(content[:-50])
     index = made.open()
@@ -477,7 +477,7 @@ def test_shards_of_the_snapshot_are_not_deleted(
     monkeypatch.setattr("indexer.build.compact._newest", lambda *_: [2])  # as if it were full
     for photo in ids[400:]:
         index.posting().remove(photo)
-    for _ in range(3):  # killed each time before it published
+    for _ in range(3):  # a run that is killed before it publishes
         compact(made.layout, catalogue, 1, DIM)
     assert shard.exists()
     kept = [photo for photo in before if photo in ids[:400]]

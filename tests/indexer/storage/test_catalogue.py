@@ -1,4 +1,4 @@
-"""The catalogue by itself: formats, damage, many readers beside one writer."""
+"""The catalogue: formats, damage, and readers during writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def put(catalogue: Catalogue, number: int, metadata: PhotoMetadata | None = None) -> str:
-    """A photo in the file `number`.jpg with a descriptor in generation 1."""
+    """Add a photo in the file `number`.jpg with a descriptor in generation 1."""
     facts = PhotoFacts(f"{number:064x}"[::-1], 4, 3, metadata or PhotoMetadata())
     with catalogue.transaction() as db:
         catalogue.put_photo(db, facts)
@@ -71,7 +71,7 @@ def test_interrupted_migration_leaves_no_table(tmp_path: Path, monkeypatch: pyte
         assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     db.close()
     assert Catalogue(tmp_path, create=True).count() == 0
-    assert Catalogue(tmp_path, create=True).count() == 0  # and the second time there is nothing to do
+    assert Catalogue(tmp_path, create=True).count() == 0  # the second time there is nothing to do
 
 
 def test_migration_keeps_existing_rows(
@@ -109,7 +109,7 @@ READS: list[Callable[[Catalogue], Any]] = [
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalogue of which only the first page is left."""
+    """A catalogue with damage after its first page."""
     folder = tmp_path_factory.mktemp("damaged")
     catalogue = Catalogue(folder, create=True)
     for number in range(50):
@@ -155,9 +155,9 @@ def test_descriptors_never_share_a_slot_or_view(catalogue: Catalogue) -> None:
     photo = put(catalogue, 1)
     with pytest.raises(IndexerError, match="UNIQUE constraint failed"):
         catalogue.add_descriptors(1, [(photo, 1, 0.0, Slot(1, 1))])
-    catalogue.add_descriptors(1, [(photo, 0, 0.0, Slot(1, 9))])  # by a run, after a POST's: the first stays
+    catalogue.add_descriptors(1, [(photo, 0, 0.0, Slot(1, 9))])  # from a run, after a POST: the first stays
     assert catalogue.live_descriptors(1) == [(1, photo, Slot(1, 1))]
-    catalogue.add_descriptors(2, [(photo, 0, 0.0, Slot(1, 1))])  # another generation may
+    catalogue.add_descriptors(2, [(photo, 0, 0.0, Slot(1, 1))])  # another generation
     catalogue.drop_generations([1])
     assert [row[1] for row in catalogue.live_descriptors(1)] == [photo]
     assert catalogue.live_descriptors(2) == []
@@ -199,7 +199,7 @@ def test_removed_photos_are_not_found(catalogue: Catalogue) -> None:
 
 @pytest.mark.slow
 def test_readers_never_see_half_a_transaction(catalogue: Catalogue, tmp_path: Path) -> None:
-    """Each transaction adds a pair: no reader may ever see half of one."""
+    """Each transaction adds two photos. A reader always counts an even number."""
     catalogue.close()
     writer = (
         "import sys, pathlib\n"
@@ -238,7 +238,7 @@ READ_ONLY = """
 import os, pathlib, sys
 from indexer.storage.catalogue import Catalogue
 if os.getuid() == 0:
-    os.setuid(65534)  # nobody: root may write anywhere
+    os.setuid(65534)  # nobody, because root may write anywhere
 print(Catalogue(pathlib.Path(sys.argv[1])).count())
 """
 
@@ -255,7 +255,7 @@ def read_elsewhere(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def read_only(world: World, tmp_path: Path) -> Path:
-    """An index whose folder and files nobody may write."""
+    """An index in a read-only folder that the user `nobody` can reach."""
     for folder in (tmp_path, *tmp_path.parents):
         if folder.is_relative_to(tempfile.gettempdir()) and folder.owner() == tmp_path.owner():
             folder.chmod(folder.stat().st_mode | 0o055)

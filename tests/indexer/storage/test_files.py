@@ -1,4 +1,4 @@
-"""Reading arrays: many threads at once, and files that are none."""
+"""Mapping of arrays: by several threads, and of other files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROW = np.dtype([("size", "<u2", (2,)), ("codes", "<f2", (8, 64)), ("positions", 
 
 
 class Finalised:
-    """A cycle that runs Python when it is collected, so that threads take turns amid whatever allocates."""
+    """A reference cycle with a finaliser, so that threads switch during allocations."""
 
     def __init__(self) -> None:
         self.own = self

@@ -1,4 +1,4 @@
-"""Files of local features: what is written comes back, by slot."""
+"""Shards of local features: writing, reading and damage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from indexer.storage.rows import Slot
 from model.layers.local_features import Packed, packed_type
 
 ROWS = 64
-"""Of a file, in these tests: see tests/small_shards.py."""
+"""Records of a file in tests: see tests/small_shards.py."""
 
 
 def records(count: int, features: int = 3) -> list[Packed]:

@@ -1,4 +1,4 @@
-"""One run at a time, and the second is told who is at it."""
+"""The lock of an index: one run at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ with write_lock(pathlib.Path(sys.argv[1])):
 
 
 def holder(folder: Path) -> subprocess.Popen[str]:
-    """A process that holds the lock until its input ends."""
+    """Start a process that holds the lock until its input ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder)],
         stdin=subprocess.PIPE,

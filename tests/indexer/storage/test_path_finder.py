@@ -1,4 +1,4 @@
-"""From a path as a person writes it to a photo."""
+"""Search of photos by paths that people type."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_photo_is_found_by_any_form_of_path(world: World, monkeypatch: pytest.Mo
     monkeypatch.chdir(world.photos / "wall0")
     for path in ("../wall1/view0.jpg", "../../photos/wall1/./view0.jpg"):
         assert finder.find(path) == photo
-    assert finder.find("view0.jpg") == finder.find("wall0/view0.jpg")  # the file that is there
+    assert finder.find("view0.jpg") == finder.find("wall0/view0.jpg")  # relative to the working directory
 
 
 def test_ambiguous_and_unknown_paths_are_refused(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Descriptor shards: what was appended is read back, whatever happened in between."""
+"""Descriptor shards: writing, reading and damage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIM = 8
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_BYTES", 0)  # 64 rows a shard, the least
+    monkeypatch.setattr(shards, "SHARD_BYTES", 0)  # gives the minimum, 64 rows
 
 
 def descriptors(n: int, seed: int = 0) -> NDArray[np.float32]:
@@ -52,7 +52,7 @@ def test_rows_are_read_in_any_order(tmp_path: Path) -> None:
 
 def test_unrecorded_rows_are_overwritten(tmp_path: Path) -> None:
     first = ShardWriter(tmp_path, DIM, None).append(descriptors(10))
-    ShardWriter(tmp_path, DIM, first[3]).append(descriptors(100, 1))  # died before its transaction
+    ShardWriter(tmp_path, DIM, first[3]).append(descriptors(100, 1))  # killed before its transaction
     again = ShardWriter(tmp_path, DIM, first[3]).append(descriptors(5, 2))
     assert again[0] == Slot(1, 4)
     np.testing.assert_array_equal(read(tmp_path, first[:4]), descriptors(10)[:4].astype(np.float16))
