@@ -12,9 +12,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from service import errors
 from service.engine.engine import Engine
 from service.engine.protocols import ServedIndex
+from service.metrics import Metrics
 from service.routes import docs, health, home, openapi, photos, places, query
 from service.routes.dependencies import ReadAccess, WriteAccess
-from service.security.admission import Admission
+from service.security.access import Access
+from service.security.admission import Admission, Room
 from service.security.gate import Gate
 from service.security.middleware import Failures, RequestLog, SecurityHeaders
 from service.settings import Settings
@@ -33,7 +35,11 @@ def create_app(
     opened (it is tried again all the same) and the death of the dispatcher. It may be called from
     another thread.
     """
-    engine = Engine(settings, index, on_failure)
+    metrics, access = Metrics(), Access(settings)
+    room = Room(settings.max_uploads, int(settings.max_uploads_mb * 1e6))
+    metrics.watch("loci_uploads", "Requests with a body that are in progress.", lambda: room.inside)
+    metrics.watch("loci_upload_bytes", "Bytes that those may hold.", lambda: room.bytes)
+    engine = Engine(settings, metrics, index, on_failure, access.trouble)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -41,8 +47,8 @@ def create_app(
             yield
 
     app = _bare_app(settings, lifespan)
-    app.state.engine = engine
-    _surround(app, settings, engine)
+    app.state.engine, app.state.access = engine, access
+    _surround(app, settings, metrics, access, room)
     errors.install(app)
     for routes in (query, places, photos, health, home):
         _include(app, routes)
@@ -67,10 +73,10 @@ def _include(app: FastAPI, routes: ModuleType) -> None:
     app.include_router(routes.router, dependencies=[] if is_open else [ReadAccess])
 
 
-def _surround(app: FastAPI, settings: Settings, engine: Engine) -> None:
+def _surround(app: FastAPI, settings: Settings, metrics: Metrics, access: Access, room: Room) -> None:
     """Put the middleware around the routes; the last added is the first that a request meets."""
-    app.add_middleware(Admission, settings=settings, room=engine.room)
-    app.add_middleware(Gate, settings=settings, access=engine.access)
+    app.add_middleware(Admission, settings=settings, room=room)
+    app.add_middleware(Gate, settings=settings, access=access)
     app.add_middleware(Failures)
     if settings.cors_origins:
         app.add_middleware(
@@ -81,7 +87,7 @@ def _surround(app: FastAPI, settings: Settings, engine: Engine) -> None:
             expose_headers=("Location", "Retry-After", "X-Request-ID"),
         )
     app.add_middleware(SecurityHeaders, map_tiles=settings.map_tiles)
-    app.add_middleware(RequestLog, metrics=engine.metrics)
+    app.add_middleware(RequestLog, metrics=metrics)
 
 
 def _bare_app(

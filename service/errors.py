@@ -1,5 +1,7 @@
 """What this package raises, and the one place that turns failures into problem+json (RFC 9457)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -83,6 +85,11 @@ class TooLarge(Problem):
     """The body has more bytes than the service takes."""
 
     status, kind, title = 413, "too-large", "Upload too large"
+
+    @classmethod
+    def than(cls, limit: int) -> TooLarge:
+        """Return the problem of a body with more than `limit` bytes."""
+        return cls(f"the body is larger than the {limit / 1e6:g} MB that this service takes", field="image")
 
 
 class UnsupportedMedia(Problem):

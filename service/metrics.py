@@ -12,8 +12,7 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 class Metrics:
     """What is counted; every method may be called from any thread."""
 
-    def __init__(self, watched: Mapping[str, tuple[str, Callable[[], int]]]) -> None:
-        """Watch values by name, each with its meaning; they are asked for when the metrics are."""
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "loci_requests",
@@ -42,8 +41,6 @@ class Metrics:
         self._refused = Counter(
             "loci_refused", "Requests refused, by kind of problem.", ["problem"], registry=self.registry
         )
-        for name, (meaning, value) in watched.items():
-            self.watch(name, meaning, value)
 
     def request(self, route: str, status: int, problem: str | None = None) -> None:
         """Count a request, and its refusal where it ended in one."""

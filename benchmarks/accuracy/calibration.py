@@ -24,13 +24,13 @@ from indexer.answers import KNOWN_SHARE, PhotoHit
 from indexer.build.run import build_index
 from indexer.confidence.calibration import BINS, KNOWN_FROM, Calibration, expected_calibration_error
 from indexer.confidence.evidence import Evidence, Level, evidence_of
-from indexer.evaluation import query_metadata
 from indexer.evaluation.queries import Query
 from indexer.evaluation.truth import by_file
 from indexer.geo import haversine_m
 from indexer.index import Index
 from indexer.options import BuildOptions
 from indexer.photos.metadata import PhotoMetadata
+from indexer.photos.read_metadata import read_metadata
 from indexer.photos.scan import ScannedFile, scan
 from indexer.places.neighbourhood import PlaceRule, Whereabouts, frame_ranks
 from indexer.search.localisation import LOCATE_BY, locate
@@ -130,7 +130,7 @@ class Bench:
 def run(bench: Bench, files: Sequence[ScannedFile], truth: Path | None, *, verify: bool) -> list[Asked]:
     """Run every query."""
     index = bench.index
-    queries = [Query(file, PhotoMetadata() if truth else query_metadata(file)) for file in files]
+    queries = [Query(file, PhotoMetadata() if truth else read_metadata(file)) for file in files]
     positives = [one.photos or frozenset() for one in by_file(truth, index, queries)] if truth else []
     asked: list[Asked] = []
     for batch in index.embedder.stream([(str(i), f.path) for i, f in enumerate(files)], index.reader):

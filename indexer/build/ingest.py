@@ -13,9 +13,8 @@ from typing import TypeVar
 
 from indexer.errors import IndexerError
 from indexer.photos.exif import from_exif
-from indexer.photos.file_name import from_name
-from indexer.photos.metadata import PhotoMetadata
 from indexer.photos.metadata_table import MetadataTable
+from indexer.photos.read_metadata import listed_metadata
 from indexer.photos.scan import ScannedFile, ScanResult, full_path, no_photos
 from indexer.progress import Progress
 from indexer.storage.catalogue import Catalogue
@@ -218,9 +217,7 @@ def _read(file: ScannedFile, table: MetadataTable | None) -> PhotoFacts:
     except OSError as error:
         return PhotoFacts("", error=f"cannot be read: {error.strerror or error}")
     sha256 = hashlib.sha256(data).hexdigest()
-    named = from_name(Path(file.relative).name)
-    listed = table.for_photo(file.root, file.relative) if table else None
-    metadata = (listed or PhotoMetadata()).merged_over(named)
+    metadata = listed_metadata(file, table)
     try:
         with open_photo(io.BytesIO(data)) as image:
             width, height = upright_size(image)

@@ -2,7 +2,6 @@
 
 from indexer.evaluation.comparison import Comparison, compare
 from indexer.evaluation.per_query import write_csv
-from indexer.evaluation.queries import query_metadata
 from indexer.evaluation.results import Evaluation, QueryResult, Rule
 from indexer.evaluation.run import AT, RADIUS_M, evaluate
 from indexer.evaluation.truth import AlignedBy, Expected
@@ -18,6 +17,5 @@ __all__ = [
     "Rule",
     "compare",
     "evaluate",
-    "query_metadata",
     "write_csv",
 ]

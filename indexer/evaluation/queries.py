@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.errors import IndexerError
-from indexer.photos.exif import from_exif
-from indexer.photos.file_name import from_name
 from indexer.photos.metadata import PhotoMetadata
 from indexer.photos.metadata_table import MetadataTable
+from indexer.photos.read_metadata import read_metadata
 from indexer.photos.scan import ScannedFile, scan
 from model.errors import ImageError
-from model.images import open_photo
 
 DATABASE = ("database", "ref", "reference")
 QUERIES = ("queries", "query")
@@ -65,23 +63,9 @@ def read_queries(
     queries = []
     for file in files:
         try:
-            known = query_metadata(file, table)
+            known = read_metadata(file, table)
         except ImageError as error:
             failed[str(file.path)] = str(error)
             known = PhotoMetadata()
         queries.append(Query(file, known))
     return queries
-
-
-def query_metadata(file: ScannedFile, table: MetadataTable | None = None) -> PhotoMetadata:
-    """What a table, its name and its EXIF say of a photo, in that order of trust.
-
-    Raises:
-        ImageError: neither of the first two gives a position, and the photo cannot be opened.
-    """
-    listed = (table.for_photo(file.root, file.relative) if table else None) or PhotoMetadata()
-    named = listed.merged_over(from_name(Path(file.relative).name))
-    if named.lat is not None:
-        return named
-    with open_photo(file.path) as image:
-        return named.merged_over(from_exif(image))

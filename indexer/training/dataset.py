@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from indexer.errors import IndexerError
-from indexer.evaluation import query_metadata
 from indexer.geo import chord_m, earth_points, to_local
 from indexer.photos.metadata_table import MetadataTable
+from indexer.photos.read_metadata import read_metadata
 from indexer.photos.scan import ScanResult
 from indexer.places.assign import PlacePhoto, assign_places
 from indexer.storage.files import sha256_of
@@ -72,7 +72,7 @@ def find_photos(
     times: Counter[str] = Counter()
     for file in scanned.files:
         try:
-            known = query_metadata(file, table)
+            known = read_metadata(file, table)
             text = f"{file.relative}:{sha256_of(file.path)}"
         except ImageError as error:
             failed.append((str(file.path), str(error)))

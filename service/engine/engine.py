@@ -27,8 +27,6 @@ from service.engine.rebuilder import Rebuilding
 from service.engine.thread_pool import Workers
 from service.errors import NotReady, NotWritable
 from service.metrics import Metrics
-from service.security.access import Access
-from service.security.admission import Room
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -45,35 +43,31 @@ class Engine:
     def __init__(
         self,
         settings: Settings,
+        metrics: Metrics,
         index: ServedIndex | None = None,
         on_failure: Callable[[Exception], None] | None = None,
+        trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """Take the app's metrics, and `trouble`, which returns a reason of the app's not to be ready."""
         self.settings = settings
+        self.metrics = metrics
+        self._app_trouble = trouble
         self.dispatcher = Dispatcher(
             max_batch=settings.max_batch,
             queue_size=settings.queue_size,
             stall_seconds=settings.stall_seconds,
             wedged_seconds=settings.wedged_seconds,
-            on_batch=lambda images: self.metrics.batch(images),
+            on_batch=metrics.batch,
             on_death=on_failure,
         )
         self.workers = Workers(settings.decode_threads, settings.queue_size)
         # One thread: what is stored is stored one photo at a time, and must not hold up what is searched.
         self.writer = Workers(1, settings.queue_size, "stored")
-        self.room = Room(settings.max_uploads, int(settings.max_uploads_mb * 1e6))
-        self.access = Access(settings)
-        self.metrics = Metrics(
-            {
-                "loci_queue_images": ("Images waiting for the network.", lambda: self.dispatcher.queued),
-                "loci_decode_photos": (
-                    "Photos being decoded, or waiting for it.",
-                    lambda: self.workers.inside,
-                ),
-                "loci_uploads": ("Requests with a body that are in progress.", lambda: self.room.inside),
-                "loci_upload_bytes": ("Bytes that those may hold.", lambda: self.room.bytes),
-                "loci_ready": ("1 when queries are answered, else 0.", lambda: self.trouble() is None),
-            }
+        metrics.watch("loci_queue_images", "Images waiting for the network.", lambda: self.dispatcher.queued)
+        metrics.watch(
+            "loci_decode_photos", "Photos being decoded, or waiting for it.", lambda: self.workers.inside
         )
+        metrics.watch("loci_ready", "1 if queries are answered, else 0.", lambda: self.trouble() is None)
         self.live = LiveIndex(
             partial(
                 Index.open,
@@ -85,7 +79,7 @@ class Engine:
             ),
             settings.refresh_seconds,
             index=index,
-            on_change=self.metrics.index,
+            on_change=metrics.index,
             on_failure=on_failure,
         )
         self.rebuilding = Rebuilding(self.live, settings.rebuild_share, settings.rebuild_seconds)
@@ -109,7 +103,7 @@ class Engine:
 
     def trouble(self) -> str | None:
         """Say why queries cannot be answered now, or None when they can."""
-        return self.live.trouble() or self.dispatcher.trouble() or self.access.trouble()
+        return self.live.trouble() or self.dispatcher.trouble() or self._app_trouble()
 
     async def _check(self) -> None:
         trimmer = Trimmer()

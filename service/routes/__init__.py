@@ -1,0 +1,1 @@
+"""The routes, one file a group, and what they depend on."""

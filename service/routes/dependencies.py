@@ -13,7 +13,7 @@ from service.engine.engine import Engine
 from service.engine.protocols import ServedIndex
 from service.errors import InvalidRequest
 from service.routes.uploads import FIELD, read_images, read_upload
-from service.security.access import CALLER
+from service.security.access import CALLER, Access
 from service.security.keys import Role
 
 
@@ -30,14 +30,19 @@ BEARER = Security(HTTPBearer(scheme_name="key", auto_error=False))
 """Only says in the interface's description that a key is needed; the gate has read it already."""
 
 
-async def read_access(request: Request, engine: EngineDep) -> None:
+async def read_access(request: Request) -> None:
     """Let in who may read: everybody, or the holder of a key; else raise Unauthorised."""
-    engine.access.require(Role.READ, request.scope.get(CALLER))
+    _access(request).require(Role.READ, request.scope.get(CALLER))
 
 
-async def write_access(request: Request, engine: EngineDep, _scheme: Annotated[object, BEARER]) -> None:
+async def write_access(request: Request, _scheme: Annotated[object, BEARER]) -> None:
     """Let in the holder of a key that writes; else raise Unauthorised or Forbidden."""
-    engine.access.require(Role.WRITE, request.scope.get(CALLER))
+    _access(request).require(Role.WRITE, request.scope.get(CALLER))
+
+
+def _access(request: Request) -> Access:
+    access: Access = request.app.state.access
+    return access
 
 
 ReadAccess = Depends(read_access)

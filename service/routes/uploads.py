@@ -50,12 +50,12 @@ async def read_upload(request: Request, limit: int, names: Collection[str] = ())
 async def _limited(request: Request, limit: int) -> AsyncIterator[bytes]:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise too_large(limit)
+        raise TooLarge.than(limit)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > limit:
-            raise too_large(limit)
+            raise TooLarge.than(limit)
         yield chunk
 
 
@@ -157,8 +157,3 @@ def _check_type(media: str, what: str) -> None:
             f" as the body itself or as multipart/form-data with a part {FIELD!r}",
             field=FIELD,
         )
-
-
-def too_large(limit: int) -> TooLarge:
-    """Say that a body has more than `limit` bytes."""
-    return TooLarge(f"the body is larger than the {limit / 1e6:g} MB that this service takes", field=FIELD)

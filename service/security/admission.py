@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Overloaded, TooSlow
-from service.routes.uploads import too_large
+from service.errors import Overloaded, TooLarge, TooSlow
 from service.settings import Settings
 
 DISCONNECTED: Message = {"type": "http.disconnect"}
@@ -91,7 +90,7 @@ class Admission:
             return self._limit
         size = int(headers.get("content-length", "0"))  # the server has checked that it is a number
         if size > self._limit:
-            raise too_large(self._limit)
+            raise TooLarge.than(self._limit)
         return size
 
 

@@ -11,11 +11,12 @@ import pytest
 
 from indexer.answers import PhotoHit
 from indexer.errors import IndexerError, UsageError
-from indexer.evaluation.queries import Query, find_queries, queries_of, query_metadata
+from indexer.evaluation.queries import Query, find_queries, queries_of
 from indexer.evaluation.run import _nearest, _panoramas, evaluate
 from indexer.evaluation.truth import UNKNOWN, _own_by_name, by_distance, by_frames, turn
 from indexer.index import Index
 from indexer.photos.metadata import PhotoMetadata
+from indexer.photos.read_metadata import read_metadata
 from indexer.photos.scan import ScannedFile
 from indexer.search.searcher import Question
 
@@ -205,7 +206,7 @@ def test_positions_from_the_fields_names(tmp_path: Path, paint: Paint) -> None:
     name = "@302869.26@5787835.08@31@U@@@663@@180@@@@20240923_160658@@.jpg"
     paint(tmp_path / name, 0, gps=False)
     (file,) = find_queries(tmp_path)
-    known = query_metadata(file)
+    known = read_metadata(file)
     assert (known.lat, known.lon) == pytest.approx((52.20565084, 0.11494937), abs=1e-6)
     assert (known.heading, known.taken_at) == (180, "2024-09-23T16:06:58")
 
