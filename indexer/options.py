@@ -273,7 +273,6 @@ def load_options(path: Path) -> Options:
     """Read the file that `save_options` wrote. Raises IndexerError if it is damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        values.setdefault("hnsw", values.pop("graph", False))  # its name in the first indexes
         places = PlaceOptions(*(values.pop(field.name) for field in dataclasses.fields(PlaceOptions)))
         search = SearchOptions(*(values.pop(field.name) for field in dataclasses.fields(SearchOptions)))
         return Options(FitOptions(**values), places, search)

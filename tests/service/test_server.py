@@ -22,6 +22,8 @@ from service.security.keys import KeyFile, Role
 from service.server import listen, serve
 from service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 from service.logs import set_up

@@ -375,6 +375,7 @@ def page(
     context.close()
 
 
+@pytest.mark.slow
 def test_in_a_browser(page: Page) -> None:
     assert page.title() == "walls"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -396,6 +397,7 @@ def test_in_a_browser(page: Page) -> None:
     assert (rows.count(), page.get_by_text("No query fits.").is_visible()) == (0, True)
 
 
+@pytest.mark.slow
 def test_match_lines_lie_over_their_photos(page: Page) -> None:
     """The drawing spans both photos, so that fractions of them are where they are on the screen."""
     boxes = page.evaluate(

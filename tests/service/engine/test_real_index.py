@@ -18,6 +18,8 @@ from indexer.build.run import build_index
 from indexer.index import Index
 from indexer.options import BuildOptions
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from tests.service.conftest import Start
 

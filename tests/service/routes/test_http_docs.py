@@ -26,6 +26,8 @@ from service.routes.openapi import EXAMPLES
 from service.security.keys import KeyFile, Role
 from service.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
 DEMO = ROOT / "loci" / "demo"

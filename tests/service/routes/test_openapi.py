@@ -17,6 +17,8 @@ from service.app import create_app
 from service.security.keys import KeyFile, Role
 from service.settings import KEYS_FILE, Settings
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from tests.service.conftest import Start
 

@@ -31,6 +31,8 @@ from indexer.index import Index
 from service.security.keys import KeyFile, Role
 from service.settings import KEYS_FILE
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from tests.service.conftest import FakeIndex, Network, Start
 

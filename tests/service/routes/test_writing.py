@@ -344,6 +344,7 @@ def test_a_photo_added_by_another_process_is_found(client: httpx.Client, folder:
     assert best(client, photo) == new.id
 
 
+@pytest.mark.slow
 def test_the_next_snapshot_is_made_in_the_background(
     serve: Callable[..., httpx.Client], folder: Path, wait: Wait
 ) -> None:
@@ -377,6 +378,7 @@ def test_a_rebuild_that_fails_stops_nothing(
     assert best(client, texture(40)) == created["id"]
 
 
+@pytest.mark.slow
 def test_posts_while_the_index_is_fitted_again(
     serve: Callable[..., httpx.Client], folder: Path, real_photos: list[Path]
 ) -> None:
@@ -402,6 +404,7 @@ def test_posts_while_the_index_is_fitted_again(
     assert check_index(folder) == []
 
 
+@pytest.mark.slow
 def test_many_callers_add_delete_and_ask(serve: Callable[..., httpx.Client], folder: Path) -> None:
     client = serve(rebuild_share=0.01, rebuild_seconds=0.05, refresh_seconds=0.05)
 

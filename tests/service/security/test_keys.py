@@ -82,7 +82,7 @@ def test_a_removed_key_is_gone_and_an_unknown_one_is_named(path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match=r"^there is not a folder .*nowhere to keep the keys in$"):
+    with pytest.raises(ServiceError, match=r"^there is no folder .*nowhere to keep the keys in$"):
         KeyFile(tmp_path / "nowhere" / "keys.json").create("robot", Role.READ)
 
 

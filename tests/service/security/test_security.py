@@ -70,6 +70,7 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     on = False
 
 
+@pytest.mark.slow
 def test_nothing_of_a_request_reaches_the_file_system(
     start: Start, real_index: Path, touched: list[str]
 ) -> None:
@@ -102,6 +103,7 @@ def test_nothing_of_a_request_reaches_the_file_system(
     assert [path for path in touched if CANARY in path] == []
 
 
+@pytest.mark.slow
 def test_an_upload_is_not_written_anywhere(
     start: Start, real_index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
