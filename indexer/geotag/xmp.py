@@ -1,15 +1,15 @@
-"""A photo's XMP (ISO 16684-1): the position in it, read and put in, with all else kept as it is.
+"""A photo's XMP (ISO 16684-1): reads and sets the position, and keeps everything else.
 
-Prefixes are not resolved while parsing, so that everything is written back under the names it had. XMP has
-no document type; one that declares some is refused, and with it entities that grow or fetch files.
+XMP has no document type. A file that declares one is refused, so no entity is expanded or fetched.
 """
 
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
-from xml.parsers import expat
+from typing import Any
+
+from lxml import etree
 
 from indexer.errors import XmpError
 from indexer.photos.metadata import position_or_none
@@ -19,12 +19,10 @@ MAX_DEPTH = 100
 
 EXIF = "http://ns.adobe.com/exif/1.0/"
 LOCI = "urn:geniusloci:xmp/1.0/"
-"""Namespace of what says that a position was estimated."""
+"""Namespace of the properties that mark a position as estimated."""
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-_XML = "http://www.w3.org/XML/1998/namespace"
-_PREFIXES = {EXIF: "exif", LOCI: "loci", _RDF: "rdf"}
-_OF_THE_OLD_FIX = (
+_OLD_POSITION = (
     *("GPSLatitude", "GPSLongitude", "GPSHPositioningError", "GPSMapDatum", "GPSStatus", "GPSMeasureMode"),
     *("GPSDOP", "GPSSatellites", "GPSProcessingMethod", "GPSDifferential"),
 )
@@ -41,77 +39,91 @@ _COORDINATE = re.compile(
     r"\s*(?P<letter>[NSEW])"
 )
 _DECIMAL = re.compile(r"[+-]?\d{1,3}(?:\.\d+)?")
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
-Scope = Mapping[str, str]
-"""What each prefix stands for at some element."""
+etree.register_namespace("exif", EXIF)
+etree.register_namespace("loci", LOCI)
 
 
 class Xmp:
-    """An XMP packet that can be changed; `Xmp.parse` reads one, `Xmp.empty` begins one."""
+    """An XMP packet that can be changed; `Xmp.parse` reads one, `Xmp.empty` makes one."""
 
-    def __init__(self, root: ET.Element, before: str, after: str) -> None:
+    def __init__(self, root: Any, *, declared: bool) -> None:
         self._root = root
-        self._before = before  # the declaration, and instructions around the root such as <?xpacket …?>
-        self._after = after
+        self._declared = declared
 
     @classmethod
     def parse(cls, data: bytes) -> Xmp:
-        """Read a packet or a sidecar's content.
+        """Read a packet or the content of a sidecar.
 
         Raises:
-            XmpError: it is not XML, or no XMP; it is too large or too deep, or declares a document type.
+            XmpError: not XML, not XMP, too large, too deep, or with a document type.
         """
         if len(data) > MAX_BYTES:
             raise XmpError(f"has {len(data):,} bytes, {MAX_BYTES:,} at most are read")
-        reader = _Reader()
-        xmp = cls(reader.read(data), "".join(reader.before), "".join(reader.after))
-        if next(xmp._rdf(), None) is None:
+        parser = etree.XMLParser(resolve_entities=False, no_network=True, strip_cdata=False)
+        try:
+            root = etree.fromstring(data, parser)
+        except (etree.XMLSyntaxError, ValueError, LookupError) as error:  # the latter two: its encoding
+            raise XmpError(f"is not XML: {error}") from None
+        if root.getroottree().docinfo.internalDTD is not None:
+            raise XmpError("declares a document type, which XMP never does")
+        if any(sum(1 for _ in element.iterancestors()) >= MAX_DEPTH for element in root.iter(etree.Element)):
+            raise XmpError(f"is nested more than {MAX_DEPTH} deep")
+        xmp = cls(root, declared=b"<?xml" in data[:200].replace(b"\0", b""))
+        if xmp._rdf() is None:
             raise XmpError("is XML, but holds no rdf:RDF as XMP does")
         return xmp
 
     @classmethod
     def empty(cls) -> Xmp:
-        """A packet without any property."""
+        """Return a packet without properties."""
         return cls.parse(_EMPTY.encode())
 
     def to_bytes(self) -> bytes:
-        """The packet as UTF-8."""
-        text = ET.tostring(self._root, encoding="unicode")
-        # A carriage return in text can only have been written as a reference; bare, it would be read as \n.
-        text = text.replace("\r", "&#13;")
-        return f"{self._before}{text}\n{self._after}".encode()
+        """Return the packet as UTF-8, with a declaration if it had one."""
+        around = [
+            [*self._root.itersiblings(preceding=True)][::-1],
+            [self._root],
+            [*self._root.itersiblings()],
+        ]
+        lines = [
+            etree.tostring(node, encoding="unicode", with_tail=False) for part in around for node in part
+        ]
+        if self._declared:
+            lines.insert(0, '<?xml version="1.0" encoding="UTF-8"?>')
+        return "".join(f"{line}\n" for line in lines).encode()
 
     def get(self, uri: str, name: str) -> str | None:
-        """The text of a simple property, None where it is not there."""
-        for description, scope in self._descriptions():
-            for attribute, value in description.attrib.items():
-                if _is(attribute, scope, uri, name):
-                    return value.strip()
-            for child in _elements(description):
-                if _is(child.tag, _inside(scope, child), uri, name):
-                    return "".join(child.itertext()).strip()
+        """Return the text of a simple property; None if it is missing."""
+        for description in self._descriptions():
+            value = description.get(f"{{{uri}}}{name}")
+            if value is not None:
+                return str(value).strip()
+            for child in description.iterchildren(f"{{{uri}}}{name}"):
+                return str(child.xpath("string()")).strip()
         return None
 
     def put(self, uri: str, name: str, value: str) -> None:
-        """Set a simple property, in place of whatever it was."""
+        """Set a simple property. Characters that XML does not allow become U+FFFD."""
         self.remove(uri, name)
-        description, scope = self._first_description()
-        description.set(f"{_prefix(description, scope, uri)}:{name}", value)
+        description = next(self._descriptions(), None)
+        if description is None:
+            description = etree.SubElement(self._rdf(), f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})
+        description.set(f"{{{uri}}}{name}", _NOT_XML.sub("\ufffd", value))
 
     def remove(self, uri: str, name: str) -> None:
-        """Take a property out, if it is there."""
-        for description, scope in self._descriptions():
-            for attribute in [a for a in description.attrib if _is(a, scope, uri, name)]:
-                del description.attrib[attribute]
-            for child in _elements(description):
-                if _is(child.tag, _inside(scope, child), uri, name):
-                    description.remove(child)
+        """Remove a property, if it is there."""
+        for description in self._descriptions():
+            description.attrib.pop(f"{{{uri}}}{name}", None)
+            for child in [*description.iterchildren(f"{{{uri}}}{name}")]:
+                description.remove(child)
 
     def position(self) -> tuple[float, float] | None:
-        """Latitude and longitude in degrees, None where it has none, or one marked as void.
+        """Return latitude and longitude in degrees; None if missing or marked as void.
 
         Raises:
-            XmpError: there is something that is no position.
+            XmpError: a value that is not a position.
         """
         lat, lon = self.get(EXIF, "GPSLatitude"), self.get(EXIF, "GPSLongitude")
         if not lat or not lon or (self.get(EXIF, "GPSStatus") or "").upper() == "V":
@@ -120,21 +132,21 @@ class Xmp:
 
     @property
     def estimated(self) -> bool:
-        """Whether its position is one that `put_estimate` put there."""
+        """Whether `put_estimate` set its position."""
         return self.get(LOCI, "Estimated") == "True"
 
     def put_estimate(
         self, lat: float, lon: float, radius_m: float, heading: float | None, remarks: Mapping[str, str]
     ) -> None:
-        """Put an estimated position in, in place of one there is.
+        """Set an estimated position, in place of any other.
 
         Args:
             lat, lon: degrees, WGS 84.
-            radius_m: how far off it may be, metres: EXIF's horizontal positioning error.
-            heading: degrees clockwise from true north; where None, one that is there stays.
+            radius_m: EXIF's horizontal positioning error, metres.
+            heading: degrees clockwise from true north; None leaves an existing one.
             remarks: properties of our own namespace, by name.
         """
-        for name in _OF_THE_OLD_FIX:
+        for name in _OLD_POSITION:
             self.remove(EXIF, name)
         self.put(EXIF, "GPSLatitude", _coordinate(lat, "N", "S"))
         self.put(EXIF, "GPSLongitude", _coordinate(lon, "E", "W"))
@@ -146,123 +158,27 @@ class Xmp:
         for name, value in ({"Estimated": "True"} | dict(remarks)).items():
             self.put(LOCI, name, value)
 
-    def _rdf(self) -> Iterator[tuple[ET.Element, Scope]]:
-        """rdf:RDF: the root, or within x:xmpmeta."""
-        outer = _inside({"xml": _XML}, self._root)
-        candidates = [(self._root, outer)]
-        candidates += [(child, _inside(outer, child)) for child in _elements(self._root)]
-        for element, scope in candidates:
-            if _is(element.tag, scope, _RDF, "RDF"):
-                yield element, scope
+    def _rdf(self) -> Any:
+        """Return rdf:RDF, the root or a child of x:xmpmeta; None if there is none."""
+        return self._root if self._root.tag == f"{{{_RDF}}}RDF" else self._root.find(f"{{{_RDF}}}RDF")
 
-    def _descriptions(self) -> Iterator[tuple[ET.Element, Scope]]:
-        for rdf, outer in self._rdf():
-            for child in _elements(rdf):
-                scope = _inside(outer, child)
-                if _is(child.tag, scope, _RDF, "Description"):
-                    yield child, scope
-
-    def _first_description(self) -> tuple[ET.Element, Scope]:
-        for found in self._descriptions():
-            return found
-        rdf, scope = next(self._rdf())
-        prefix = _prefix(rdf, scope, _RDF)
-        description = ET.SubElement(rdf, f"{prefix}:Description", {f"{prefix}:about": ""})
-        return description, scope
-
-
-class _Reader:
-    """Builds the tree, and keeps what stands before and after it."""
-
-    def __init__(self) -> None:
-        self.before: list[str] = []
-        self.after: list[str] = []
-        self._builder = ET.TreeBuilder(insert_comments=True, insert_pis=True)
-        self._depth = 0
-        self._begun = False
-
-    def read(self, data: bytes) -> ET.Element:
-        parser = expat.ParserCreate()
-        parser.buffer_text = True
-        parser.XmlDeclHandler = self._declaration
-        parser.StartDoctypeDeclHandler = self._doctype
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._builder.data
-        parser.CommentHandler = self._comment
-        parser.ProcessingInstructionHandler = self._instruction
-        try:
-            parser.Parse(data, True)
-        except (expat.ExpatError, ValueError, LookupError) as error:  # the latter two: its encoding
-            raise XmpError(f"is not XML: {error}") from None
-        return self._builder.close()
-
-    def _declaration(self, *_: object) -> None:
-        self.before.append('<?xml version="1.0" encoding="UTF-8"?>\n')  # as it is written, whatever it was
-
-    def _doctype(self, *_: object) -> None:
-        raise XmpError("declares a document type, which XMP never does")
-
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
-        self._depth += 1
-        self._begun = True
-        if self._depth > MAX_DEPTH:
-            raise XmpError(f"is nested more than {MAX_DEPTH} deep")
-        self._builder.start(name, attributes)
-
-    def _end(self, name: str) -> None:
-        self._depth -= 1
-        self._builder.end(name)
-
-    def _comment(self, text: str) -> None:
-        if self._depth:  # the tree holds only what is within the root
-            self._builder.comment(text)
-
-    def _instruction(self, target: str, text: str) -> None:
-        if self._depth:
-            self._builder.pi(target, text)
-        else:
-            (self.after if self._begun else self.before).append(f"<?{target} {text}?>\n")
-
-
-def _elements(parent: ET.Element) -> list[ET.Element]:
-    """Its children without comments and processing instructions, in a list so that some may be removed."""
-    return [child for child in parent if isinstance(child.tag, str)]
-
-
-def _inside(scope: Scope, element: ET.Element) -> Scope:
-    declared = {
-        name[6:]: uri for name, uri in element.attrib.items() if name == "xmlns" or name.startswith("xmlns:")
-    }
-    return {**scope, **declared} if declared else scope
-
-
-def _is(qualified: str, scope: Scope, uri: str, name: str) -> bool:
-    """Whether `exif:GPSLatitude` or the like is this name of this namespace."""
-    prefix, _, local = qualified.rpartition(":")
-    return local == name and scope.get(prefix) == uri
-
-
-def _prefix(element: ET.Element, scope: Scope, uri: str) -> str:
-    """A prefix that stands for `uri` at the element, declared there if there is none yet."""
-    bound = next((prefix for prefix, meant in scope.items() if prefix and meant == uri), None)
-    if bound is not None:
-        return bound
-    names = (f"{_PREFIXES[uri]}{number or ''}" for number in range(len(scope) + 1))
-    prefix = next(name for name in names if name not in scope)
-    element.set(f"xmlns:{prefix}", uri)
-    return prefix
+    def _descriptions(self) -> Iterator[Any]:
+        roots = (
+            [self._root] if self._root.tag == f"{{{_RDF}}}RDF" else self._root.iterchildren(f"{{{_RDF}}}RDF")
+        )
+        for rdf in roots:
+            yield from rdf.iterchildren(f"{{{_RDF}}}Description")
 
 
 def _coordinate(degrees: float, positive: str, negative: str) -> str:
-    """Degrees as XMP writes them, `52,12.204000N`: to a millionth of a minute, 2 mm."""
+    """Return degrees as XMP writes them, `52,12.204000N`: to a millionth of a minute, 2 mm."""
     whole, rest = divmod(round(abs(degrees) * 60_000_000), 60_000_000)
     minutes, millionths = divmod(rest, 1_000_000)
     return f"{whole},{minutes}.{millionths:06}{negative if degrees < 0 else positive}"
 
 
 def _degrees(text: str, positive: str, negative: str, most: int) -> float:
-    """A coordinate in degrees: `52,12.204N`, `52,12,14N`, or a decimal number as some programs write it."""
+    """Read a coordinate: `52,12.204N`, `52,12,14N`, or a decimal number as some programs write it."""
     parts = _COORDINATE.fullmatch(text)
     if parts and parts["letter"] in (positive, negative):
         total = sum(float(parts[unit] or 0) / size for unit, size in _UNITS)
