@@ -244,6 +244,7 @@ def fitted(photo: Photo) -> PlaceModel:
     return model.fitted(pooling=pooling)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "auto"])
 def test_precision_hardly_moves_a_real_descriptor(photo: Photo, fitted: PlaceModel, precision: str) -> None:
     exact = Embedder(fitted, device="cpu", precision="fp32").embed([photo])[0]
@@ -253,6 +254,7 @@ def test_precision_hardly_moves_a_real_descriptor(photo: Photo, fitted: PlaceMod
     assert float(exact @ mirrored) < 0.9  # what 0.999 is worth: upside down is another photo
 
 
+@pytest.mark.slow
 def test_batches_hardly_move_a_real_descriptor(photo: Photo, fitted: PlaceModel) -> None:
     embedder = Embedder(fitted, device="cpu", precision="fp32", batch_size=4)
     images: Iterator[Photo] = (np.ascontiguousarray(photo[:, shift : shift + 240]) for shift in (0, 40, 80))

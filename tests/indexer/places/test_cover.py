@@ -4,7 +4,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from indexer.places import cover as module
 from indexer.places.cover import cover, nearest, neighbour_counts
 
 anywhere = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -41,16 +40,6 @@ def naive_cover(points: FloatArray) -> list[int]:
 def test_cover_equals_the_naive_choice(cells: list[tuple[int, ...]]) -> None:
     points = as_points(cells)
     assert cover(points, REACH).tolist() == naive_cover(points)
-
-
-@given(lattice)
-@anywhere
-def test_small_blocks_change_nothing(cells: list[tuple[int, ...]]) -> None:
-    points = as_points(cells)
-    whole = cover(points, REACH)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", 3)
-        assert cover(points, REACH).tolist() == whole.tolist()
 
 
 @given(lattice)

@@ -455,6 +455,7 @@ def test_other_search_options_make_another_snapshot(small: tuple[Any, list[str],
     assert made.open().manifest.factory == FLAT
 
 
+@pytest.mark.slow
 def test_too_little_memory_publishes_nothing(small: tuple[Any, list[str], Floats]) -> None:
     made, _, _ = small
     first = made.layout.current()

@@ -346,6 +346,7 @@ def test_softmax_holds_out_photos_and_gives_an_accuracy(into: Path, tmp_path: Pa
     assert {name.partition(".")[0] for name in tensors(into)} == {"backbone", "pooling"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_network", "better_and_better")
 @pytest.mark.parametrize(
     ("parts", "first", "kept"), [("conv5", 24, ("float16", (512, 3, 4))), ("all", 0, ("uint8", (3, 48, 64)))]
@@ -375,6 +376,7 @@ def test_convolutions_that_learn(
     assert load_model(into).config.provenance["trained"]["parts"] == parts
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_network", "better_and_better")
 def test_bf16_runs_the_convolutions_and_leaves_the_rest_in_fp32(
     few: Path, into: Path, monkeypatch: pytest.MonkeyPatch
@@ -400,6 +402,7 @@ def test_bf16_runs_the_convolutions_and_leaves_the_rest_in_fp32(
     assert histories[1] == pytest.approx(histories[0], rel=0.1)
 
 
+@pytest.mark.slow
 def test_of_another_backbone(into: Path, tmp_path: Path) -> None:
     """DeepFace from nothing, on images that are its own size or not."""
     folder = tmp_path / "photos"

@@ -78,6 +78,7 @@ def test_resampling_is_what_an_image_of_the_right_size_is_spared(shared: DeepFac
         torch.testing.assert_close(shared(images), shared(small))
 
 
+@pytest.mark.slow
 def test_half_precision_is_resampled_too() -> None:
     network = DeepFace("convolution", generator=generator()).bfloat16().eval()
     with torch.inference_mode():
@@ -95,6 +96,7 @@ def test_half_of_f7_is_dropped_in_training_alone(shared: DeepFace) -> None:
     torch.testing.assert_close(dropped[kept], 2 * whole[kept])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connection", CONNECTIONS)
 def test_it_trains(connection: str) -> None:
     torch.manual_seed(0)  # of the dropout
