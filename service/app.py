@@ -1,4 +1,4 @@
-"""Puts the service together."""
+"""`create_app` assembles the service."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -28,12 +28,11 @@ def create_app(
     *,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
-    """Build the service over the index that `settings` names, or over `index` when one is given.
+    """Build the service over the index that `settings` names, or over `index` if given.
 
-    The index is opened in the background once the app starts: until then /readyz says 503.
-    `on_failure` hears of what the app does not recover from by itself: an index that cannot be
-    opened (it is tried again all the same) and the death of the dispatcher. It may be called from
-    another thread.
+    The index is opened in the background when the app starts; until then /readyz returns 503. `on_failure` is
+    called if the app cannot recover: the index cannot be opened (it is still retried), or the dispatcher
+    dies. It may be called from another thread.
     """
     metrics, access = Metrics(), Access(settings)
     room = Room(settings.max_uploads, int(settings.max_uploads_mb * 1e6))
@@ -61,10 +60,10 @@ def create_app(
 
 
 def _include(app: FastAPI, routes: ModuleType) -> None:
-    """Add a module's routes: what it says only readers or only writers may use, then its `router`.
+    """Add a module's routers: `reading` and `writing` with their access, then `router`.
 
-    The routes of `router` are for readers too, but for those that the gate leaves open to everybody. They
-    come last: the page's own files take every name below /page/ that is left.
+    `router` needs read access too, except for routes that are open to everybody. It comes last, because the
+    page's files match every other name below /page/.
     """
     for name, access in (("reading", ReadAccess), ("writing", WriteAccess)):
         if hasattr(routes, name):
@@ -74,7 +73,7 @@ def _include(app: FastAPI, routes: ModuleType) -> None:
 
 
 def _surround(app: FastAPI, settings: Settings, metrics: Metrics, access: Access, room: Room) -> None:
-    """Put the middleware around the routes; the last added is the first that a request meets."""
+    """Add the middleware; the last one added is the first that a request meets."""
     app.add_middleware(Admission, settings=settings, room=room)
     app.add_middleware(Gate, settings=settings, access=access)
     app.add_middleware(Failures)

@@ -1,4 +1,4 @@
-"""A client of the service: over HTTP the same answers as `Index` gives, with no network to load."""
+"""A client of the service: the answers of `Index` over HTTP, without a network to load."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Source = Path | str | bytes | BinaryIO
 PAGE = 1000
 BUSY = (429, 503)
 PATIENCE_S = 1.0
-"""What is waited where a busy service does not say how long; twice that the next time, and so on."""
+"""Initial back-off in seconds when the service sends no Retry-After; doubled on each retry."""
 
 
 class ClientError(Exception):
-    """The service refused a request, or could not be reached; the message is its sentence."""
+    """The service refused a request, or cannot be reached."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class ClientError(Exception):
         self.detail = detail
         """What was wrong with this request."""
         self.status = status
-        """The HTTP status; None where no answer came."""
+        """The HTTP status; None without an answer."""
         self.type = type
-        """A name for the kind of problem, for programs to switch on."""
+        """The kind of problem, for programs."""
         self.title = title
         """The kind of problem, for people."""
         self.field = field
-        """The parameter or part that is to blame, if one is."""
+        """The parameter or part with the error, if there is one."""
         self.retry_after = retry_after
-        """Seconds after which the same request may work, where the service said so."""
+        """Seconds after which the same request may work, if the service sent them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +69,18 @@ class AddedPhoto:
 
     photo: Photo
     created: bool
-    """False: the index had the very same bytes already, and nothing was changed."""
+    """False if the index already had the same bytes; nothing was changed."""
 
 
 class Client:
-    """Talks to one service; may be used from many threads, and as a context manager.
+    """A connection to one service. May be used from many threads, and as a context manager.
 
     Args:
-        url: where the service is, with the path that a proxy puts it under, if any.
-        key: API key, where the service wants one.
+        url: address of the service, with the path of a proxy, if any.
+        key: API key, if the service needs one.
         timeout: seconds for connecting, and for each wait on the network.
-        retries: how often a request is sent again when the service is busy (429, 503).
-        max_wait: seconds that all waits of one request may take together; a service that asks for more
-            is not waited for.
+        retries: number of retries when the service is busy (429, 503).
+        max_wait: most seconds of waiting for one request; if the service asks for more, it fails.
     """
 
     def __init__(
@@ -113,20 +112,20 @@ class Client:
     def query(
         self, photo: Source, k: int = 5, *, filters: Filters | None = None, verify: bool = True
     ) -> Answer:
-        """Where was this photo taken: the k nearest places, and the position; as `Index.query`.
+        """Find where a photo was taken: position and k nearest places, as `Index.query`.
 
         Raises:
-            ClientError: the service refused, is busy for longer than is waited, or cannot be reached.
+            ClientError: the service refused, is busy for too long, or cannot be reached.
             OSError: the photo's file cannot be read.
         """
         return self._ask("v1/query", [photo], k, filters, {} if verify else {"verify": "false"})
 
     def query_clip(self, frames: Sequence[Source], k: int = 5, *, filters: Filters | None = None) -> Answer:
-        """Where were these photos of one place taken; they are pooled as one, in whatever order."""
+        """Find where photos of one place were taken. They are pooled as one, in any order."""
         return self._ask("v1/query/clip", frames, k, filters)
 
     def embed(self, photos: Sequence[Source]) -> NDArray[np.float32]:
-        """Descriptors of photos, B d, unit length."""
+        """Return descriptors of photos, B d, unit length."""
         import numpy as np
 
         body = self._json("POST", "v1/embed", files=_parts(photos))
@@ -143,7 +142,7 @@ class Client:
         place: str | None = None,
         name: str | None = None,
     ) -> AddedPhoto:
-        """Add a photo to the index; what is not given is taken from its EXIF. Needs a key that may write."""
+        """Add a photo to the index; EXIF fills what is not given. Needs a write key."""
         if name is None and isinstance(photo, str | Path):
             name = Path(photo).name
         given = {
@@ -159,19 +158,19 @@ class Client:
         return AddedPhoto(_photo(body), created)
 
     def delete_photo(self, id: str) -> None:
-        """Take a photo out of the index. Needs a key that may write."""
+        """Remove a photo from the index. Needs a write key."""
         self._send("DELETE", f"v1/photos/{_segment(id)}")
 
     def photo(self, id: str) -> Photo:
-        """What the index knows about a photo."""
+        """Return a photo of the index."""
         return _photo(self._json("GET", f"v1/photos/{_segment(id)}"))
 
     def thumbnail(self, id: str) -> bytes:
-        """A small upright JPEG of a photo."""
+        """Return a small upright JPEG of a photo."""
         return self._send("GET", f"v1/photos/{_segment(id)}/thumbnail").content
 
     def places(self) -> list[Place]:
-        """Every place, with how many photos show it."""
+        """Return every place, with its number of photos."""
         found: list[Place] = []
         while True:
             page = self._json("GET", "v1/places", params={"limit": PAGE, "offset": len(found)})
@@ -180,11 +179,11 @@ class Client:
                 return found
 
     def place(self, id: str) -> Place:
-        """One place with its photos."""
+        """Return a place with its photos."""
         return _place(self._json("GET", f"v1/places/{_segment(id)}"))
 
     def ready(self) -> bool:
-        """Whether the service can answer queries now; False, too, when nothing answers at all."""
+        """Whether the service can answer queries now; False if it cannot be reached."""
         try:
             return self._http.get("readyz").status_code == 200
         except httpx.HTTPError:
@@ -206,7 +205,7 @@ class Client:
         return body
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """Send a request, again where the service is busy and the wait stays within bounds."""
+        """Send a request; retry while the service is busy, within the limits."""
         waited = 0.0
         for attempt in range(self._retries + 1):
             try:
@@ -225,7 +224,7 @@ class Client:
 
 
 def _parts(photos: Sequence[Source]) -> list[tuple[str, tuple[str, bytes, str]]]:
-    """Read photos into the parts of a body: a body that is sent again must be whole again."""
+    """Read photos into the parts of a body, so that it can be sent again."""
     return [("image", ("photo", _read(photo), "application/octet-stream")) for photo in photos]
 
 
@@ -240,13 +239,13 @@ def _segment(id: str) -> str:
 
 
 def _filter_params(filters: Filters) -> dict[str, str]:
-    """Name what a filter sets, and only that."""
+    """Return the parameters that a filter sets."""
     fields = dataclasses.fields(filters)
     return _texts({f.name: v for f in fields if (v := getattr(filters, f.name)) != f.default})
 
 
 def _texts(given: Mapping[str, Any]) -> dict[str, str]:
-    """Write what is not None as a form field or a query parameter."""
+    """Return the values that are not None as form fields or query parameters."""
     return {
         name: value.isoformat() if isinstance(value, datetime) else str(value)
         for name, value in given.items()
@@ -273,13 +272,13 @@ def _place(body: dict[str, Any]) -> Place:
 
 
 def _make(kind: type[T], body: Mapping[str, Any], **instead: Any) -> T:
-    """Fill a dataclass from JSON; what a newer service says beyond its fields is passed over."""
+    """Fill a dataclass from JSON, and ignore unknown fields of a newer service."""
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in body.items() if name in names} | instead)
 
 
 def _problem(response: httpx.Response) -> ClientError:
-    """Read a refusal; what came between, such as a proxy, may answer with no problem+json."""
+    """Read a refusal; a proxy may answer without problem+json."""
     try:
         body = response.json()
         detail = str(body.get("detail") or body["title"])
@@ -302,7 +301,7 @@ def _unreachable(error: httpx.HTTPError, url: httpx.URL) -> ClientError:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Read Retry-After: seconds, or a date."""
+    """Parse Retry-After: seconds, or a date."""
     if retry_after is None:
         return None
     if retry_after.strip().isdecimal():

@@ -1,4 +1,4 @@
-"""What this package raises, and the one place that turns failures into problem+json (RFC 9457)."""
+"""Errors of this package, and their translation to problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from service.schemas import ProblemDetail
 PROBLEM_JSON = "application/problem+json"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 KIND = "loci.problem"
-"""Where a request's scope keeps the kind of problem that it ended in."""
+"""Key in a request's scope: the kind of problem that it ended with."""
 
 
 STORE_UNAVAILABLE = "the store that holds the index cannot be asked now, try again"
 
 
 class ServiceError(Exception):
-    """The service cannot start or go on; the message says why, and what to do, in one sentence."""
+    """The service cannot start or continue; the message is one sentence on why, and what to do."""
 
 
 class Problem(ServiceError):
-    """A request that is refused; each subclass is one status and kind of problem."""
+    """A refused request; each subclass is one status and kind of problem."""
 
     status = 500
     kind = "internal"
@@ -45,44 +45,44 @@ class Problem(ServiceError):
         self.field = field
 
     def headers(self) -> dict[str, str]:
-        """Give the headers that belong to this status."""
+        """Return the headers of this status."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
 class MalformedBody(Problem):
-    """The body does not follow its own content type."""
+    """The body does not match its content type."""
 
     status, kind, title = 400, "malformed-body", "Malformed body"
 
 
 class Unauthorised(Problem):
-    """This needs a key, and none came that is known."""
+    """A key is needed, and no known key was sent."""
 
     status, kind, title = 401, "unauthorised", "Key needed"
 
     def headers(self) -> dict[str, str]:
-        """Name the scheme, as RFC 9110 wants it."""
+        """Return the header with the scheme (RFC 9110)."""
         return {"WWW-Authenticate": "Bearer"}
 
 
 class Forbidden(Problem):
-    """The key does not open this, or a page of another site asks."""
+    """The key has the wrong role, or a page of another site sent the request."""
 
     status, kind, title = 403, "forbidden", "Not allowed"
 
 
 class TooSlow(Problem):
-    """The body came too slowly, or stopped coming."""
+    """The body came too slowly, or stopped."""
 
     status, kind, title = 408, "too-slow", "Upload too slow"
 
     def headers(self) -> dict[str, str]:
-        """Give the connection up: what is left of the body would have to be read first."""
+        """Close the connection: otherwise the rest of the body would have to be read."""
         return {"Connection": "close"}
 
 
 class TooLarge(Problem):
-    """The body has more bytes than the service takes."""
+    """The body is larger than the limit."""
 
     status, kind, title = 413, "too-large", "Upload too large"
 
@@ -93,7 +93,7 @@ class TooLarge(Problem):
 
 
 class UnsupportedMedia(Problem):
-    """The content type is not an image's."""
+    """The content type is not that of an image."""
 
     status, kind, title = 415, "unsupported-media-type", "Not an image type"
 
@@ -111,7 +111,7 @@ class Misdirected(Problem):
 
 
 class TooManyRequests(Problem):
-    """One caller asks more often than the service allows."""
+    """One caller sends more requests than allowed."""
 
     status, kind, title = 429, "too-many-requests", "Too many requests"
 
@@ -121,41 +121,41 @@ class TooManyRequests(Problem):
 
 
 class NotReady(Problem):
-    """The index is not loaded, or the dispatcher is not at work."""
+    """The index is not loaded, or the dispatcher is not running."""
 
     status, kind, title = 503, "not-ready", "Not ready"
     retry_after = 5
 
 
 class Overloaded(Problem):
-    """More requests wait than the service queues."""
+    """The queue is full."""
 
     status, kind, title = 503, "overloaded", "Overloaded"
     retry_after = 1
 
 
 class NotWritable(Problem):
-    """The index that is served takes no photos."""
+    """The index does not take photos."""
 
     status, kind, title = 501, "not-writable", "Not writable"
 
 
 class OutOfMemory(Problem):
-    """The device had no memory left for this, though it was tried again."""
+    """The device had no memory left, also after a retry."""
 
     status, kind, title = 503, "out-of-memory", "Out of memory"
     retry_after = 5
 
 
 class KeysUnreadable(Problem):
-    """The keys file is damaged, so that nobody can be let in."""
+    """The keys file is damaged, so no key can be checked."""
 
     status, kind, title = 503, "keys-unreadable", "Keys unreadable"
     retry_after = 30
 
 
 def install(app: FastAPI) -> None:
-    """Answer the foreseen failures of `app` with problem+json; `Failures` does so for the others."""
+    """Translate expected failures of `app` to problem+json; `Failures` does so for the others."""
     for ours in (
         Problem,
         ImageError,
@@ -172,7 +172,7 @@ def install(app: FastAPI) -> None:
 
 
 def describe(error: Exception) -> ProblemDetail:
-    """Translate a failure into what the caller is told."""
+    """Return the problem for a failure."""
     match error:
         case Problem():
             return _problem(error.status, error.kind, error.title, str(error), error.field)
@@ -202,7 +202,7 @@ def describe(error: Exception) -> ProblemDetail:
 
 
 async def respond(request: Request, error: Exception) -> JSONResponse:
-    """Tell the caller of a failure, and the request's log line of its kind."""
+    """Return the response for a failure, and note its kind for the log."""
     problem = describe(error)
     request.scope[KIND] = _kind(problem)
     return JSONResponse(
@@ -214,7 +214,7 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request) -> dict[str, str]:
-    """Name every method of a path: the router names those of the first route that has it."""
+    """Return all methods of a path; the router knows only those of the first route."""
     scopes = {method: {**request.scope, "method": method} for method in METHODS}
     routes = request.app.routes
     found = [
@@ -226,7 +226,7 @@ def _allowed(request: Request) -> dict[str, str]:
 
 
 def _kind(problem: ProblemDetail) -> str:
-    """Name a problem for log and metrics; one that its status says all about, by that."""
+    """Return the kind of a problem for log and metrics; the status's name if it says everything."""
     named = problem.type.startswith("urn:")
     return problem.type.rpartition(":")[2] if named else problem.title.lower().replace(" ", "-")
 
@@ -253,7 +253,7 @@ def _problem(status: int, kind: str, title: str, detail: str, field: str | None 
 
 
 def _plain(status: int, detail: str) -> ProblemDetail:
-    """Describe what the status alone says, as RFC 9457's about:blank."""
+    """Return a problem described by its status only (about:blank in RFC 9457)."""
     title = HTTPStatus(status).phrase
     return ProblemDetail(type="about:blank", title=title, status=status, detail=detail or title)
 

@@ -1,4 +1,4 @@
-"""How the log is written: JSON objects for machines, lines for people; each names its request."""
+"""Logging as JSON objects or as text; each line has the id of its request."""
 
 import json
 import logging
@@ -10,21 +10,21 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The request that this task works for."""
+"""Id of the current request."""
 
 FIELDS = ("method", "path", "route", "status", "milliseconds", "client", "key", "problem")
-"""What the line of a request adds to the object, where it is there."""
+"""Fields of a request's line in JSON, if present."""
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def name_request(sent: str | None) -> str:
-    """Take the caller's own id for a request where it is sane, else make one."""
+    """Return the caller's request id if it is valid, otherwise a new one."""
     return sent if sent is not None and SANE_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def set_up(log_format: str) -> None:
-    """Write the log to stderr, as `json`, as `text`, or (`auto`) as text where a person watches."""
+    """Log to stderr as `json`, as `text`, or with `auto` as text on a terminal."""
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.addFilter(_add_request)
@@ -36,15 +36,15 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line, in ASCII."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record: time, level, logger, message, and what else is known."""
+        """Format a record: time, level, logger, message, and other fields."""
         return json.dumps(_entry(record, self), default=str)
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people; what belongs to a request ends with its id."""
+    """One line of text; the id of a request is at its end."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record."""
+        """Format a record."""
         line = super().format(record)
         request = getattr(record, "request_id", None)
         return line if request is None else f"{line} [{request}]"

@@ -1,4 +1,4 @@
-"""The service's Prometheus metrics: one registry an app, so that two apps never mix."""
+"""Prometheus metrics, one registry for each app."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """What is counted; every method may be called from any thread."""
+    """Counters and gauges. Every method may be called from any thread."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -43,13 +43,13 @@ class Metrics:
         )
 
     def request(self, route: str, status: int, problem: str | None = None) -> None:
-        """Count a request, and its refusal where it ended in one."""
+        """Count a request, and its refusal if there was one."""
         self._requests.labels(route, str(status)).inc()
         if problem is not None:
             self._refused.labels(problem).inc()
 
     def no_request(self, status: str) -> None:
-        """Count what was refused before it was a request: no HTTP, too slow, one connection too many."""
+        """Count a connection that ended before a request: not HTTP, too slow, or too many."""
         self._requests.labels("none", status).inc()
 
     def answer(self, known: bool | None) -> None:
@@ -57,7 +57,7 @@ class Metrics:
         self._answers.labels({True: "known", False: "unknown", None: "unsure"}[known]).inc()
 
     def stage(self, name: str, seconds: float) -> None:
-        """Record how long a stage of a query took."""
+        """Record the time of a stage of a query."""
         self._stages.labels(name).observe(seconds)
 
     def batch(self, images: int) -> None:
@@ -65,14 +65,14 @@ class Metrics:
         self._batches.observe(images)
 
     def index(self, info: Mapping[str, Any]) -> None:
-        """Record what is served from now on."""
+        """Record the counts of the served snapshot."""
         self._photos.set(info["photos"])
         self._places.set(info["places"])
 
     def watch(self, name: str, meaning: str, value: Callable[[], int]) -> None:
-        """Ask for a value each time that the metrics are read."""
+        """Add a gauge whose value is read with the metrics."""
         Gauge(name, meaning, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:
-        """Render all metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The JSON that goes over HTTP; the answer's names and order are those of `Answer.to_json()`."""
+"""JSON of the service; names and order of an answer equal `Answer.to_json()`."""
 
 from typing import Any, Literal
 
@@ -28,13 +28,13 @@ class PhotoMatch(Schema):
     """A photo of the index that resembles the query."""
 
     id: str
-    """Ask /v1/photos/{id} for more, /v1/photos/{id}/image for the photo itself."""
+    """Id for /v1/photos/{id} and /v1/photos/{id}/image."""
     path: str
-    """Where the photo lay, relative to the indexed folder."""
+    """Path of the photo, relative to the indexed folder."""
     score: float
-    """Cosine of the two descriptors, raised towards 1 by inliers where verified."""
+    """Cosine of the two descriptors, raised towards 1 by inliers if verified."""
     inliers: int | None
-    """Matched local features that agree on one geometry; null where not verified."""
+    """Matching local features that agree on one geometry; null if not verified."""
     lat: float | None
     """Degrees, WGS 84."""
     lon: float | None
@@ -44,59 +44,60 @@ class PhotoMatch(Schema):
     taken_at: str | None
     """ISO 8601."""
     matches: list[tuple[float, float, float, float]] | None
-    """Where inliers lie, at most 60 of them: x, y in the query and x, y in this photo, as shares of width and
-    height; null unless asked for, where not verified, and for panoramas."""
+    """Positions of inliers, at most 60: x, y in the query and x, y in this photo, as shares of width and
+    height; null if not requested, if not verified, and for panoramas.
+    """
 
 
 class PlaceMatch(Schema):
     """A place that the query may show."""
 
     id: str
-    """Ask /v1/places/{id} for more."""
+    """Id for /v1/places/{id}."""
     name: str | None
-    """The place's name, where the photos' metadata gave one."""
+    """Name of the place in the photos' metadata, if any."""
     lat: float | None
     """Degrees, WGS 84."""
     lon: float | None
     """Degrees, WGS 84."""
     score: float
-    """The best score among its photos."""
+    """The best score of its photos."""
     confidence: float | None
-    """Probability that this is the place, no more than 1 together; null where the index is not calibrated."""
+    """Probability that this is the right place; together at most 1. Null if the index is not calibrated."""
     distance_m: float | None
-    """Metres between the place and the position that the query named; null where it named none."""
+    """Metres between the place and the position in the query's filters; null without one."""
     photos: list[PhotoMatch]
-    """The photos that speak for this place, best first."""
+    """The matching photos of this place, best first."""
 
 
 class EstimatedPosition(Schema):
-    """Where the query was taken."""
+    """The position of the query."""
 
     lat: float
     """Degrees, WGS 84."""
     lon: float
     """Degrees, WGS 84."""
     radius_m: float
-    """How many metres it may be off: the truth lies within two times in three."""
+    """Radius in metres that contains the true position two times in three."""
     heading: float | None
-    """Where the photo looks, in degrees clockwise from north; null where the matching photos do not tell."""
+    """Heading of the query in degrees, clockwise from north; null if the matching photos disagree."""
 
 
 class Timings(Schema):
-    """Milliseconds by stage, as this request saw them: waiting for its turn is included."""
+    """Milliseconds of each stage, with waiting."""
 
     decode: float | None
-    """From the bytes to an upright image of the model's size."""
+    """From bytes to an upright image of the model's size."""
     embed: float | None
-    """From the image to its descriptor, through the shared queue."""
+    """From image to descriptor, with the shared queue."""
     search: float | None
-    """From the descriptor to places and position."""
+    """From descriptor to places and position."""
     verify: float | None
-    """Geometric verification; null where it did not run."""
+    """Geometric verification; null if it did not run."""
 
 
 class QueryAnswer(Schema):
-    """Which place a photo shows, where that is, how sure that is, and which photos show it."""
+    """The place and position of a query, the confidence, and the matching photos."""
 
     model_config = _with_example(
         known=True,
@@ -110,77 +111,77 @@ class QueryAnswer(Schema):
     )
 
     known: bool | None
-    """Whether the first place is more likely right than wrong; null where the index cannot tell."""
+    """Whether the first place is more likely right than wrong; null without confidence."""
     confidence: float | None
-    """Probability that the first place is right; null where the index is not calibrated."""
+    """Probability that the first place is right; null if the index is not calibrated."""
     position: EstimatedPosition | None
-    """Where the photo was taken; null where the matching photos have no position."""
+    """The position of the query; null if the matching photos have none."""
     places: list[PlaceMatch]
     """The nearest places, best first."""
     model: str
     """Fingerprint of the model that made the descriptor."""
     snapshot: str
-    """The snapshot of the index that answered."""
+    """The snapshot that answered."""
     timings_ms: Timings
-    """How long each stage took."""
+    """Time of each stage."""
     note: str | None
     """Why known, confidence or position is null."""
 
 
 class Embeddings(Schema):
-    """The descriptors of the images, in the order in which they were sent."""
+    """Descriptors of the images, in the order of the request."""
 
     model_config = _with_example(model="a8fe437695841e30", dim=2, descriptors=[[0.6, 0.8]])
 
     model: str
-    """Fingerprint of the model: only descriptors of one model may be compared."""
+    """Fingerprint of the model. Descriptors of different models cannot be compared."""
     dim: int
     """Numbers in a descriptor."""
     descriptors: list[list[float]]
-    """One unit-length vector an image."""
+    """One vector of unit length for each image."""
 
 
 class PlaceSummary(Schema):
     """A place of the index."""
 
     id: str
-    """Stays the same over snapshots."""
+    """Id; it stays the same in later snapshots."""
     name: str | None
-    """The place's name, where the photos' metadata gave one."""
+    """Name of the place in the photos' metadata, if any."""
     lat: float | None
     """Degrees, WGS 84."""
     lon: float | None
     """Degrees, WGS 84."""
     photo_count: int
-    """How many photos show it."""
+    """Number of photos that show it."""
 
 
 class PlacePage(Schema):
-    """Some of the index's places."""
+    """A page of the index's places."""
 
     model_config = _with_example(total=1, limit=100, offset=0, places=[{**_PLACE, "photo_count": 7}])
 
     total: int
-    """How many places the index has."""
+    """Number of places in the index."""
     limit: int
-    """How many were asked for."""
+    """Requested number of places."""
     offset: int
-    """How many were passed over."""
+    """Number of skipped places."""
     places: list[PlaceSummary]
-    """The places, in the index's own order."""
+    """Places in the order of the index."""
 
 
 class PhotoInfo(Schema):
-    """What the index knows about a photo."""
+    """A photo of the index."""
 
     model_config = _with_example(**_TOLD)
 
     id: str
-    """The photo's identifier."""
+    """Id of the photo."""
     path: str
-    """Where the photo lay, relative to the indexed folder."""
+    """Path of the photo, relative to the indexed folder."""
     place: str | None
-    """Name of its place, where the photo's metadata gave one."""
+    """Name of its place in the photo's metadata, if any."""
     lat: float | None
     """Degrees, WGS 84."""
     lon: float | None
@@ -203,11 +204,11 @@ class StoredPhoto(PhotoInfo):
     model_config = _with_example(**{**_TOLD, "path": "posted/IMG_9375.jpg"}, created=True)
 
     created: bool
-    """Whether it was not in the index before."""
+    """Whether the index did not have it before."""
 
 
 class PlaceDetail(PlaceSummary):
-    """A place of the index with the photos that show it."""
+    """A place of the index with its photos."""
 
     model_config = _with_example(**_PLACE, photo_count=1, photos=[_TOLD])
 
@@ -230,15 +231,15 @@ class PlaceFeature(Schema):
     type: Literal["Feature"] = "Feature"
     """The kind of object."""
     id: str
-    """The place's identifier."""
+    """Id of the place."""
     geometry: Point
-    """Where it is."""
+    """Position of the place."""
     properties: dict[str, Any]
     """`name` and `photo_count`."""
 
 
 class PlaceCollection(Schema):
-    """The places that have a position, as a GeoJSON feature collection."""
+    """The places with a position, as a GeoJSON feature collection."""
 
     model_config = _with_example(
         type="FeatureCollection",
@@ -255,14 +256,14 @@ class PlaceCollection(Schema):
     type: Literal["FeatureCollection"] = "FeatureCollection"
     """The kind of object."""
     features: list[PlaceFeature]
-    """One feature a place."""
+    """One feature for each place."""
 
 
 class Health(Schema):
-    """The process is alive."""
+    """The process is running."""
 
     status: Literal["ok"] = "ok"
-    """Always ok: a dead process does not answer."""
+    """Always ok."""
 
 
 class Readiness(Schema):
@@ -271,18 +272,18 @@ class Readiness(Schema):
     model_config = _with_example(status="ready", model="a8fe437695841e30", snapshot="01/000001")
 
     status: Literal["ready"] = "ready"
-    """Ready; otherwise the answer is a problem with status 503."""
+    """Always ready; otherwise the response is a problem with status 503."""
     model: str
     """Fingerprint of the model."""
     snapshot: str
-    """The snapshot that is being served."""
+    """The served snapshot."""
 
 
 class ProblemDetail(Schema):
-    """Why a request was refused (RFC 9457)."""
+    """The reason for a refusal (RFC 9457)."""
 
     type: str
-    """A name for the kind of problem, for programs to switch on."""
+    """The kind of problem, for programs."""
     title: str
     """The kind of problem, for people."""
     status: int = Field(ge=400, le=599)
@@ -290,22 +291,22 @@ class ProblemDetail(Schema):
     detail: str
     """What was wrong with this request."""
     field: str | None = None
-    """The parameter or part that is to blame; absent where none is."""
+    """The parameter or part with the error; absent if there is none."""
     request_id: str | None = None
-    """The X-Request-ID of this request, which the service's log names too."""
+    """The X-Request-ID of this request, also in the service's log."""
 
 
 class PageSettings(Schema):
-    """What the web page may offer."""
+    """Settings for the web page."""
 
     version: str
-    """The service's version."""
+    """Version of the service."""
     docs: bool
-    """Whether /docs is there."""
+    """Whether /docs is served."""
     map_tiles: str | None
-    """URL template of map tiles; null: a grid is drawn instead."""
+    """URL template of map tiles; null: the map draws a grid."""
     map_attribution: str
-    """The tiles' source."""
+    """Attribution of the tiles."""
     max_upload_bytes: int
     """Largest request body."""
     max_images: int
@@ -313,15 +314,15 @@ class PageSettings(Schema):
 
 
 class PageIndex(Schema):
-    """What the web page tells about the index that is loaded."""
+    """The loaded index, for the web page."""
 
     photos: int
-    """Photos that are searched."""
+    """Number of searched photos."""
     places: int
-    """Places that they show."""
+    """Number of their places."""
     dim: int
     """Numbers in a descriptor."""
     model: str
     """Fingerprint of the model."""
     snapshot: str
-    """The snapshot that is being served."""
+    """The served snapshot."""

@@ -1,4 +1,4 @@
-"""Runs the service as a process of its own."""
+"""Run the service as a process."""
 
 import contextlib
 import errno
@@ -25,18 +25,18 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 LINGER_BYTES = 64_000_000
-"""How much more than the largest body a client may go on sending after the answer, before it is cut off."""
+"""Bytes beyond the largest body that are read after an early answer, before the connection is cut."""
 LAST_RESORT_SECONDS = 10
-"""How long after the graceful end's own time a process that failed is ended all the same."""
+"""Seconds after the shutdown time until a failed process is killed."""
 
 
 def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) -> None:
     """Serve until interrupted or terminated; requests in progress are finished first.
 
-    `announce` is called with the address once the port is taken, before the index is loaded.
+    `announce` is called with the address when the port is taken, before the index is loaded.
 
     Raises:
-        ServiceError: the address is taken, unknown or public without `insecure`; the index cannot be
+        ServiceError: the address is in use, unknown, or public without `insecure`; the index cannot be
             opened; the dispatcher died.
     """
     failures: list[Exception] = []
@@ -55,10 +55,10 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
 
 @contextlib.contextmanager
 def listen(settings: Settings) -> Iterator[socket.socket]:
-    """Take the port, and give it back on leaving.
+    """Take the port, and release it at the end.
 
     Raises:
-        ServiceError: it cannot be taken, or should not.
+        ServiceError: the port cannot be taken, or must not be.
     """
     family, address = resolve(settings.host, settings.port)
     Access(settings).check_start(settings.host or "every address")
@@ -66,7 +66,7 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
-            listener.listen()  # so that a second server on this port fails here, and early callers wait
+            listener.listen()  # so that a second server on this port fails here, and early clients wait
         except OSError as error:
             raise ServiceError(_why_not(error, settings)) from error
         yield listener
@@ -84,7 +84,7 @@ def _why_not(error: OSError, settings: Settings) -> str:
 
 
 def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """Prepare uvicorn for the app: its limits, and who is believed about whom it speaks for."""
+    """Configure uvicorn: its limits, and the proxies it trusts."""
     engine: Engine = app.state.engine
     limits = Limits(
         head_seconds=settings.head_seconds,
@@ -98,8 +98,8 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
         http=protocol(limits, engine.metrics.no_request),
         ws="none",
         h11_max_incomplete_event_size=HEAD_BYTES,
-        log_config=None,  # whoever runs the process sets logging up
-        access_log=False,  # RequestLog writes one line a request
+        log_config=None,  # the process configures logging
+        access_log=False,  # RequestLog logs requests
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
@@ -110,7 +110,7 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def _server(settings: Settings, failures: list[Exception]) -> tuple[uvicorn.Server, Engine]:
-    """Prepare a server that stops when the app cannot go on, and keeps the reason in `failures`."""
+    """Return a server that stops if the app cannot continue; `failures` gets the reason."""
 
     def give_up(error: Exception) -> None:
         failures.append(error)
@@ -129,7 +129,7 @@ def _server(settings: Settings, failures: list[Exception]) -> tuple[uvicorn.Serv
 
 
 def _end_by_force(settings: Settings) -> None:
-    """End the process though a thread hangs in the device's driver, where no exception reaches it."""
+    """End the process even if a thread hangs in the device's driver."""
     timer = threading.Timer(settings.shutdown_seconds + LAST_RESORT_SECONDS, os._exit, (1,))
     timer.daemon = True
     timer.start()
@@ -137,10 +137,10 @@ def _end_by_force(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _metrics_beside(settings: Settings, engine: Engine) -> Iterator[None]:
-    """Serve the metrics on an address of their own, where the settings name one.
+    """Serve the metrics on their own address, if the settings have one.
 
     Raises:
-        ServiceError: it cannot be listened on.
+        ServiceError: the address cannot be used.
     """
     if not settings.metrics or settings.metrics_address is None:
         yield
@@ -166,7 +166,7 @@ def _url(listener: socket.socket) -> str:
 
 @contextlib.contextmanager
 def _ending_well() -> Iterator[None]:
-    """Let a graceful end be an end like any other: uvicorn raises its signal again after shutting down."""
+    """Ignore the signal that uvicorn raises again after a graceful shutdown."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

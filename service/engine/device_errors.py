@@ -1,4 +1,4 @@
-"""What a failure says about the device that the network runs on."""
+"""Classify failures of the device that runs the network."""
 
 import gc
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ BROKEN = ("CUDA error", "CUDA driver error")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine, had no memory left; also where that is only the cause."""
+    """Whether the device or the machine had no memory left, also as the cause of another error."""
     return any(
         isinstance(one, torch.OutOfMemoryError | MemoryError)
         or (isinstance(one, RuntimeError) and any(sign in str(one) for sign in OUT_OF_MEMORY))
@@ -19,14 +19,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether the CUDA context is broken: after such an error every later call fails too."""
+    """Whether the CUDA context is broken: then every later call fails, too."""
     return not is_out_of_memory(error) and any(
         isinstance(one, RuntimeError) and str(one).startswith(BROKEN) for one in _chain(error)
     )
 
 
 def free_memory() -> None:
-    """Give back what is cached and not in use."""
+    """Free cached memory that is not in use."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

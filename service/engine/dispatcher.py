@@ -18,9 +18,9 @@ from service.errors import NotReady, OutOfMemory, Overloaded
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
-"""How often an idle network says that it lives, at least; more often where it is soon taken for stalled."""
+"""Most seconds between two signs of life of an idle network; fewer if the stall limit is short."""
 PROBES = 3
-"""How often a device that is out of memory is tried again before it is given up."""
+"""Seconds between two tries of a device without memory, before it is given up."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,20 +31,19 @@ class _Job:
 
 
 class DeviceLost(Exception):
-    """The device answers nothing any more; only a new process can help."""
+    """The device no longer answers; only a new process can help."""
 
 
 class Dispatcher:
-    """Sends images through the network, as many at a time as have queued up.
+    """Sends queued images through the network in batches.
 
-    An idle network starts at once; a busy one next takes whatever came in meanwhile, up to
-    `max_batch` images; a longer clip goes by itself. Each photo or clip names the embedder it was
-    decoded for, so that a request is answered by one model even when a new one is swapped in while
-    it waits; a batch has one embedder.
+    An idle network starts at once. A busy one next takes everything that has come in, up to `max_batch`
+    images; a longer clip goes alone. Each photo or clip names the embedder that it was decoded for, so one
+    model answers it even if a new one is swapped in. A batch has one embedder.
 
-    Out of memory, what is cached is given back and the batch tried once more in halves; if that fails
-    too, its callers are told, and a single image is tried until there is memory again. A device that
-    does not recover, a broken one and a wedged one end the dispatcher: `on_death` hears of it.
+    Without memory, caches are freed and the batch is tried once more in halves. If that fails too, its
+    callers get an error, and a single image is tried until there is memory again. A device that does not
+    recover, a broken one, or a hanging one ends the dispatcher and calls `on_death`.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Dispatcher:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Admit nothing more, finish what was admitted, and wait for that up to `timeout` seconds."""
+        """Refuse new images, finish the admitted ones, and wait up to `timeout` seconds."""
         with self._changed:
             self._admitting = False
             self._changed.notify()
@@ -91,12 +90,12 @@ class Dispatcher:
             self._thread.join(timeout)
 
     async def see(self, clip: Sequence[Image], embedder: Embeds) -> Seen:
-        """Wait for what the network makes of a clip's frames; a photo is a clip of one.
+        """Return what the network makes of a clip's frames; a photo is a clip of one.
 
         Raises:
             Overloaded: the queue is full.
             NotReady: the thread is not running.
-            Exception: whatever the network raised on these very images.
+            Exception: an error of the network on these images.
         """
         job = _Job(clip, embedder)
         self._admit(job)
@@ -104,17 +103,17 @@ class Dispatcher:
 
     @property
     def queued(self) -> int:
-        """How many images wait."""
+        """Number of waiting images."""
         return sum(len(job.clip) for job in tuple(self._jobs))
 
     def trouble(self) -> str | None:
-        """Say why no image would be answered now, or None when all is well."""
+        """Return why no image would be answered now, or None."""
         if self._starved and self._death is None:
             return "the device is out of memory"
         return self._closed()
 
     def check(self) -> None:
-        """Give up on a batch that takes `wedged_seconds`: tell those who wait for it, and `on_death`."""
+        """Give up a batch that takes `wedged_seconds`; its callers and `on_death` are notified."""
         silent = self._silent()
         if silent <= self._wedged_seconds or self._death is not None or not self._thread.is_alive():
             return
@@ -123,11 +122,11 @@ class Dispatcher:
 
     @property
     def stuck(self) -> bool:
-        """Whether the thread was given up while it still runs: it may never end."""
+        """Whether the thread was given up and still runs: it may never end."""
         return self._death is not None and self._thread.is_alive()
 
     def _closed(self) -> str | None:
-        """Say why no image is admitted, or None where it is."""
+        """Return why no image is admitted, or None."""
         if self._death is not None:
             return self._death
         if not self._admitting:
@@ -157,7 +156,7 @@ class Dispatcher:
             while self._take():
                 self._serve(self._batch)
         except BaseException as error:
-            if self._death is None:  # else given up before
+            if self._death is None:  # otherwise given up before
                 logger.critical("the dispatcher died", exc_info=True)
                 lost = isinstance(error, DeviceLost)
                 self._die(str(error) if lost else f"the dispatcher died of {type(error).__name__}")
@@ -171,7 +170,7 @@ class Dispatcher:
             self._on_death(NotReady(why))
 
     def _take(self) -> bool:
-        """Fill the batch; False when the work is done for good."""
+        """Fill the batch; return False when there is no more work."""
         with self._changed:
             self._batch = []
             self._beat = time.monotonic()
@@ -207,15 +206,15 @@ class Dispatcher:
     def _answer(self, batch: list[_Job]) -> None:
         rows = batch[0].embedder.see([job.clip for job in batch])
         answered = list(zip(batch, rows, strict=True))
-        self._beat = time.monotonic()  # else whoever asks on hearing the answer may find a stalled network
+        self._beat = time.monotonic()  # before the callers are notified: they must not see a stalled network
         if self._on_batch is not None:
             self._on_batch(sum(len(job.clip) for job in batch))
         for job, row in answered:
-            if not job.future.done():  # it is where the batch was given up
+            if not job.future.done():  # set when the batch was given up
                 job.future.set_result(row)
 
     def _isolate(self, batch: list[_Job], error: Exception) -> None:
-        """One photo or clip must not fail the others: give each a try of its own."""
+        """Try each photo or clip alone, so that one does not fail the others."""
         if len(batch) == 1:
             _fail(batch, error)
             return
@@ -225,7 +224,7 @@ class Dispatcher:
             self._serve([job])
 
     def _economise(self, batch: list[_Job], error: Exception) -> None:
-        """Out of memory: try once more in halves, and from now on take smaller batches."""
+        """After out of memory, try once more in halves, and keep batches smaller."""
         logger.warning(
             "out of memory on a batch of %d (%s), trying its halves", len(batch), _first_line(error)
         )

@@ -1,4 +1,4 @@
-"""Everything behind the routes: the live index, the photo workers, the dispatcher and the metrics."""
+"""The engine behind the routes: the live index, photo workers, dispatcher."""
 
 import asyncio
 import contextlib
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TRIES = 3  # at storing a photo while other models take over
+TRIES = 3  # tries to store a photo while new models become current
 CHECK_SECONDS = 1.0
 
 
 class Engine:
-    """Answers queries; one an app, and `running` only once."""
+    """Answers queries; one for each app. `running` may be used once."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Engine:
         on_failure: Callable[[Exception], None] | None = None,
         trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """Take the app's metrics, and `trouble`, which returns a reason of the app's not to be ready."""
+        """`metrics` are the app's; `trouble` returns a reason of the app not to be ready."""
         self.settings = settings
         self.metrics = metrics
         self._app_trouble = trouble
@@ -61,7 +61,7 @@ class Engine:
             on_death=on_failure,
         )
         self.workers = Workers(settings.decode_threads, settings.queue_size)
-        # One thread: what is stored is stored one photo at a time, and must not hold up what is searched.
+        # One thread: photos are stored one at a time, without delaying searches.
         self.writer = Workers(1, settings.queue_size, "stored")
         metrics.watch("loci_queue_images", "Images waiting for the network.", lambda: self.dispatcher.queued)
         metrics.watch(
@@ -86,7 +86,7 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open the index in the background and answer queries until left; then finish what was admitted."""
+        """Open the index in the background and answer queries; at the end, finish admitted requests."""
         self.dispatcher.start()
         watches = [
             asyncio.create_task(work) for work in (self.live.watch(), self.rebuilding.watch(), self._check())
@@ -102,7 +102,7 @@ class Engine:
             await asyncio.to_thread(self.writer.stop)
 
     def trouble(self) -> str | None:
-        """Say why queries cannot be answered now, or None when they can."""
+        """Return why queries cannot be answered now, or None."""
         return self.live.trouble() or self.dispatcher.trouble() or self._app_trouble()
 
     async def _check(self) -> None:
@@ -121,9 +121,9 @@ class Engine:
         verify: bool = True,
         matched: bool = False,
     ) -> Answer:
-        """Take a clip the straight way: decode → embed → answer, all by the one snapshot `index`.
+        """Answer a clip with the snapshot `index`: decode, embed, search.
 
-        A photo is a clip of one. One failing image fails the call, by its number.
+        A photo is a clip of one. If an image fails, the call fails with its number.
         """
         decoding = (self._decode(index, photo, n, len(clip)) for n, photo in enumerate(clip, 1))
         images, decode_ms = await self._timed("decode", _all(decoding))
@@ -135,7 +135,7 @@ class Engine:
         return answer
 
     async def add(self, photo: bytes, given: PhotoMetadata, name: str | None = None) -> tuple[Photo, bool]:
-        """Store a photo; give what the index knows of it, and whether it is new. On disk when it returns.
+        """Store a photo; return it, and whether it is new. It is on disk when this returns.
 
         Raises:
             NotWritable: the index takes no photos.
@@ -175,7 +175,7 @@ class Engine:
         return added
 
     async def remove(self, photo: str) -> None:
-        """Take a photo out of the index. Raises NotFound, NotWritable."""
+        """Remove a photo from the index. Raises NotFound, NotWritable."""
         index = self._writable()
         await self.writer.run(lambda: _posting(index).remove(photo))
         await self.live.recount()
@@ -187,7 +187,7 @@ class Engine:
         return index
 
     async def _see_views(self, index: ServedIndex, views: Sequence[Image]) -> list[Seen]:
-        """What a photo's views are seen as, no more at once than a batch takes."""
+        """Embed a photo's views, at most a batch at once."""
         step = min(self.settings.max_batch, self.settings.queue_size)
         seen: list[Seen] = []
         for start in range(0, len(views), step):
@@ -196,7 +196,7 @@ class Engine:
         return seen
 
     async def embed(self, index: ServedIndex, photos: Sequence[bytes]) -> list[Descriptor]:
-        """Give the photos' descriptors in their order; one failing photo fails the call, by its number."""
+        """Return the photos' descriptors in order; if a photo fails, the call fails with its number."""
         descriptors: list[Descriptor] = []
         step = min(self.settings.max_batch, self.settings.queue_size)
         for start in range(0, len(photos), step):
@@ -220,7 +220,7 @@ class Engine:
             raise type(error)(f"image {number} of {total}: {error}") from error
 
     async def _timed(self, stage: str, work: Awaitable[T]) -> tuple[T, float]:
-        """Await `work`; give its result and the milliseconds that it took."""
+        """Await `work`; return its result and its milliseconds."""
         started = time.perf_counter()
         result = await work
         seconds = time.perf_counter() - started
@@ -233,13 +233,13 @@ def _posting(index: WritableIndex) -> Collects:
         return index.posting()
     except IndexBusy:
         raise
-    except IndexerError as error:  # its folder may be mounted for reading only
+    except IndexerError as error:  # the folder may be mounted read-only
         logger.warning("no photo can be stored: %s", error)
         raise NotWritable("the index that is served cannot be written") from error
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await them all at once; where one fails, the others are dropped as far as they have not begun."""
+    """Await all at once; if one fails, cancel the others that have not begun."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""The index that is being served: opened in the background, exchanged when a new snapshot appears."""
+"""The served index: opened in the background, and replaced when a new snapshot appears."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ _LOADING = "the index is being loaded"
 class LiveIndex:
     """Holds the newest snapshot that could be opened.
 
-    A request asks for `current` once and keeps what it got, so that one snapshot answers it.
+    A request reads `current` once and keeps it, so one snapshot answers it.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class LiveIndex:
         refresh_seconds: float,
         *,
         index: ServedIndex | None = None,
-        on_change: Listener,  # told the new index's info
+        on_change: Listener,  # called with the new index's info
         on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
         self._opener = opener
@@ -45,27 +45,27 @@ class LiveIndex:
 
     @property
     def current(self) -> ServedIndex:
-        """The snapshot to answer from.
+        """The snapshot that answers.
 
         Raises:
-            NotReady: none is loaded yet, or its store cannot be asked now; the sentence says why.
+            NotReady: none is loaded yet, or its store is unavailable; the message says why.
         """
         if self._index is None or self._trouble is not None:
             raise NotReady(self._trouble or _LOADING)
         return self._index
 
     async def info(self) -> dict[str, Any]:
-        """Give what `current` says about itself; asked once a snapshot, for it may take a while."""
+        """Return the info of `current`; read once for each snapshot, because it may take a while."""
         if self._info is not None:
             return self._info
         return await asyncio.to_thread(self.current.info)
 
     def trouble(self) -> str | None:
-        """Say why no index can be asked, or None when one can."""
+        """Return why there is no index, or None."""
         return self._trouble
 
     async def watch(self) -> None:
-        """Open the index, then look for a newer snapshot again and again; ends only by cancellation."""
+        """Open the index, then check for a newer snapshot periodically; ends only by cancellation."""
         while True:
             await (self._open() if self._index is None else self._refresh(self._index))
             await asyncio.sleep(self._refresh_seconds)
@@ -82,18 +82,18 @@ class LiveIndex:
                 self._on_failure(error)
 
     async def renew(self) -> None:
-        """Take up the newest snapshot now."""
+        """Load the newest snapshot now."""
         if self._index is not None:
             await self._refresh(self._index)
 
     async def recount(self) -> None:
-        """Tell the listener how much is searched after photos were added or removed."""
+        """Notify the listener of new counts after photos were added or removed."""
         index, info = self._index, self._info
         if info is None or not isinstance(index, WritableIndex):
             return
         try:
             counts = await asyncio.to_thread(index.counts)
-        except IndexerError as error:  # what was stored is stored, whether or not it can be counted now
+        except IndexerError as error:  # the photo is stored, even if it cannot be counted now
             logger.warning("the photos cannot be counted: %s", error)
             return
         if index is self._index and (counts.photos, counts.places) != (info["photos"], info["places"]):

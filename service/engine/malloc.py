@@ -1,4 +1,4 @@
-"""Gives back to the system what the C library keeps of memory that was freed."""
+"""Return freed memory to the system that the C library keeps."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ SLACK = 64_000_000
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds; 0 where the system does not say."""
+    """Bytes of memory of this process; 0 if unknown."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -19,16 +19,16 @@ def resident() -> int:
 
 
 def trim() -> None:
-    """Have glibc give back every page that holds nothing; other C libraries need no asking."""
+    """Let glibc return every empty page; other C libraries do not need it."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Trimmer:
-    """Trims when the process has grown by more than a fifth since it was trimmed last.
+    """Trims if the process has grown by more than a fifth since the last trim.
 
-    A photo of 100 million pixels takes hundreds of megabytes while it is decoded; each decoding thread has
-    a heap of its own, which would keep them for the next such photo.
+    A photo of 100 million pixels takes hundreds of megabytes to decode; the heap of each decoding thread
+    would keep them.
     """
 
     def __init__(self, held: Callable[[], int] = resident, give_back: Callable[[], None] = trim) -> None:
@@ -37,7 +37,7 @@ class Trimmer:
         self._low = 0
 
     def __call__(self) -> None:
-        """Look, and trim where that is due."""
+        """Trim if due."""
         held = self._held()
         if held > GROWTH * self._low + SLACK:
             self._give_back()

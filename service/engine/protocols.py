@@ -1,4 +1,4 @@
-"""What the service needs of an index, so that any kind of index can stand behind it."""
+"""What the service needs of an index."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ Descriptor = NDArray[np.float32]
 
 
 class Embeds(Protocol):
-    """A network with its device; used by one thread only."""
+    """A network with its device; for one thread."""
 
     def see(self, clips: Sequence[Sequence[Image]], /) -> Sequence[Seen]:
-        """Turn clips of one image or more into descriptors, photos into local features as well."""
+        """Embed clips of one or more images; photos also get local features."""
         ...
 
 
@@ -31,7 +31,7 @@ class ServedIndex(Protocol):
 
     @property
     def snapshot(self) -> str:
-        """The snapshot's name."""
+        """Name of the snapshot."""
         ...
 
     @property
@@ -45,11 +45,11 @@ class ServedIndex(Protocol):
         ...
 
     def read(self, photo: bytes, /, *, max_pixels: int) -> Image:
-        """Decode a photo as the network takes it; from any thread. Raises ImageError."""
+        """Decode a photo for the network; from any thread. Raises ImageError."""
         ...
 
     def latest(self) -> "ServedIndex":
-        """Give the newest snapshot: this one while there is no newer."""
+        """Return the newest snapshot: this one if there is no newer."""
         ...
 
     def answer(
@@ -62,43 +62,43 @@ class ServedIndex(Protocol):
         matched: bool = False,
         /,
     ) -> Answer:
-        """Search among the photos that pass, verify, localise, and list matches where asked to.
+        """Search the photos that pass, verify, locate, and list matches if requested.
 
         May be called from any thread.
         """
         ...
 
     def info(self) -> dict[str, Any]:
-        """Count photos and places, and name model and snapshot."""
+        """Return counts, model and snapshot."""
         ...
 
     def places(self) -> list[Place]:
-        """List all places."""
+        """Return all places."""
         ...
 
     def place(self, id: str, /) -> Place:
-        """Give one place with its photos, or raise NotFound."""
+        """Return a place with its photos. Raises NotFound."""
         ...
 
     def photo(self, id: str, /) -> Photo:
-        """Give one photo, or raise NotFound."""
+        """Return a photo. Raises NotFound."""
         ...
 
     def photo_file(self, id: str, /) -> Path:
-        """Give the file to read a photo from, or raise NotFound."""
+        """Return a file of a photo. Raises NotFound."""
         ...
 
 
 class Collects(Protocol):
-    """Adds photos to an index and removes them; from one thread at a time."""
+    """Adds photos to an index and removes them; one thread at a time."""
 
     def known(self, photo: NewPhoto, /) -> Photo | None:
-        """Give the photo when it is stored and searched already."""
+        """Return the photo if it is stored and searched."""
         ...
 
     @property
     def reader(self) -> "Reads":
-        """What turns a photo into the images that the network sees."""
+        """Reads a photo into the images that the network sees."""
         ...
 
     def add(
@@ -108,19 +108,19 @@ class Collects(Protocol):
         local: Sequence[Packed | None],
         /,
     ) -> tuple[Photo, bool]:
-        """Store a photo, the descriptors and local features of its views, and tell whether it is new.
+        """Store a photo with its views' descriptors and local features; return whether it is new.
 
-        Raises Superseded when another model answers by now.
+        Raises Superseded if another model is current.
         """
         ...
 
     def remove(self, photo: str, /) -> None:
-        """Take a photo out for good, or raise NotFound."""
+        """Remove a photo permanently. Raises NotFound."""
         ...
 
 
 class Reads(Protocol):
-    """Turns a photo (its id and its bytes) into images: several where it is a panorama to be cut."""
+    """Reads a photo (id and bytes) into images: several for a panorama that is cut."""
 
     def __call__(self, item: tuple[str, bytes], /) -> Sequence[Image]: ...
 
@@ -136,20 +136,20 @@ class Counted(Protocol):
 
 @runtime_checkable
 class WritableIndex(ServedIndex, Protocol):
-    """An index that photos can be added to while it is served; what was added is searched at once."""
+    """An index that takes photos while it is served; they are searched at once."""
 
     def posting(self) -> Collects:
-        """Give what adds and removes photos."""
+        """Return what adds and removes photos."""
         ...
 
     def counts(self) -> Counted:
-        """Count what is searched now; cheap while nothing changes."""
+        """Return how much is searched now; cheap if nothing changes."""
         ...
 
     def drift(self) -> float:
-        """Tell how much was added or removed since the snapshot, as a share of it."""
+        """Return the share of the snapshot that was added or removed since."""
         ...
 
     def rebuild(self) -> None:
-        """Publish the next snapshot; raises IndexLocked while a run does so itself."""
+        """Publish the next snapshot. Raises IndexLocked while a run does so."""
         ...

@@ -1,4 +1,4 @@
-"""Makes the next snapshot in the background once much was added or deleted since the last."""
+"""Make the next snapshot in the background after enough changes."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class Rebuilding:
-    """Looks every `seconds` whether the share of the snapshot that has changed is at least `share`."""
+    """Checks every `seconds` whether the changed share of the snapshot is at least `share`."""
 
     def __init__(self, live: LiveIndex, share: float, seconds: float) -> None:
         self._live = live
@@ -19,7 +19,7 @@ class Rebuilding:
         self._seconds = seconds
 
     async def watch(self) -> None:
-        """Look again and again; ends only by cancellation."""
+        """Check periodically; ends only by cancellation."""
         while True:
             await asyncio.sleep(self._seconds)
             if self._live.trouble() is None:

@@ -1,4 +1,4 @@
-"""A bounded pool of threads for work on photos."""
+"""A bounded thread pool for work on photos."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class _Task(Generic[T]):
-    """Work that can be let go of: the pool keeps a cancelled call until a thread comes by, photo and all."""
+    """A cancellable call: the pool would keep a cancelled call, with its photo, until a thread is free."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work: Callable[[], T] | None = work
@@ -27,7 +27,7 @@ class _Task(Generic[T]):
 
 
 class Workers:
-    """`threads` threads, with at most `waiting` calls waiting for one; `to_be` says for what."""
+    """`threads` threads, and at most `waiting` waiting calls; `to_be` is the verb for messages."""
 
     def __init__(self, threads: int, waiting: int, to_be: str = "decoded") -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"loci-{to_be}")
@@ -38,15 +38,15 @@ class Workers:
 
     @property
     def inside(self) -> int:
-        """How many calls run or wait."""
+        """Number of running and waiting calls."""
         return self._inside
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` in one of the threads.
+        """Run `work` in a thread.
 
         Raises:
             Overloaded: too many calls are waiting.
-            Exception: whatever `work` raised.
+            Exception: an error of `work`.
         """
         with self._lock:
             if self._inside >= self._room:
@@ -54,12 +54,12 @@ class Workers:
             task = _Task(work)
             future = self._pool.submit(task)
             self._inside += 1
-        future.add_done_callback(self._leave)  # not when the caller goes: the thread may still be at it
+        future.add_done_callback(self._leave)  # not when the caller leaves: the thread may still be working
         future.add_done_callback(task.drop)
         return await asyncio.wrap_future(future)
 
     def stop(self) -> None:
-        """Drop the calls that wait, and finish those that run."""
+        """Drop waiting calls, and finish running ones."""
         self._pool.shutdown(cancel_futures=True)
 
     def _leave(self, _future: Future[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What routes depend on, as typed aliases; all async, for FastAPI sends others through a thread each."""
+"""Dependencies of routes, as typed aliases. All are async: FastAPI runs others in threads."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from service.security.keys import Role
 
 
 async def get_engine(request: Request) -> Engine:
-    """Give the app's engine."""
+    """Return the app's engine."""
     engine: Engine = request.app.state.engine
     return engine
 
@@ -27,16 +27,16 @@ EngineDep = Annotated[Engine, Depends(get_engine)]
 
 
 BEARER = Security(HTTPBearer(scheme_name="key", auto_error=False))
-"""Only says in the interface's description that a key is needed; the gate has read it already."""
+"""Documents that a key is needed; the gate has checked it already."""
 
 
 async def read_access(request: Request) -> None:
-    """Let in who may read: everybody, or the holder of a key; else raise Unauthorised."""
+    """Require read access. Raises Unauthorised."""
     _access(request).require(Role.READ, request.scope.get(CALLER))
 
 
 async def write_access(request: Request, _scheme: Annotated[object, BEARER]) -> None:
-    """Let in the holder of a key that writes; else raise Unauthorised or Forbidden."""
+    """Require write access. Raises Unauthorised or Forbidden."""
     _access(request).require(Role.WRITE, request.scope.get(CALLER))
 
 
@@ -50,7 +50,7 @@ WriteAccess = Depends(write_access)
 
 
 async def get_index(engine: EngineDep) -> ServedIndex:
-    """Give the snapshot that answers this request, or raise NotReady."""
+    """Return the snapshot that answers this request. Raises NotReady."""
     return engine.live.current
 
 
@@ -58,7 +58,7 @@ IndexDep = Annotated[ServedIndex, Depends(get_index)]
 
 
 async def get_images(request: Request, engine: EngineDep, _ready: IndexDep) -> list[bytes]:
-    """Read the request's images, at least one and at most `max_images`; not before an index is there."""
+    """Read the request's images, at least one and at most `max_images`, if an index is loaded."""
     images = await read_images(request, engine.settings.max_upload_bytes)
     if not images:
         raise InvalidRequest(
@@ -75,7 +75,7 @@ ImagesDep = Annotated[list[bytes], Depends(get_images)]
 
 
 async def get_image(images: ImagesDep) -> bytes:
-    """Read the request's one image."""
+    """Read the request's single image."""
     if len(images) != 1:
         raise InvalidRequest(f"{len(images)} images came, this takes one", field=FIELD)
     return images[0]
@@ -127,7 +127,7 @@ async def get_filters(
         str | None, Query(max_length=200, description="Only photos of the places of this id or name.")
     ] = None,
 ) -> Filters:
-    """Read which photos may answer; raises FieldError."""
+    """Read the filters of a query. Raises FieldError."""
     return Filters(
         lat=lat,
         lon=lon,
@@ -145,7 +145,7 @@ FiltersDep = Annotated[Filters, Depends(get_filters)]
 
 @dataclass(frozen=True)
 class SentPhoto:
-    """A photo to be stored, and what was said of it."""
+    """A photo to store, with its metadata."""
 
     data: bytes
     metadata: PhotoMetadata
@@ -160,7 +160,7 @@ PHOTO_FIELDS: dict[str, dict[str, Any]] = {
     "place": {"type": "string", "maxLength": 200},
     "name": {"type": "string", "maxLength": 200},
 }
-"""What can be said of a photo, as multipart fields or query parameters."""
+"""Metadata of a photo to store, as multipart fields or query parameters."""
 
 
 async def get_sent_photo(
@@ -174,7 +174,7 @@ async def get_sent_photo(
     place: Annotated[str | None, Query(max_length=200, description="Name of the place.")] = None,
     name: Annotated[str | None, Query(max_length=200, description="What answers are to call it.")] = None,
 ) -> SentPhoto:
-    """Read a photo to be stored and what is said of it, in the query or as fields of the form, not both."""
+    """Read a photo to store, with metadata from the query or from the form, not both."""
     asked = {
         "lat": lat,
         "lon": lon,

@@ -1,4 +1,4 @@
-"""The interface, documented, at /docs: a page of its own files, none of which comes from another server."""
+"""The documentation of the interface at /docs, from local files only."""
 
 import functools
 import mimetypes
@@ -25,8 +25,8 @@ PAGE = """<!doctype html>
 </body>
 </html>
 """
-# In a file of its own, so that no script of a page's text need be allowed. Without null, Swagger's own
-# server would be asked to judge the description.
+# In its own file, so no inline script must be allowed. Without null, Swagger's server
+# would validate the description.
 START = """SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#swagger-ui",
@@ -39,19 +39,19 @@ FILES = ("favicon.png", "swagger-ui.css", "swagger-ui-bundle.js")
 
 @router.get("/docs")
 async def show_docs() -> HTMLResponse:
-    """Give the page."""
+    """Return the page."""
     return HTMLResponse(PAGE)
 
 
 @router.get("/docs/start.js")
 async def start_docs() -> Response:
-    """Give the script that fills the page."""
+    """Return the script that fills the page."""
     return Response(START, media_type="text/javascript")
 
 
 @router.get("/docs/{name}")
 def docs_file(name: str) -> Response:
-    """Give one of the page's files; the name only chooses among them."""
+    """Return a file of the page; the name only selects one."""
     content = _files().get(name)
     if content is None:
         raise HTTPException(404, "the documentation has no such file")

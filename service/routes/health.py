@@ -1,4 +1,4 @@
-"""Whether the process lives, whether it can answer, and what it has counted."""
+"""Liveness, readiness and metrics."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -14,13 +14,13 @@ metrics_router = APIRouter(tags=["operation"])
 
 @router.get("/healthz", summary="Is the process alive?")
 async def healthz() -> Health:
-    """Answer, which a dead process would not."""
+    """Return that the process is running."""
     return Health()
 
 
 @router.get("/readyz", summary="Can queries be answered?", responses=problems(503))
 async def readyz(engine: EngineDep) -> Readiness:
-    """Tell whether an index is loaded and the dispatcher's heart beats; a 503 says what is missing."""
+    """Return that queries can be answered; a 503 says what is missing."""
     trouble = engine.trouble()
     if trouble is not None:
         raise NotReady(trouble)
@@ -35,5 +35,5 @@ async def readyz(engine: EngineDep) -> Readiness:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(engine: EngineDep) -> Response:
-    """Give counts, queue length, batch sizes and stage times in Prometheus' text format."""
+    """Return counts, queue length, batch sizes and stage times in Prometheus' text format."""
     return Response(engine.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,4 +1,4 @@
-"""The web page: its files, and what it is told about the service."""
+"""The web page: its files, and data about the service."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from service.schemas import PageIndex, PageSettings
 
 router = APIRouter(include_in_schema=False)
 reading = APIRouter(include_in_schema=False)
-"""What tells about the collection, and so is for those who may read it."""
+"""Routes about the collection, which need read access."""
 
 
 @router.get("/")
 def home(request: Request) -> Response:
-    """Give the page."""
+    """Return the page."""
     return _send(request, "index.html")
 
 
 @router.get("/page/settings.json")
 def page_settings(request: Request, engine: EngineDep) -> PageSettings:
-    """Tell the page what it may offer; nothing of the collection."""
+    """Return the page's settings; nothing about the collection."""
     settings = engine.settings
     return PageSettings(
         version=request.app.version,
@@ -35,7 +35,7 @@ def page_settings(request: Request, engine: EngineDep) -> PageSettings:
 
 @reading.get("/page/index.json")
 async def page_index(engine: EngineDep, index: IndexDep) -> PageIndex:
-    """Tell the page what is loaded; a 503 says why nothing is."""
+    """Return what is loaded; a 503 says why nothing is."""
     info: dict[str, Any] = await engine.live.info()
     return PageIndex(
         photos=info["photos"],
@@ -48,7 +48,7 @@ async def page_index(engine: EngineDep, index: IndexDep) -> PageIndex:
 
 @router.get("/page/{name:path}")
 def page_file(request: Request, name: str) -> Response:
-    """Give one of the page's files."""
+    """Return one of the page's files."""
     return _send(request, name)
 
 
@@ -58,7 +58,7 @@ def _send(request: Request, name: str) -> Response:
         raise HTTPException(404, "the page has no such file")
     headers = {
         "ETag": asset.etag,
-        "Cache-Control": "no-cache",  # kept, but asked about before each use: an update shows at once
+        "Cache-Control": "no-cache",  # cached, but revalidated before each use: an update shows at once
     }
     if request.headers.get("if-none-match") == asset.etag:
         return Response(status_code=304, headers=headers)

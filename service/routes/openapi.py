@@ -1,4 +1,4 @@
-"""What FastAPI cannot work out by itself: image bodies and problem+json in the OpenAPI description."""
+"""Additions to the OpenAPI description: image bodies and problem+json."""
 
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -86,7 +86,7 @@ TAGS = [
 
 
 def problems(*statuses: int) -> Responses:
-    """Describe the problem+json answers of a route."""
+    """Return the problem+json answers of a route."""
     return {status: _problem(status) for status in statuses}
 
 
@@ -108,13 +108,13 @@ def _problem(status: int) -> dict[str, Any]:
 
 
 def binary(*media_types: str) -> dict[str, Any]:
-    """Describe a response that is a file."""
+    """Return the description of a response that is a file."""
     schema = {"type": "string", "format": "binary"}
     return {"content": {media_type: {"schema": schema} for media_type in media_types}}
 
 
 def image_body(*, several: bool, fields: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Describe a request body that holds one image, or several, and as multipart also `fields`."""
+    """Return the description of a request body with one or several images, and `fields` in multipart."""
     image = {"type": "string", "format": "binary", "description": "A photo, in any common format."}
     part = {"type": "array", "items": image, "minItems": 1} if several else image
     form = {"type": "object", "required": [FIELD], "properties": {FIELD: part, **(fields or {})}}
@@ -127,19 +127,19 @@ def image_body(*, several: bool, fields: Mapping[str, dict[str, Any]] | None = N
 
 
 def examples_of(model: type[BaseModel]) -> Any:
-    """Give a schema's own examples: FastAPI leaves their nulls out."""
+    """Return a schema's examples with their nulls, which FastAPI leaves out."""
     extra = model.model_config.get("json_schema_extra")
     return extra["examples"] if isinstance(extra, dict) else []
 
 
 KEY = "key"
-READING: list[dict[str, list[str]]] = [{}, {KEY: []}]  # open, or by any key
+READING: list[dict[str, list[str]]] = [{}, {KEY: []}]  # open, or with any key
 SCHEME = {"type": "http", "scheme": "bearer", "description": "An API key: loci keys create NAME [--write]."}
 HEALTH = ("/healthz", "/readyz")
 
 
 def install(app: FastAPI) -> None:
-    """Add to the description of `app` the problem schema, and what the doors ask and answer."""
+    """Add the problem schema, security, and middleware answers to the description of `app`."""
     generate: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -164,7 +164,7 @@ def install(app: FastAPI) -> None:
 
 
 def _describe_doors(path: str, method: str, operation: dict[str, Any]) -> None:
-    """Say who may use an operation, and what the middleware may answer in its place."""
+    """Add security and the middleware's answers to an operation."""
     statuses = [421]
     if path not in HEALTH:
         operation["security"] = operation.get("security", READING)

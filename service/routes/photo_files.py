@@ -1,4 +1,4 @@
-"""Photo files → what a browser is given of them."""
+"""Photo files for a browser."""
 
 import io
 from pathlib import Path
@@ -25,7 +25,7 @@ QUALITY = 82
 
 
 def media_type(file: Path) -> str:
-    """Tell a photo's media type from its first bytes; its name may lie."""
+    """Return a photo's media type from its first bytes; its name may be wrong."""
     try:
         with open_photo(file) as image:
             return MEDIA_TYPES.get(image.format or "", UNKNOWN)
@@ -34,16 +34,16 @@ def media_type(file: Path) -> str:
 
 
 def etag(file: Path, *variant: object) -> str:
-    """Name this state of a file, and what is made of it; raises OSError when it is gone."""
+    """Return an ETag of this state of a file. Raises OSError if it is gone."""
     stat = file.stat()
     return '"' + "-".join([f"{stat.st_mtime_ns:x}", f"{stat.st_size:x}", *map(str, variant)]) + '"'
 
 
 def thumbnail(file: Path, size: int) -> bytes:
-    """Shrink a photo to `size` pixels on its longest side: an upright JPEG that carries no metadata.
+    """Shrink a photo to `size` pixels on its longest side: an upright JPEG without metadata.
 
     Raises:
-        NotFound: the file can no longer be read; that is not the caller's fault.
+        NotFound: the file can no longer be read.
     """
     try:
         pixels = read_photo(file, size)

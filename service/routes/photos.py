@@ -16,19 +16,19 @@ from service.schemas import PhotoInfo, StoredPhoto
 
 router = APIRouter(tags=["photos"], responses=problems(404, 422, 500, 503))
 writing = APIRouter(tags=["photos"], responses=problems(422, 500, 501, 503, 507))
-"""What changes the index, apart so that it can be guarded apart."""
+"""Routes that change the index, which need write access."""
 
 NOT_MODIFIED: Responses = {304: {"description": "The copy that If-None-Match names is still right."}}
 
 
 def describe_photo(photo: Photo) -> PhotoInfo:
-    """Put what the index knows about a photo into the documented JSON."""
+    """Return the documented JSON of a photo."""
     return PhotoInfo(**dataclasses.asdict(photo))
 
 
 @router.get("/v1/photos/{id}", summary="Describe a photo")
 def show_photo(index: IndexDep, id: Id) -> PhotoInfo:
-    """Give what the index knows about a photo."""
+    """Return a photo of the index."""
     return describe_photo(index.photo(id))
 
 
@@ -39,7 +39,7 @@ def show_photo(index: IndexDep, id: Id) -> PhotoInfo:
     responses={200: binary("image/*"), **NOT_MODIFIED},
 )
 def fetch_image(request: Request, index: IndexDep, id: Id) -> Response:
-    """Give the photo's own file, unchanged."""
+    """Return the photo's file, unchanged."""
     file = index.photo_file(id)
     headers = _validators(file)
     if _is_current(request, headers["ETag"]):
@@ -60,7 +60,7 @@ def fetch_image(request: Request, index: IndexDep, id: Id) -> Response:
     responses={200: binary("image/jpeg"), **NOT_MODIFIED},
 )
 async def fetch_thumbnail(request: Request, engine: EngineDep, index: IndexDep, id: Id) -> Response:
-    """Give a small upright JPEG without the photo's metadata."""
+    """Return a small upright JPEG without the photo's metadata."""
     file = await engine.workers.run(partial(index.photo_file, id))
     size = engine.settings.thumbnail_size
     headers = _validators(file, size)
@@ -84,10 +84,10 @@ async def fetch_thumbnail(request: Request, engine: EngineDep, index: IndexDep, 
     },
 )
 async def add_photo(response: Response, engine: EngineDep, photo: SentPhotoDep) -> StoredPhoto:
-    """Store a photo and make it searchable: by the next query, and for good once this answers.
+    """Store a photo permanently and make it searchable from the next query on.
 
-    Send it as multipart part `image`, or as the body itself with a content type `image/*`. What is said of
-    it, as fields of the form or as query parameters, goes before its EXIF.
+    Send it as multipart part `image`, or as the body with a content type `image/*`. Fields of the form or
+    query parameters take precedence over EXIF.
     """
     shown, created = await engine.add(photo.data, photo.metadata, photo.name)
     response.status_code = 201 if created else 200
@@ -97,9 +97,9 @@ async def add_photo(response: Response, engine: EngineDep, photo: SentPhotoDep) 
 
 @writing.delete("/v1/photos/{id}", status_code=204, summary="Remove a photo", responses=problems(404))
 async def remove_photo(engine: EngineDep, id: Id) -> None:
-    """Take a photo out of the index for good; the copy that was stored by a POST is deleted.
+    """Remove a photo permanently; a copy that was stored by a POST is deleted.
 
-    A photo that came from a folder keeps its file there, and stays out when the folder is indexed again.
+    The file of a photo from a folder stays, and later runs leave the photo out.
     """
     await engine.remove(id)
 
@@ -109,7 +109,7 @@ def _validators(file: Path, *variant: object) -> dict[str, str]:
         tag = etag(file, *variant)
     except OSError as error:
         raise NotFound("the photo's file is gone") from error
-    return {"ETag": tag, "Cache-Control": "private, no-cache"}  # kept, but asked about before each use
+    return {"ETag": tag, "Cache-Control": "private, no-cache"}  # cached, but revalidated before each use
 
 
 def _is_current(request: Request, tag: str) -> bool:

@@ -15,14 +15,14 @@ router = APIRouter(tags=["places"], responses=problems(422, 500, 503))
 
 
 class GeoJSONResponse(JSONResponse):
-    """JSON that says that it is GeoJSON."""
+    """JSON with the media type of GeoJSON."""
 
     media_type = "application/geo+json"
 
 
 @router.get("/v1/places", summary="List places")
 def list_places(index: IndexDep, limit: Limit = 100, offset: Offset = 0) -> PlacePage:
-    """List the places of the index, a page at a time."""
+    """Return the places of the index, page by page."""
     places = index.places()
     page = [PlaceSummary(**_summary(place)) for place in places[offset : offset + limit]]
     return PlacePage(total=len(places), limit=limit, offset=offset, places=page)
@@ -30,14 +30,14 @@ def list_places(index: IndexDep, limit: Limit = 100, offset: Offset = 0) -> Plac
 
 @router.get("/v1/places.geojson", summary="Map the places", response_class=GeoJSONResponse)
 def map_places(index: IndexDep) -> PlaceCollection:
-    """Give all places that have a position as GeoJSON."""
+    """Return all places with a position as GeoJSON."""
     features = [feature for place in index.places() if (feature := _feature(place)) is not None]
     return PlaceCollection(features=features)
 
 
 @router.get("/v1/places/{id}", summary="Show a place", responses=problems(404))
 def show_place(index: IndexDep, id: Id) -> PlaceDetail:
-    """Give a place with its photos."""
+    """Return a place with its photos."""
     place = index.place(id)
     return PlaceDetail(**_summary(place), photos=[describe_photo(photo) for photo in place.members])
 

@@ -1,4 +1,4 @@
-"""Photos in, answers or descriptors out."""
+"""Queries with photos, and descriptors."""
 
 from fastapi import APIRouter
 
@@ -33,11 +33,11 @@ async def query(
     verify: Verify = True,
     matches: Matched = False,
 ) -> QueryAnswer:
-    """Give the nearest places, the position and the confidence for one photo.
+    """Return the nearest places, the position and the confidence for one photo.
 
-    Send the photo as multipart part `image`, or as the body itself with a content type `image/*`. Filters
-    narrow which photos may answer: a photo that lacks what one asks for does not. `lat` and `lon` without
-    `radius_m` only make the answer say how far each place is from there.
+    Send the photo as multipart part `image`, or as the body with a content type `image/*`. Filters restrict
+    which photos may answer; a photo without the filtered value does not pass. `lat` and `lon` without
+    `radius_m` only add the distance to each place.
     """
     answer = await engine.answer(index, [image], k, filters, verify, matches)
     return QueryAnswer.model_validate(answer.to_json())
@@ -52,10 +52,10 @@ async def query(
 async def query_clip(
     engine: EngineDep, index: IndexDep, filters: FiltersDep, images: ImagesDep, k: K = 5
 ) -> QueryAnswer:
-    """Give the nearest places, the position and the confidence for several photos of one place.
+    """Return the nearest places, the position and the confidence for several photos of one place.
 
-    Send each frame as a multipart part `image`; their order does not matter. They are pooled into one
-    descriptor, so that what one frame misses another may show. Filters narrow the answer as for one photo.
+    Send each frame as a multipart part `image`, in any order. They are pooled into one descriptor. Filters
+    work as for one photo.
     """
     answer = await engine.answer(index, images, k, filters)
     return QueryAnswer.model_validate(answer.to_json())
@@ -67,7 +67,7 @@ async def query_clip(
     openapi_extra=image_body(several=True),
 )
 async def embed(engine: EngineDep, index: IndexDep, images: ImagesDep) -> Embeddings:
-    """Give one descriptor an image, in the order in which the `image` parts were sent."""
+    """Return one descriptor for each image, in the order of the `image` parts."""
     descriptors = await engine.embed(index, images)
     return Embeddings(
         model=index.model_fingerprint,

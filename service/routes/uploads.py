@@ -1,4 +1,4 @@
-"""Request bodies → the images in them; limits hold while the body is read, and nothing touches the disk."""
+"""Images of request bodies. Limits apply while a body is read, and nothing is written to disk."""
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ LONGEST_FIELD = 2000  # bytes of a text part
 
 @dataclass(frozen=True)
 class Upload:
-    """What a request's body holds."""
+    """The contents of a request's body."""
 
     images: list[bytes]
     fields: dict[str, str] = field(default_factory=dict)
-    """Text parts by name, those that were asked for."""
+    """Requested text parts by name."""
 
 
 async def read_images(request: Request, limit: int) -> list[bytes]:
@@ -28,16 +28,16 @@ async def read_images(request: Request, limit: int) -> list[bytes]:
 
 
 async def read_upload(request: Request, limit: int, names: Collection[str] = ()) -> Upload:
-    """Read a multipart body's `image` parts, and its text parts of these `names`, or a raw body as one image.
+    """Read the `image` parts and the text parts in `names` of a multipart body, or a raw body as one image.
 
-    Content-Length is only believed when it announces too much. An image without a content type is
-    taken for one; decoding decides.
+    Content-Length is trusted only if it is too large. An image without a content type is accepted; decoding
+    decides.
 
     Raises:
         TooLarge: the body has more than `limit` bytes.
-        UnsupportedMedia: the body or an `image` part says that it is no image.
-        MalformedBody: the body is not the multipart that it claims to be.
-        InvalidRequest: a text part comes twice, or is no text.
+        UnsupportedMedia: the content type of the body or of an `image` part is not an image's.
+        MalformedBody: the body is not valid multipart.
+        InvalidRequest: a text part comes twice, or is not text.
     """
     media, options = parse_options_header(request.headers.get("content-type"))
     if media == b"multipart/form-data":
@@ -87,7 +87,7 @@ async def _read_parts(request: Request, boundary: bytes, limit: int, names: Coll
 
 
 class _Parts:
-    """Collects the parts named `image` and the text parts of some names, and passes over all others."""
+    """Collects the parts named `image` and some text parts, and skips all others."""
 
     def __init__(self, names: Collection[str]) -> None:
         self.images: list[bytes] = []

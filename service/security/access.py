@@ -8,14 +8,13 @@ from service.security.keys import Key, KeyRing, Role
 from service.settings import Settings
 
 CALLER = "loci.key"
-"""Where a request's scope keeps the key that it came with."""
+"""Key in a request's scope: the API key that it came with."""
 
 
 class Access:
-    """The rules: writing always needs a key that writes; reading is open or needs any key.
+    """Access rules: writing always needs a write key; reading is open or needs any key.
 
-    Reading is open when `insecure` says so, or when only this machine reaches the service and no key
-    for reading was made.
+    Reading is open with `insecure`, or if only this machine can reach the service and no read key exists.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -24,10 +23,10 @@ class Access:
         self._ring = KeyRing(settings.keys_file)
 
     def check_start(self, host: str) -> None:
-        """Refuse to listen where others reach the service and nothing keeps them out.
+        """Refuse to listen on an address that others reach without any protection.
 
         Raises:
-            ServiceError: that is so, or the keys file is damaged.
+            ServiceError: it is unprotected, or the keys file is damaged.
         """
         try:
             keys = self._ring.keys()
@@ -53,11 +52,11 @@ class Access:
         return self._loopback and not any(key.role is Role.READ for key in keys)
 
     def trouble(self) -> str | None:
-        """Say what is wrong with the keys, or None when nothing is."""
+        """Return what is wrong with the keys, or None."""
         return self._ring.trouble()
 
     def identify(self, scope: Scope) -> Key | None:
-        """Give the key that a request came with; None for no key and for one that is not known."""
+        """Return the key of a request; None without a key, or if it is unknown."""
         sent = _bearer(scope)
         if sent is None:
             return None
@@ -67,11 +66,11 @@ class Access:
             return None
 
     def require(self, role: Role, key: Key | None) -> None:
-        """Let a caller pass, or not.
+        """Check a caller's role.
 
         Raises:
-            Unauthorised: this needs a key.
-            Forbidden: it needs a key of another role.
+            Unauthorised: a key is needed.
+            Forbidden: a key of another role is needed.
             KeysUnreadable: the keys file is damaged.
         """
         if role is Role.READ and self.reading_is_open:
@@ -86,7 +85,7 @@ class Access:
 
 
 def caller_of(scope: Scope, key: Key | None) -> str:
-    """Name whom a request is counted for: its key, else its address."""
+    """Return the identity for rate limits: the key, otherwise the address."""
     if key is not None:
         return f"key {key.name}"
     client = scope.get("client")

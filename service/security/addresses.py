@@ -1,4 +1,4 @@
-"""Which addresses other machines reach, and which names a request may call the service by."""
+"""Addresses that other machines can reach, and valid host names."""
 
 import ipaddress
 import re
@@ -11,7 +11,7 @@ NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
 
 
 def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Find the address to listen on; an empty host is every address.
+    """Resolve the address to listen on; an empty host is every address.
 
     Raises:
         ServiceError: there is no such address.
@@ -25,12 +25,12 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether only this machine can reach an address."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def split_host(header: str) -> str | None:
-    """Give the name in a Host header, in small letters and without its port; None where it is none."""
+    """Return the name in a Host header, lower case and without port; None if it is invalid."""
     name, port = header, ""
     if header.startswith("["):
         name, closed, port = header[1:].partition("]")
@@ -47,21 +47,21 @@ def split_host(header: str) -> str | None:
 
 
 def is_own_name(name: str) -> bool:
-    """Whether a page of another site cannot have brought a browser here under this name.
+    """Whether DNS rebinding is impossible with this name.
 
-    DNS rebinding needs a name that an attacker's name server answers for: neither an address, nor
-    localhost, nor a name without a dot, which only this machine and its network resolve.
+    It needs a name that an attacker's name server answers: not an address, not localhost, and not a name
+    without a dot, which only the local network resolves.
     """
     return _is_ip(name) or "." not in name or name.endswith(".localhost")
 
 
 def is_allowed(name: str, allowed: Collection[str]) -> bool:
-    """Whether a name is the service's own anyway, or one of those `allowed`; * allows every name."""
+    """Whether a name is safe anyway, or is in `allowed`; * allows every name."""
     return is_own_name(name) or "*" in allowed or name in {one.lower().rstrip(".") for one in allowed}
 
 
 def client_group(address: str) -> str:
-    """Give what counts as one client: an IPv4 address, or an IPv6 network of 64 bits."""
+    """Return the client of an address: an IPv4 address, or an IPv6 network of 64 bits."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

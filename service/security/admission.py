@@ -1,4 +1,4 @@
-"""Who may send a body: decided before it is read, by how many and how much is being held already."""
+"""Admission of request bodies: decided before they are read, by number and bytes held."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ DISCONNECTED: Message = {"type": "http.disconnect"}
 
 
 class Room:
-    """How many requests with a body are inside, and how many bytes they hold; used by the event loop only."""
+    """Number of requests with a body, and the bytes that they hold; for the event loop only."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
@@ -25,10 +25,10 @@ class Room:
 
     @contextlib.contextmanager
     def held(self, size: int) -> Iterator[None]:
-        """Hold a place and `size` bytes; a body that is too large for the room is taken when it is alone.
+        """Hold a place and `size` bytes; a body larger than the room is accepted if it is alone.
 
         Raises:
-            Overloaded: there is no place, or not that many bytes.
+            Overloaded: no place, or not enough bytes.
         """
         if self.inside >= self._most:
             raise Overloaded(f"{self._most} uploads are being answered already, try again in a moment")
@@ -47,20 +47,20 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a body must come."""
+    """Least rate of a body."""
 
     grace_seconds: float
     bytes_a_second: float
 
     def seconds(self, received: int) -> float:
-        """How long a body may have taken by the time that `received` bytes of it are here."""
+        """Return the seconds that a body may have taken until `received` bytes of it are here."""
         return self.grace_seconds + received / self.bytes_a_second
 
 
 class Admission:
-    """ASGI middleware: lets requests with a body in, reads them at a pace, ends with their caller.
+    """ASGI middleware: admits requests with a body, limits their pace, and stops when the caller leaves.
 
-    A caller who leaves takes the work for him along, as far as it has not begun.
+    Work of a caller who leaves is cancelled if it has not begun.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, room: Room) -> None:
@@ -70,11 +70,11 @@ class Admission:
         self._pace = Pace(settings.upload_grace_seconds, 1000 * settings.min_upload_rate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on.
+        """Handle a request.
 
         Raises:
-            TooLarge: its body is announced larger than any may be.
-            Overloaded: there is no room for it now.
+            TooLarge: the announced body is larger than the limit.
+            Overloaded: there is no room now.
         """
         size = self._announced(scope) if scope["type"] == "http" else 0
         if not size:
@@ -84,7 +84,7 @@ class Admission:
             await _serve(self._app, scope, _Body(receive, self._pace), send)
 
     def _announced(self, scope: Scope) -> int:
-        """Give a body's size; of one that comes in chunks, the most that it may be."""
+        """Return a body's size; the limit for a chunked one."""
         headers = Headers(scope=scope)
         if "transfer-encoding" in headers:
             return self._limit
@@ -95,7 +95,7 @@ class Admission:
 
 
 async def _serve(app: ASGIApp, scope: Scope, body: "_Body", send: Send) -> None:
-    """Run the app until it is done or its caller has gone."""
+    """Run the app until it is done or its caller has left."""
     answered = False
 
     async def note(message: Message) -> None:
@@ -118,7 +118,7 @@ async def _serve(app: ASGIApp, scope: Scope, body: "_Body", send: Send) -> None:
 
 
 class _Body:
-    """A body as it comes in, with an eye on the clock."""
+    """A body that is being received, with its clock."""
 
     def __init__(self, receive: Receive, pace: Pace) -> None:
         self._receive = receive
@@ -129,7 +129,7 @@ class _Body:
         self._left = asyncio.Event()
 
     async def receive(self) -> Message:
-        """Give the next part of the body; after the last, wait until the caller leaves.
+        """Return the next part of the body; after the last, wait until the caller leaves.
 
         Raises:
             TooSlow: it did not come in time.
@@ -154,7 +154,7 @@ class _Body:
         return message
 
     async def left(self) -> None:
-        """Wait until the caller has gone, which shows once the body is here."""
+        """Wait until the caller has left; this is known only after the body."""
         await self._ended.wait()
         while not self._left.is_set():
             if (await self._receive())["type"] == "http.disconnect":

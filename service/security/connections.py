@@ -1,7 +1,7 @@
-"""Connections that nobody can hold for nothing: uvicorn's HTTP/1.1 with limits on heads, time and number.
+"""Limits on connections: uvicorn's HTTP/1.1 with time limits, head sizes and a number of connections.
 
-What uvicorn leaves to a proxy: it waits for a request's head, for the rest of a body that was answered
-early, and for a client to take its answer, for as long as that takes.
+uvicorn waits without limit for a request's head, for the rest of a body that was answered early, and for a
+client to read its answer.
 """
 
 import asyncio
@@ -22,22 +22,22 @@ RETRY_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one connection may take, and how many there may be."""
+    """Limits of a connection, and of their number."""
 
     head_seconds: float
-    """From the first byte of a request's head, or from the connection, to the end of the head."""
+    """Seconds from a request's first byte, or from the connection, to the end of the head."""
     write_seconds: float
-    """How long a client may take nothing of its answer."""
+    """Seconds that a client may leave its answer unread."""
     linger_seconds: float
-    """How long the rest of a body is read and thrown away after its request was answered."""
+    """Seconds for which the rest of a body is read and dropped after an early answer."""
     linger_bytes: int
-    """How much of it is."""
+    """Bytes of it."""
     connections: int
     """Most connections at once."""
 
 
 def protocol(limits: Limits, on_refused: Callable[[str], None]) -> type[H11Protocol]:
-    """Give uvicorn's protocol held to `limits`; `on_refused` is told of what no request came of."""
+    """Return uvicorn's protocol with `limits`; `on_refused` is called for connections without a request."""
 
     class Limited(Connection):
         pass
@@ -59,7 +59,7 @@ class Connection(H11Protocol):
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a head, or refuse one connection too many."""
+        """Start to wait for a head, or refuse one connection too many."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             self._refuse(503, "too many connections, try again in a moment")
@@ -67,13 +67,13 @@ class Connection(H11Protocol):
         self._wait(self.limits.head_seconds, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Forget the connection."""
         self._stop_waiting()
         self._stop_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came in, a head in parts that h11 can find too long."""
+        """Handle received data; feed a long head in parts, so that h11 notices its length."""
         if self._refused:
             return
         begin = 0
@@ -84,14 +84,14 @@ class Connection(H11Protocol):
         self._watch(len(data))
 
     def on_response_complete(self) -> None:
-        """Give what is left of a body that was answered early some time to come in."""
+        """Give the rest of an early answered body some time."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
             self._lingered = 0
             self._wait(self.limits.linger_seconds, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
-        """Say what is wrong with a head or a body that is not HTTP."""
+        """Answer a head or a body that is not HTTP."""
         error = sys.exc_info()[1]
         hint = getattr(error, "error_status_hint", 400)
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -100,26 +100,26 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, also one whose client never took its answer."""
+        """Close an idle connection, also if its client never read its answer."""
         super().timeout_keep_alive_handler()
         self._close()
 
     def pause_writing(self) -> None:
-        """The client does not take its answer: wait, but not forever."""
+        """The client does not read its answer: start the limit."""
         super().pause_writing()
         self._stop_writing()
         self._writing = self.loop.call_later(self.limits.write_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """The client reads again."""
         self._stop_writing()
         super().resume_writing()
 
     def _should_upgrade(self) -> bool:
-        return False  # there are no other protocols here; a client that asks for one is answered in HTTP
+        return False  # no other protocols: a client that asks for one is answered in HTTP
 
     def _watch(self, received: int) -> None:
-        """Wait for the head that has begun, or for nothing while a request is being read and answered."""
+        """Set the timer for a head that has begun, or none while a request is in progress."""
         if self._refused or self.transport.is_closing():
             return
         answered = self.cycle is not None and self.cycle.response_complete
@@ -151,13 +151,13 @@ class Connection(H11Protocol):
         if self.conn.trailing_data[0]:
             self._refuse(408, "the request's head came too slowly")
         else:
-            self._close()  # nothing was asked
+            self._close()  # no request was sent
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer without a request, and close; what still comes is not looked at."""
+        """Answer without a request, and close."""
         self._refused = True
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # its app is told that there is nobody to answer
+            self.cycle.disconnected = True  # tells the app that nobody is there
             self.cycle.message_event.set()
         self.on_refused(str(status))
         title = HTTPStatus(status).phrase
@@ -170,7 +170,7 @@ class Connection(H11Protocol):
         self.transport.write(head.encode() + b"\r\n" + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        # Closed at once, what the client has sent but nobody read would take the answer back.
+        # If it were closed at once, unread data of the client would discard the answer.
         self._wait(min(1.0, self.limits.linger_seconds), self.transport.abort)
 
     def _close(self) -> None:

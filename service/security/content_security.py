@@ -1,4 +1,4 @@
-"""What a browser may load for an answer, as a Content-Security-Policy."""
+"""Content-Security-Policy headers."""
 
 from urllib.parse import urlsplit
 
@@ -12,11 +12,11 @@ RULES = {
     "form-action": "'none'",
     "frame-ancestors": "'none'",
 }
-"""The page's own files and requests, and nothing else."""
+"""The page's own files and requests only."""
 
 
 def page_policy(map_tiles: str | None) -> str:
-    """For everything but the documentation; with images of one more origin where tiles are set."""
+    """The policy for everything but the documentation; images of one more origin if tiles are set."""
     if map_tiles is None:
         return _policy()
     tiles = urlsplit(map_tiles)
@@ -24,7 +24,7 @@ def page_policy(map_tiles: str | None) -> str:
 
 
 def docs_policy() -> str:
-    """For Swagger's page, which styles itself as it goes and shows nothing but the interface."""
+    """The policy for Swagger's page, which sets styles at run time."""
     return _policy({"style-src": "'self' 'unsafe-inline'", "img-src": "'self' data:"})
 
 

@@ -1,4 +1,4 @@
-"""What a request must pass before anything is done for it: its host, its rate, its site, its key."""
+"""The gate: checks of host, rate, site and key before anything else."""
 
 import math
 
@@ -15,12 +15,12 @@ from service.settings import Settings
 HEALTH = ("/healthz", "/readyz")
 OPEN = ("/", *HEALTH)
 OPEN_BELOW = ("/page/",)
-"""What needs no key: whether the service lives, and the page's own files. Everything else does."""
+"""Paths that need no key: liveness, and the page's own files."""
 SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
 
 
 class Gate:
-    """ASGI middleware: refuses what comes by a foreign name, too often, from another site, without a key."""
+    """ASGI middleware: refuses foreign hosts, too many requests, other sites, and missing keys."""
 
     def __init__(self, app: ASGIApp, settings: Settings, access: Access) -> None:
         self._app = app
@@ -31,7 +31,7 @@ class Gate:
         self._limit = RateLimit(settings.rate_limit, settings.rate_burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or raise the Problem that it meets."""
+        """Pass a request, or raise its Problem."""
         if scope["type"] == "http":
             self._admit(scope)
         await self._app(scope, receive, send)
@@ -50,7 +50,7 @@ class Gate:
 
     def _check_host(self, headers: Headers) -> None:
         sent = headers.get("host", "")
-        name = split_host(sent) if sent else "localhost"  # HTTP/1.0 need not say
+        name = split_host(sent) if sent else "localhost"  # HTTP/1.0 has no Host
         if name is None or not (is_allowed(name, self._hosts) or self._any_name):
             raise Misdirected(
                 "this service does not answer to the name in the Host header; "
@@ -59,7 +59,7 @@ class Gate:
 
     @property
     def _any_name(self) -> bool:
-        """Whether every name will do: where reading needs a key, a page led here by one has none to show."""
+        """Whether every host is fine: if reading needs a key, a page that was led here has none."""
         try:
             return not self._named and not self._access.reading_is_open
         except KeysUnreadable:
@@ -74,7 +74,7 @@ class Gate:
             )
 
     def _check_site(self, headers: Headers) -> None:
-        """Browsers say of their own accord when a page of another site asks, and no page can forge that."""
+        """Browsers mark requests of other sites' pages, and no page can forge that."""
         if headers.get("sec-fetch-site") != "cross-site":
             return
         if "*" not in self._origins and headers.get("origin") not in self._origins:

@@ -1,7 +1,7 @@
-"""API keys: made once, kept as hashes in a file, looked up at each request.
+"""API keys: created once, stored as hashes in a file, checked at each request.
 
-A key is 256 random bits, so that one SHA-256 of it is enough: a slow, salted hash is for passwords,
-which can be guessed. A request's key is compared with every entry, each in constant time.
+A key is 256 random bits, so one SHA-256 is enough; slow, salted hashes are for passwords. A request's key is
+compared with every entry in constant time.
 """
 
 import hashlib
@@ -35,36 +35,36 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
 class Role(StrEnum):
-    """What a key opens; write opens reading too."""
+    """Role of a key; write includes read."""
 
     READ = "read"
     WRITE = "write"
 
     def opens(self, role: "Role") -> bool:
-        """Whether a key of this role does for what needs `role`."""
+        """Whether this role is enough for `role`."""
         return self is role or self is Role.WRITE
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is kept of a key: never the key itself."""
+    """The stored entry of a key, without the key itself."""
 
     name: str
     role: Role
     sha256: str
-    """Of the key as it is sent, in hexadecimal."""
+    """SHA-256 of the key as it is sent, in hexadecimal."""
     created_at: str
     """ISO 8601, UTC."""
 
 
 class KeyFile:
-    """The file of keys; `create` and `remove` may run beside a service and beside each other."""
+    """The file of keys. `create` and `remove` may run beside a service and each other."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> tuple[Key, ...]:
-        """Give the keys; none where there is no file.
+        """Return the entries; empty if there is no file.
 
         Raises:
             ServiceError: the file cannot be read or is damaged.
@@ -83,10 +83,10 @@ class KeyFile:
             ) from error
 
     def create(self, name: str, role: Role) -> str:
-        """Make a key and give it; it cannot be asked for again.
+        """Create a key and return it; it cannot be read again.
 
         Raises:
-            ServiceError: a key has this name, the name is none, or the file cannot be read or written.
+            ServiceError: the name exists or is invalid, or the file cannot be read or written.
         """
         if not NAME.fullmatch(name):
             raise ServiceError(
@@ -102,7 +102,7 @@ class KeyFile:
         return key
 
     def remove(self, name: str) -> None:
-        """Forget a key: it opens nothing from now on.
+        """Remove a key; it is refused from now on.
 
         Raises:
             ServiceError: there is no such key, or the file cannot be read or written.
@@ -135,7 +135,7 @@ class KeyFile:
         partial = self.path.with_name(f"{self.path.name}.partial")
         try:
             with suppress(FileNotFoundError):
-                partial.unlink()  # of a run killed at it, perhaps with another mode
+                partial.unlink()  # left by a killed run, perhaps with another mode
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -148,10 +148,9 @@ class KeyFile:
 
 
 class KeyRing:
-    """The keys as a running service sees them: a change of the file holds from the next request on.
+    """The keys of a running service: a change of the file applies to the next request.
 
-    A file that is damaged, or that was there and is gone, is trouble: nothing that might need a key is
-    answered until it is whole again.
+    If the file is damaged, or vanishes, requests that may need a key are refused until it is whole again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,7 +162,7 @@ class KeyRing:
         self._seen = False
 
     def keys(self) -> tuple[Key, ...]:
-        """Give the keys of this moment.
+        """Return the current entries.
 
         Raises:
             KeysUnreadable: the file cannot be read, is damaged, or has vanished.
@@ -177,7 +176,7 @@ class KeyRing:
             return self._keys
 
     def trouble(self) -> str | None:
-        """Say what is wrong with the file, or None when nothing is."""
+        """Return what is wrong with the file, or None."""
         try:
             self.keys()
         except KeysUnreadable as error:
@@ -185,7 +184,7 @@ class KeyRing:
         return None
 
     def find(self, key: str) -> Key | None:
-        """Give the entry of a key that was sent; how long that takes does not depend on the key."""
+        """Return the entry of a key, in constant time."""
         asked = digest(key)
         found = None
         for entry in self.keys():
@@ -217,7 +216,7 @@ class KeyRing:
 
 
 def digest(key: str) -> str:
-    """Hash a key as it is kept."""
+    """Return the stored hash of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Around every request: its id, one log line, one count, security headers, and an answer if it fails."""
+"""Middleware: request id, log line, metrics, security headers, and answers to failures."""
 
 import logging
 import time
@@ -21,21 +21,21 @@ DOCS = "/docs"
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",  # for browsers that do not know frame-ancestors
+    "X-Frame-Options": "DENY",  # for browsers without frame-ancestors
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
 
 class RequestLog:
-    """ASGI middleware: names the request, logs it on one line and counts it."""
+    """ASGI middleware: gives a request its id, logs it on one line and counts it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and note how it ended."""
+        """Handle the request, and record how it ended."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -60,14 +60,14 @@ class RequestLog:
 
 
 class SecurityHeaders:
-    """ASGI middleware: what browsers may do with an answer, said on every one."""
+    """ASGI middleware: security headers on every answer."""
 
     def __init__(self, app: ASGIApp, map_tiles: str | None) -> None:
         self._app = app
         self._page, self._docs = page_policy(map_tiles), docs_policy()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and add the headers to its answer."""
+        """Handle the request, and add the headers to its answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -84,16 +84,16 @@ class SecurityHeaders:
 
 
 class Failures:
-    """ASGI middleware: answers what the routes do not, the refusals of the gate and what nobody foresaw.
+    """ASGI middleware: answers refusals of the gate and unexpected errors.
 
-    Left to the server, an exception would also cut the connection under the caller's next request.
+    If the server did so, an exception would also cut the connection under the next request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and answer in its place where it fails."""
+        """Handle the request, and answer if it fails."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -110,18 +110,18 @@ class Failures:
             if not isinstance(error, Problem):
                 logger.exception("%s %s failed", scope["method"], quote(scope["path"]))
             if begun:
-                raise  # half an answer is out: only a cut connection can tell the caller
+                raise  # the answer has begun: only a cut connection can tell the caller
             response = await respond(Request(scope), error)
             await response(scope, receive, send)
 
 
 def _route(scope: Scope) -> str:
-    """Name the route, not the path: a label must have few values."""
+    """Return the route, not the path: a label must have few values."""
     return getattr(scope.get("route"), "path", None) or "none"
 
 
 def _log(scope: Scope, status: int, milliseconds: float) -> None:
-    path = quote(scope["path"])  # decoded by the server: a line break in it would forge a log line
+    path = quote(scope["path"])  # decoded by the server: a line break would forge a log line
     client, key = scope.get("client"), scope.get(CALLER)
     logger.info(
         "%s %s %d %.1f ms",

@@ -1,4 +1,4 @@
-"""Token buckets: how many requests one caller may make."""
+"""Token buckets that limit the requests of a caller."""
 
 import time
 from collections import OrderedDict
@@ -8,10 +8,10 @@ CALLERS = 10_000
 
 
 class RateLimit:
-    """A bucket a caller: `burst` tokens at most, `rate` new ones a second, one taken a request.
+    """A bucket for each caller: at most `burst` tokens, `rate` new ones a second, one for each request.
 
-    Remembers the `callers` that asked last; one that was forgotten begins with a full bucket, so that
-    memory stays bounded whoever comes.
+    Only the `callers` that came last are remembered, so memory stays bounded; a forgotten one starts with a
+    full bucket.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RateLimit:
         return len(self._buckets)
 
     def take(self, caller: str) -> float:
-        """Take a token; gives 0, or the seconds after which there will be one. A rate of 0 sets no limit."""
+        """Take a token; return 0, or the seconds until there is one. A rate of 0 sets no limit."""
         if self._rate == 0:
             return 0.0
         now = self._clock()
