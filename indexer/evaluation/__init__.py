@@ -1,4 +1,4 @@
-"""How often, how surely and how exactly an index is right, measured with photos whose places are known."""
+"""Recall, precision, position error and calibration of an index, measured with photos of known places."""
 
 from indexer.evaluation.comparison import Comparison, compare
 from indexer.evaluation.per_query import write_csv

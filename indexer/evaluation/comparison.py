@@ -1,4 +1,4 @@
-"""Two indexes asked the same queries: is one right more often, or was that chance?"""
+"""Compare two indexes on the same queries, with intervals."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from indexer.evaluation.results import Evaluation, QueryResult
 
 @dataclass(frozen=True)
 class Comparison:
-    """This index against another, over the queries that both have a right answer for."""
+    """This index against another, over the queries that both can answer."""
 
     this: Evaluation
     other: Evaluation
     path: Path
     """Of the other index."""
     pairs: tuple[tuple[QueryResult, QueryResult], ...]
-    """This index's result and the other's, of each such query."""
+    """This index's result and the other's, for each such query."""
 
     @property
     def name(self) -> str:
-        """Of the other index, for people."""
+        """Name of the other index."""
         return self.path.absolute().name
 
     @cached_property
     def differences(self) -> dict[str, Interval]:
-        """By N: this index's recall@N less the other's, with its 95 % interval."""
+        """By N: this index's recall@N minus the other's, with its 95 % interval."""
         return {str(n): paired_bootstrap(*self._found(n)) for n in self.this.at}
 
     @cached_property
     def recalls(self) -> dict[str, tuple[float, float]]:
-        """By N: both recalls over the queries compared."""
+        """By N: both recalls over the compared queries."""
         outcomes = {str(n): self._found(n) for n in self.this.at}
         return {n: (sum(a) / len(a), sum(b) / len(b)) for n, (a, b) in outcomes.items()}
 
@@ -56,7 +56,7 @@ class Comparison:
         return [this for this, other in self.pairs if other.right and not this.right]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return {
             "index": str(self.path),
             "queries": len(self.pairs),

@@ -1,4 +1,4 @@
-"""The field's measures as functions of plain arrays: what is asked of every query is said by the caller."""
+"""The field's measures as functions of plain arrays."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """Precision and recall by threshold, from the surest answer alone to all answers."""
+    """Precision and recall by threshold, from the most confident answer to all answers."""
 
     thresholds: Floats
-    """Descending: all queries whose answer scores at least this are answered."""
+    """Descending thresholds: queries whose answer has at least this value are answered."""
     precision: Floats
     recall: Floats
 
     def area(self) -> float:
         """Area under the curve (AUC-PR): Σ (R_k − R_{k−1})·P_k, the average precision.
 
-        By steps rather than by trapezoids, whose straight lines between two points promise more than any
-        threshold gives (Davis and Goadrich, ICML 2006).
+        By steps, not trapezoids: straight lines between two points promise more than any threshold gives
+        (Davis and Goadrich, ICML 2006).
         """
         return float(np.diff(self.recall, prepend=0.0) @ self.precision)
 
     def recall_at(self, precision: float) -> float:
-        """The largest recall that some threshold gives at this precision or a better one; 0 if none does."""
+        """Return the largest recall of a threshold with at least this precision; 0 if there is none."""
         return float(self.recall[self.precision >= precision - 1e-12].max(initial=0.0))
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers whose confidence lies in [low, high); the last bin holds 1 as well."""
+    """Answers whose confidence lies in [low, high); the last bin includes 1."""
 
     low: float
     high: float
     queries: int
     confidence: float | None
-    """Their mean confidence; None of an empty bin."""
+    """Mean confidence; None for an empty bin."""
     right: float | None
-    """The share of them that were right."""
+    """Share of right answers."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference, and where it lies with 95 % confidence."""
+    """A difference, and its 95 % interval."""
 
     difference: float
     low: float
@@ -63,7 +63,7 @@ class Interval:
 def recall_at_n(ranks: Sequence[int | None], n: int) -> float:
     """recall@N: the share of queries with a right photo among their n nearest (Arandjelović et al., 2016).
 
-    `ranks` are the ranks, from 0, of each query's best right photo; None where none was found.
+    `ranks` are the ranks, from 0, of each query's best right photo; None if there is none.
 
     Raises:
         ValueError: there are no queries.
@@ -74,19 +74,19 @@ def recall_at_n(ranks: Sequence[int | None], n: int) -> float:
 
 
 def precision_recall(values: Sequence[float], right: Sequence[bool], answerable: int) -> Curve:
-    """Precision and recall of answering only queries whose answer is sure enough.
+    """Precision and recall of answering only queries whose value reaches a threshold.
 
-    A threshold on `values` (scores or confidences of the first answers) decides which queries are
-    answered. precision = right ones among the answered; recall = answered rightly / `answerable`, the
-    queries that have a right answer in the index. Queries that have none belong in `values` and are never
-    right: to answer them is a false positive. Equal values are answered together.
+    `values` are scores or confidences of the first answers. precision = right / answered; recall = answered
+    rightly / `answerable`, the number of queries that have a right answer in the index. Queries without one
+    belong in `values` and are never right: answering them is a false positive. Equal values are answered
+    together.
 
     This is the single-best-match evaluation of the field (Zaffar et al., VPR-Bench, IJCV 2021; Schubert et
-    al., Visual Place Recognition: A Tutorial, 2023). Where a paper divides by the rightly answered queries
-    instead of the answerable ones, its curve ends at recall 1 and its area is ours divided by recall@1.
+    al., Visual Place Recognition: A Tutorial, 2023). Some papers divide by the rightly answered queries
+    instead of the answerable ones: their curve ends at recall 1, and its area is ours divided by recall@1.
 
     Raises:
-        ValueError: the two differ in length, or nothing is answerable.
+        ValueError: the lengths differ, or nothing is answerable.
     """
     if len(values) != len(right) or answerable < 1:
         raise ValueError(f"{len(values)} values, {len(right)} judgements, {answerable} answerable queries")
@@ -97,7 +97,7 @@ def precision_recall(values: Sequence[float], right: Sequence[bool], answerable:
 
 
 def reliability(confidences: Sequence[float], right: Sequence[bool], bins: int = BINS) -> list[Bin]:
-    """Bins of equal width over [0, 1], with how sure the answers in each were and how often right."""
+    """Return bins of equal width over [0, 1], with mean confidence and share of right answers."""
     sure, correct = np.asarray(confidences, np.float64), np.asarray(right, np.float64)
     number = np.minimum((sure * bins).astype(int), bins - 1)
     found = []
@@ -118,21 +118,21 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def percentiles(values: Sequence[float], of: Sequence[int] = PERCENTILES) -> dict[str, float]:
-    """Percentiles of the values by name (`p50` is the median), linear between two values."""
+    """Return percentiles of the values by name (`p50` is the median), linear between two values."""
     return {f"p{p}": float(np.percentile(np.asarray(values, np.float64), p)) for p in of}
 
 
 def paired_bootstrap(
     first: Sequence[bool], second: Sequence[bool], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """The share right in `first` less that in `second`, with the 95 % interval of a paired bootstrap.
+    """Return the share right in `first` minus that in `second`, with the 95 % interval of a paired bootstrap.
 
-    Queries are drawn with replacement, each with both of its outcomes, and the 2.5th and 97.5th percentile
-    of the resampled differences taken (Efron and Tibshirani, 1993). A query counts +1, 0 or −1, so that
-    how many of each a resample holds is multinomial, and is drawn as such.
+    Queries are drawn with replacement, each with both outcomes; the interval is from the 2.5th to the 97.5th
+    percentile of the differences (Efron and Tibshirani, 1993). A query counts +1, 0 or −1, so their numbers
+    in a resample are drawn from a multinomial distribution.
 
     Raises:
-        ValueError: the two differ in length, or are empty.
+        ValueError: the lengths differ, or are 0.
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"{len(first)} and {len(second)} outcomes are no pairs")

@@ -1,4 +1,4 @@
-"""The table of all queries, one a row, for a spreadsheet or a plot of one's own."""
+"""A CSV of all queries, one row each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = (
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
-    """Write a row for every query that was asked; what is not known stays empty.
+    """Write a row for every query; unknown values stay empty.
 
     `rank` counts from 1, as in recall@N. `answerable` is 0 for queries that are foreign to the index.
     """

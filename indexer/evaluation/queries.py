@@ -1,4 +1,4 @@
-"""The photos that an evaluation asks about: which files they are, and what is known of each."""
+"""The query photos of an evaluation, and their metadata."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from model.errors import ImageError
 DATABASE = ("database", "ref", "reference")
 QUERIES = ("queries", "query")
 _BELOW = ("", "test", "images/test")
-"""Where in a data set's folder its parts may lie: the field's own sets part training from testing."""
+"""Subfolders in which a data set may have its parts: published sets separate training and test."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """A photo to ask about, and what its name, its EXIF or a table say of it."""
+    """A query photo and its metadata."""
 
     file: ScannedFile
     known: PhotoMetadata
@@ -32,13 +32,13 @@ class Query:
 
 
 def find_queries(folder: Path) -> list[ScannedFile]:
-    """The query photos: those in the folder or, where that is a whole data set, those of its queries.
+    """Return the query photos: those in the folder, or those of its queries if it is a data set.
 
-    A data set has a folder `database` (or `ref`, `reference`) beside one `queries` (or `query`), at its
-    top or in `test` or `images/test`.
+    A data set has a folder `database` (or `ref`, `reference`) beside `queries` (or `query`), at its top or in
+    `test` or `images/test`.
 
     Raises:
-        IndexerError: it does not exist, or holds no photo.
+        IndexerError: it does not exist, or has no photo.
     """
     folder = queries_of(folder)
     files = scan([folder]).files
@@ -48,7 +48,7 @@ def find_queries(folder: Path) -> list[ScannedFile]:
 
 
 def queries_of(folder: Path) -> Path:
-    """The folder of queries within a data set's folder; any other folder itself."""
+    """Return the folder of queries of a data set; any other folder itself."""
     for below in _BELOW:
         queries = [folder / below / name for name in QUERIES if (folder / below / name).is_dir()]
         if len(queries) == 1 and any((folder / below / name).is_dir() for name in DATABASE):
@@ -59,7 +59,7 @@ def queries_of(folder: Path) -> Path:
 def read_queries(
     files: Iterable[ScannedFile], table: MetadataTable | None, failed: dict[str, str]
 ) -> list[Query]:
-    """What is known of every query; of one that cannot be opened nothing, and why goes into `failed`."""
+    """Return the queries with their metadata; unreadable photos go into `failed` with the reason."""
     queries = []
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""What an evaluation found: every query with what the index answered, and all measures of them."""
+"""Results of an evaluation: every query with its answer, and all measures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Rule:
 
     radius_m: float | None = None
     heading_tolerance: float | None = None
-    """By how many degrees a right photo may look another way; None: any way."""
+    """Largest difference of headings for a right photo; None: any."""
     truth: Path | None = None
     frames: int | None = None
     aligned_by: AlignedBy = "name"
@@ -40,7 +40,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class QueryResult:
-    """One query, what is known of it, and what the index answered."""
+    """A query, its metadata, and the index's answer."""
 
     file: ScannedFile
     metadata: PhotoMetadata
@@ -48,9 +48,9 @@ class QueryResult:
     hits: tuple[PhotoHit, ...]
     """The nearest photos, best first."""
     position: Position | None = None
-    """Where the answer says it was taken."""
+    """Position of the answer."""
     confidence: float | None = None
-    """The probability, says the answer, that its first place is right."""
+    """Confidence of the answer."""
     known: bool | None = None
 
     @property
@@ -59,41 +59,41 @@ class QueryResult:
 
     @property
     def name(self) -> str:
-        """Its path below the folder of queries."""
+        """Path below the folder of queries."""
         return self.file.relative
 
     @cached_property
     def marks(self) -> tuple[bool, ...]:
-        """Of every hit, whether it is right."""
+        """Whether each hit is right."""
         return tuple(self.expected.right(hit) for hit in self.hits)
 
     @cached_property
     def rank(self) -> int | None:
-        """Of the best right photo, from 0; None where none is among the hits."""
+        """Rank of the best right photo, from 0; None if no hit is right."""
         return next((rank for rank, right in enumerate(self.marks) if right), None)
 
     @property
     def answerable(self) -> bool:
-        """Whether a photo of the index is right; a query for which none is, is foreign to the index."""
+        """Whether a photo of the index is right; otherwise the query is foreign to the index."""
         return bool(self.expected.photos)
 
     @property
     def right(self) -> bool:
-        """Whether the most alike photo is right."""
+        """Whether the nearest photo is right."""
         return self.rank == 0
 
     @property
     def score(self) -> float | None:
-        """Of the most alike photo."""
+        """Score of the nearest photo."""
         return self.hits[0].score if self.hits else None
 
     @cached_property
     def error_m(self) -> float | None:
-        """Metres from the position that the answer gives to the query's own."""
+        """Metres from the answer's position to the query's own."""
         return None if self.position is None else self.distance_m(self.position.lat, self.position.lon)
 
     def distance_m(self, lat: float | None, lon: float | None) -> float | None:
-        """Metres from the query's own position; None where either is unknown."""
+        """Metres from the query's own position; None if either is unknown."""
         own = self.metadata
         if lat is None or lon is None or own.lat is None or own.lon is None:
             return None
@@ -102,53 +102,52 @@ class QueryResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How often and how surely an index was right, over photos; every measure follows from `results`."""
+    """An evaluation of an index; every measure follows from `results`."""
 
     results: tuple[QueryResult, ...]
-    """Queries that were asked, by path: those with a right answer in the index, and those known to be
-    foreign to it."""
+    """Queries by path: those with a right answer in the index, and those known to be foreign to it."""
     at: tuple[int, ...]
     """The N of recall@N."""
     database: int
     """Photos in the index."""
     rule: Rule
     unjudged: int
-    """Queries left out since nobody knows what would be right for them."""
+    """Queries left out because their right answer is unknown."""
     failed: tuple[tuple[str, str], ...]
     """Query photos that could not be read, with the reason."""
     model: str
     snapshot: str
     by_radius: tuple[Evaluation, ...] = ()
-    """The same answers judged by each radius, this one's included, where several were asked for."""
+    """The same answers judged by each radius, with this one, if several were given."""
 
     @cached_property
     def answerable(self) -> tuple[QueryResult, ...]:
-        """Queries that have a right answer in the index: what recall@N is of."""
+        """Queries that have a right answer in the index: the denominator of recall@N."""
         return tuple(result for result in self.results if result.answerable)
 
     @property
     def queries(self) -> int:
-        """How many queries have a right answer and could be read."""
+        """Number of readable queries that have a right answer."""
         return len(self.answerable)
 
     @property
     def foreign(self) -> int:
-        """Asked queries for which no photo of the index is right: wrong when answered."""
+        """Queries without a right photo in the index: wrong if answered."""
         return len(self.results) - self.queries
 
     @property
     def without_answer(self) -> int:
-        """Queries that recall@N leaves out: the foreign ones, and those that nobody can judge."""
+        """Queries that recall@N leaves out: foreign ones, and those without truth."""
         return self.foreign + self.unjudged
 
     @property
     def radius_m(self) -> float | None:
-        """Within which a photo is right; None where something else says it."""
+        """Distance within which a photo is right; None if something else decides."""
         return self.rule.radius_m
 
     @cached_property
     def recall(self) -> dict[str, float]:
-        """By N: the fraction of answerable queries with a right photo among the N nearest."""
+        """By N: the share of answerable queries with a right photo among the N nearest."""
         return {str(n): metrics.recall_at_n(self.ranks, n) for n in self.at}
 
     @cached_property
@@ -158,41 +157,41 @@ class Evaluation:
 
     @cached_property
     def ranks(self) -> list[int | None]:
-        """Of the best right photo of each answerable query."""
+        """Rank of the best right photo of each answerable query."""
         return [result.rank for result in self.answerable]
 
     @cached_property
     def ranked_by(self) -> str:
-        """What says how sure an answer is: its confidence where every answer has one, else its score."""
+        """The value that ranks answers: confidence if every answer has one, otherwise the score."""
         sure = [result.confidence is not None for result in self.results if result.hits]
         return "confidence" if sure and all(sure) else "score"
 
     def sureness(self, result: QueryResult) -> float:
-        """What a query's answer is ranked by."""
+        """Return the ranking value of a query's answer."""
         value = result.confidence if self.ranked_by == "confidence" else result.score
         return float("-inf") if value is None else value
 
     @cached_property
     def precision_recall(self) -> metrics.Curve:
-        """Of answering only what is sure enough; see `indexer.evaluation.metrics.precision_recall`."""
+        """Precision and recall by threshold; see `indexer.evaluation.metrics.precision_recall`."""
         asked = [result for result in self.results if result.hits]
         values = [self.sureness(result) for result in asked]
         return metrics.precision_recall(values, [result.right for result in asked], self.queries)
 
     @cached_property
     def reliability(self) -> list[metrics.Bin] | None:
-        """Confidences beside how often they were right; None where no answer has one."""
+        """Confidences against the share of right answers; None if no answer has a confidence."""
         sure = [(r.confidence, r.right) for r in self.results if r.confidence is not None]
         return metrics.reliability([c for c, _ in sure], [right for _, right in sure]) if sure else None
 
     @cached_property
     def errors_m(self) -> list[float]:
-        """Ascending: how far off the position is, of the answerable queries whose own is known."""
+        """Position errors in ascending order, of answerable queries with a known position."""
         return sorted(result.error_m for result in self.answerable if result.error_m is not None)
 
     @cached_property
     def within_radius(self) -> float | None:
-        """The share of those positions whose radius reaches the truth; None where there are none."""
+        """Share of these positions whose radius contains the truth; None without positions."""
         inside = [
             result.error_m <= result.position.radius_m
             for result in self.answerable
@@ -202,11 +201,11 @@ class Evaluation:
 
     @property
     def calibration_error(self) -> float | None:
-        """Expected calibration error over ten bins; None where no answer has a confidence."""
+        """Expected calibration error over ten bins; None if no answer has a confidence."""
         return None if self.reliability is None else metrics.calibration_error(self.reliability)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; what could not be measured is null."""
+        """Return JSON values; unmeasured ones are null."""
         return {
             "queries": self.queries,
             "database": self.database,
@@ -265,9 +264,9 @@ class Evaluation:
 
     @cached_property
     def known(self) -> dict[str, int] | None:
-        """How many answers were right, wrong, or to foreign queries, and how many of each `known` refuses.
+        """Return the numbers of right, wrong and foreign answers, and how many of each `known` refuses.
 
-        None where no answer says whether the place is known.
+        None if no answer says whether the place is known.
         """
         judged = [result for result in self.results if result.known is not None]
         groups = {

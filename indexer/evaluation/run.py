@@ -1,4 +1,4 @@
-"""Asking an index about photos whose places are known."""
+"""Query an index with photos of known places."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from indexer.search.searcher import Question
 
 RADIUS_M = 25.0
 AT = (1, 5, 10, 20)
-_PANORAMA = re.compile(r"^@(?:[^@]*@){6}([^@]+)@")  # the seventh field of the field's names
+_PANORAMA = re.compile(r"^@(?:[^@]*@){6}([^@]+)@")  # the seventh field of such names
 
 
 def evaluate(
@@ -38,24 +38,24 @@ def evaluate(
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Ask the index every photo in `queries` and see how often and how surely it is right.
+    """Query the index with every photo in `queries`, and judge the answers.
 
     Args:
         queries: a folder of photos, or a data set's folder with `database` and `queries` in it.
-        truth: right is a photo that this CSV names: `query,positives`, positives separated by spaces; or
-            the frame-aligned form `query,reference_indices`, numbers of photos in the order of their paths.
-        frames: right is the query's own frame of an aligned traverse, or one so near to it in order.
-        aligned_by: what makes a frame the query's own, its file's name or its position in order.
-        metadata: a table with the queries' positions, where neither name nor EXIF has them.
+        truth: a CSV of right photos: `query,positives`, positives separated by spaces; or the
+            frame-aligned form `query,reference_indices`, numbers of photos in the order of their paths.
+        frames: right is the query's own frame of an aligned traverse, or up to this many frames away.
+        aligned_by: how a query finds its own frame: by file name, or by position in order.
+        metadata: a table with the queries' positions, if neither name nor EXIF has them.
         radius_m: without `truth` or `frames`, right is a photo within this of the query's position.
-        more_radii_m: radii by which recall is told as well, of the same answers.
-        heading_tolerance: a right photo must also look the query's way, give or take these degrees.
-        one_per_panorama: of photos that are cut from one panorama, by their `@…@` names, the best counts.
+        more_radii_m: further radii for recall, with the same answers.
+        heading_tolerance: a right photo also has the query's heading, within these degrees.
+        one_per_panorama: only the best photo of each panorama counts, by `@…@` names.
         at: the N of recall@N.
-        verify: look at the nearest photos once more, by their local features, where the index has them.
+        verify: compare the nearest photos again by local features, if the index has them.
 
     Raises:
-        UsageError: the truth or metadata file is wrong, or two things say what is right.
+        UsageError: the truth or metadata file is wrong, or two options define what is right.
         IndexerError: no query photo, none readable, or none with a right answer.
     """
     rule = _rule(radius_m, heading_tolerance, truth, frames, aligned_by)
@@ -68,7 +68,7 @@ def evaluate(
     rules = [rule, *(replace(rule, radius_m=radius) for radius in more_radii_m)]
     expected = [_expected(index, found, one, progress) for one in rules]
     for one, photos in zip(rules, expected, strict=True):
-        if not any(query.photos for query in photos):  # known before the network has seen them all
+        if not any(query.photos for query in photos):  # checked before the network runs
             raise IndexerError(_no_answer(one, failed, len(found)))
     panoramas = _panoramas(index) if one_per_panorama else {}
     results = _ask(index, found, expected[0], max(at), panoramas, failed, progress, verify)
@@ -122,7 +122,7 @@ def _expected(index: Index, queries: Sequence[Query], rule: Rule, progress: Prog
 def _judged(
     evaluation: Evaluation, rule: Rule, expected: Sequence[Expected], results: dict[int, QueryResult]
 ) -> Evaluation:
-    """The same answers, with this rule deciding which are right."""
+    """Return the same answers, judged by this rule."""
     judged = [replace(result, expected=expected[number]) for number, result in results.items()]
     return replace(evaluation, results=tuple(judged), rule=rule)
 
@@ -137,7 +137,7 @@ def _ask(
     progress: Progress,
     verify: bool,
 ) -> dict[int, QueryResult]:
-    """Answers to all queries that can be judged, by number; why one cannot be read goes into `failed`."""
+    """Return the answers to all queries with truth, by number; unreadable ones go into `failed`."""
     asked = [
         (str(number), query.path)
         for number, query in enumerate(queries)
@@ -167,7 +167,7 @@ def _ask(
 
 
 def _nearest(index: Index, question: Question, n: int, panoramas: dict[str, str]) -> list[PhotoHit]:
-    """The n nearest photos, of each panorama only the best."""
+    """Return the n nearest photos, only the best of each panorama."""
     ask = n
     while True:
         hits = index.nearest(question, ask)
@@ -180,7 +180,7 @@ def _nearest(index: Index, question: Question, n: int, panoramas: dict[str, str]
 
 
 def _panoramas(index: Index) -> dict[str, str]:
-    """By photo, the folder and panorama that its name says it was cut from."""
+    """Return each photo's panorama from its name: folder and panorama."""
     found = {}
     for photo in index.photos():
         path = PurePosixPath(photo.path)

@@ -1,4 +1,4 @@
-"""What counts as right for a query: photos near it, photos that a file names, or frames of equal number."""
+"""What is right for a query: near photos, photos of a truth file, or frames of an aligned traverse."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Expected:
     """The right photos of one query."""
 
     photos: frozenset[str] | None
-    """Ids; none where no photo of the index is right. None where nobody knows what would be right."""
+    """Ids; empty if no photo of the index is right. None if unknown."""
     heading: float | None = None
-    """Which way a right photo, or view of a panorama, must look; None where that does not matter."""
+    """Heading of a right photo, or view of a panorama; None if it does not matter."""
     tolerance: float = 180.0
-    """By how many degrees it may look another way."""
+    """Largest difference from it, in degrees."""
 
     def right(self, hit: PhotoHit) -> bool:
         """Whether this photo is right; a panorama is judged by the view that was found."""
@@ -55,10 +55,10 @@ def turn(one: ArrayLike, other: ArrayLike) -> FloatArray:
 def by_distance(
     index: Index, queries: Sequence[Query], radius_m: float, heading_tolerance: float | None = None
 ) -> list[Expected]:
-    """Right are photos within `radius_m` of the query that, with a tolerance, also look the same way.
+    """Judge by distance: within `radius_m`, and with a tolerance also by heading.
 
-    Nobody knows what is right for a query without a position or, with a tolerance, without a heading. A
-    photo without a heading is not right then.
+    Truth is unknown for a query without a position or, with a tolerance, without a heading. A photo without a
+    heading is then not right.
 
     Raises:
         IndexerError: the index has no positions; or, with a tolerance, no headings.
@@ -75,7 +75,7 @@ def by_distance(
 
 
 class _Views:
-    """Position and direction of all photos with a position; with `directions`, panoramas view by view."""
+    """Return position and heading of all photos with a position; with `directions`, of each view."""
 
     def __init__(self, index: Index, *, directions: bool) -> None:
         views = [(photo, 0.0) for photo in index.photos()]
@@ -88,7 +88,7 @@ class _Views:
         self._ids = [photo.id for photo, _ in located]
         self._lat = np.array([photo.lat for photo, _ in located], np.float64)
         self._lon = np.array([photo.lon for photo, _ in located], np.float64)
-        heading = np.array([photo.heading for photo, _ in located], np.float64)  # NaN where None
+        heading = np.array([photo.heading for photo, _ in located], np.float64)  # NaN for None
         self._heading = heading + np.array([yaw for _, yaw in located], np.float64)
 
     @property
@@ -102,16 +102,16 @@ class _Views:
         right = haversine_m(where.lat, where.lon, self._lat, self._lon) <= radius_m
         if tolerance is None or where.heading is None:
             return Expected(frozenset(self._ids[i] for i in np.flatnonzero(right)))
-        right &= turn(self._heading, where.heading) <= tolerance  # never where there is no heading: NaN
+        right &= turn(self._heading, where.heading) <= tolerance  # NaN without a heading: never within
         return Expected(frozenset(self._ids[i] for i in np.flatnonzero(right)), where.heading, tolerance)
 
 
 def by_frames(index: Index, queries: Sequence[Query], frames: int, aligned_by: AlignedBy) -> list[Expected]:
-    """Right is the frame of an aligned traverse that is the query's own, and `frames` to either side of it.
+    """Judge by frames: the query's own frame of an aligned traverse, and `frames` on either side.
 
-    By name, a query's own frames are all files of the index with its file name, the ending aside, and their
-    neighbours those beside them in the order of names within one folder; without any, no photo of the index
-    is right. By order, the query's own frame is the one at the same position in the order of paths.
+    By name: the own frames are all files of the index with the query's name, without extension; neighbours
+    are those beside them in order of name within the folder. Without own frames, no photo of the index is
+    right. By order: the own frame is at the same position in the order of paths.
 
     Raises:
         UsageError: `frames` is negative.
@@ -119,7 +119,7 @@ def by_frames(index: Index, queries: Sequence[Query], frames: int, aligned_by: A
     """
     if frames < 0:
         raise UsageError(f"frames must be 0 or more, not {frames}")
-    # Photos that could not be read count too, else all after them would be taken for others.
+    # Unreadable photos count too, or all later numbers would shift.
     files = sorted(index.catalogue.files().items())
     if aligned_by == "order":
         whole = [row.photo for _, row in files]
@@ -142,7 +142,7 @@ def by_frames(index: Index, queries: Sequence[Query], frames: int, aligned_by: A
 def _own_by_name(
     files: Sequence[tuple[PurePosixPath, str]], queries: Sequence[Query]
 ) -> list[list[tuple[list[str], int]]]:
-    """For each query the runs of frames that hold one of its name, and where in them."""
+    """Return for each query the runs of frames that contain its name, and the positions in them."""
     runs: dict[PurePosixPath, list[str]] = {}
     named: dict[str, list[tuple[list[str], int]]] = {}
     for path, photo in files:
@@ -153,12 +153,12 @@ def _own_by_name(
 
 
 def by_file(path: Path, index: Index, queries: Sequence[Query]) -> list[Expected]:
-    """The right photos that a truth CSV names (see `indexer.evaluation.evaluate`).
+    """Judge by a truth CSV (see `indexer.evaluation.evaluate`).
 
-    A query that the file does not list is unknown; one whose positives are empty has no right photo.
+    A query that the file does not list is unknown; one with empty positives has no right photo.
 
     Raises:
-        UsageError: a column is missing, or a row names a query or a photo that is not there.
+        UsageError: a column is missing, or a row names an unknown query or photo.
     """
     rows, columns = _read_csv(path)
     form = next((c for c in ("positives", "reference_indices") if c in columns), None)
@@ -168,7 +168,7 @@ def by_file(path: Path, index: Index, queries: Sequence[Query]) -> list[Expected
         )
     names = _QueryNames(queries)
     finder = PathFinder(index.catalogue)
-    # Photos that could not be read count too, else all after them would be taken for others.
+    # Unreadable photos count too, or all later numbers would shift.
     ordered = [row.photo for _, row in sorted(index.catalogue.files().items())]
     positives: dict[int, set[str]] = {}
     for line, row in enumerate(rows, 2):
@@ -198,7 +198,7 @@ def _read_csv(path: Path) -> tuple[list[dict[str, str]], set[str]]:
 
 
 class _QueryNames:
-    """Finds a query by its path, as a truth file may write it: relative, absolute, or only its end."""
+    """Finds a query by a path of the truth file: relative, absolute, or only its end."""
 
     def __init__(self, queries: Sequence[Query]) -> None:
         self._numbers: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Positions for photos that have none: where an index is sure enough of them, and nowhere else."""
+"""Geotagging: positions for photos that have none, if an index is confident enough."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from model.images import open_photo
 MIN_CONFIDENCE = 0.9
 NOTE = "Position estimated by loci from photos that look alike, not measured"
 
-# Whatever has a position: the filter leaves out what has none, and the whole earth is within it.
+# everything with a position: the whole earth is within this radius
 _LOCATED = Filters(lat=0.0, lon=0.0, radius_m=3e7)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -52,33 +52,33 @@ What = Literal["tagged", "has_position", "unsure", "unknown", "no_position", "va
 
 @dataclass(frozen=True)
 class GeotagOptions:
-    """What `geotag` may be told."""
+    """Options of `geotag`."""
 
     min_confidence: float = MIN_CONFIDENCE
-    """The least probability that the place is right."""
+    """Least probability that the place is right."""
     min_score: float | None = None
-    """The least likeness; on an index that is not calibrated, asked for instead of a confidence."""
+    """Least score; replaces the confidence for an index that is not calibrated."""
     max_radius_m: float | None = None
-    """The most that a position may be off."""
+    """Largest radius of a position."""
     metadata: Path | None = None
-    """A table of positions that are known."""
+    """A table of known positions."""
     to: Path | None = None
     """A CSV to write."""
     xmp: bool = False
-    """Write XMP sidecars beside the photos."""
+    """Write XMP sidecars next to the photos."""
     xmp_into: Path | None = None
-    """A folder to write sidecars into instead, in a tree like the photos'."""
+    """A folder for sidecars instead, in the same tree as the photos."""
     xmp_name: str | None = None
-    """How new sidecars are named: see `sidecars.NAMINGS`."""
+    """Naming of new sidecars: see `sidecars.NAMINGS`."""
     replace: bool = False
-    """Ask again where a sidecar, or the CSV, has a position."""
+    """Query photos again whose sidecar, or line in the CSV, has a position."""
     write: bool = False
-    """Write; otherwise nothing is."""
+    """Write; otherwise nothing is written."""
     limit: int | None = None
-    """Ask about so many photos at most."""
+    """Most photos to query."""
 
     def check(self) -> None:
-        """Raise UsageError for what cannot be."""
+        """Raise UsageError for impossible values."""
         if not 0 <= self.min_confidence <= 1:
             raise UsageError(f"`min_confidence` must be between 0 and 1, not {self.min_confidence:g}")
         if self.min_score is not None and not math.isfinite(self.min_score):
@@ -99,55 +99,54 @@ class GeotagOptions:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an index says of a photo."""
+    """The answer of an index for a photo."""
 
     position: Position | None
-    """Where it takes the photo to be from; None where nothing speaks for one."""
+    """Estimated position; None if no photo supports one."""
     confidence: float | None
     """Probability that the nearest place is right."""
     score: float
     place: str | None
-    """The nearest place's name, where it has one."""
+    """Name of the nearest place, if it has one."""
     place_id: str
     photo: str | None
-    """The photo of that place that is most like it."""
+    """The most similar photo of that place."""
 
     @property
     def heading(self) -> float | None:
-        """Which way the photo looks, degrees clockwise from north; None where that is not known."""
+        """Heading of the photo, degrees clockwise from north; None if unknown."""
         return getattr(self.position, "heading", None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one photo."""
+    """The result for one photo."""
 
     file: Path
     path: str
-    """As it is called in the CSV."""
+    """Its name in the CSV."""
     what: What
-    """`tagged`: its position was written, or would be; else why it was left, or could not be dealt with."""
+    """`tagged`: its position was written, or would be; otherwise why not."""
     reason: str | None = None
-    """In words; of a tagged one, what its position takes the place of."""
+    """In words; for `tagged`, what the position replaces."""
     estimate: Estimate | None = None
-    """None where the index was not asked, or has nothing to answer with."""
+    """None if the index was not queried, or has no answer."""
     sidecar: Path | None = None
-    """The sidecar written, or to be written."""
+    """The sidecar that was written, or would be."""
 
 
 def geotag(
     index: Index, photos: Sequence[Path], options: GeotagOptions, progress: Progress | None = None
 ) -> Iterator[Outcome]:
-    """Look for a position for every photo in folders, or given by itself, that has none.
+    """Estimate positions of photos that have none, in folders or given singly.
 
-    Yields an outcome for each, as it is written or left: photos never change, and stopping between two
-    leaves what was written whole. A photo's position may be in a table, its name, a sidecar, the CSV that is
-    written to, its EXIF or its own XMP. Photos of the index that have no position are passed over, so that
-    the photos asked about may be among them.
+    Yields a result for each, when it is written or left. Photos never change, and stopping between two leaves
+    whole files. A photo's position may be in a table, its name, a sidecar, the CSV that is written, its EXIF
+    or its own XMP. Photos of the index without a position are left out, so the photos may be in the index.
 
     Raises:
-        UsageError: an option that cannot be, or a table that cannot be read.
-        NotCalibrated: the index does not say how sure it is, and no `min_score` is given.
+        UsageError: an impossible option, or a table that cannot be read.
+        NotCalibrated: the index is not calibrated, and there is no `min_score`.
         IndexerError: no photos; no photo of the index has a position; the disk is full.
     """
     options.check()
@@ -160,7 +159,7 @@ def geotag(
 
 
 class _Run:
-    """One run: which photos to ask about, what to make of the answers, and where to write them."""
+    """One run: which photos to query, how to judge the answers, and where to write."""
 
     def __init__(
         self, index: Index, files: Sequence[ScannedFile], options: GeotagOptions, progress: Progress
@@ -174,7 +173,7 @@ class _Run:
         self._sidecars = Sidecars(files, self._names, into=options.xmp_into, naming=options.xmp_name)
         self._csv = PositionsCsv(options.to, anew=options.replace) if options.to else None
         self._filters = _filters(index)
-        self._settled: deque[Outcome] = deque()  # without asking the index
+        self._settled: deque[Outcome] = deque()  # without a query
         self._calibrated = False
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -193,7 +192,7 @@ class _Run:
                         yield self._answer(embedded.item, embedded.seen[0])
             yield from self._drain()
             if self._csv and self._options.write:
-                self._csv.begin()  # even where there is nothing to write, what was to be replaced is
+                self._csv.begin()  # also without new positions, the replaced ones go
         finally:
             if self._csv:
                 self._csv.close()
@@ -203,7 +202,7 @@ class _Run:
             yield self._settled.popleft()
 
     def _to_ask(self) -> Iterator[ScannedFile]:
-        """The photos that have no position; what becomes of the others is settled on the way."""
+        """Yield photos without a position; `settle` the others on the way."""
         asked = 0
         for file in self._files:
             if asked == self._options.limit:
@@ -231,7 +230,7 @@ class _Run:
         return None
 
     def _known(self, file: ScannedFile) -> str | None:
-        """Where a photo's position is already, None if nowhere. Raises XmpError, ImageError."""
+        """Return the source of a photo's known position, or None. Raises XmpError, ImageError."""
         listed = self._table.for_photo(file.root, file.relative) if self._table else None
         if self._table and listed and listed.lat is not None:
             return f"in {self._table.path}"
@@ -276,7 +275,7 @@ class _Run:
                 target = sidecar.target
                 with _named(target.name):
                     replaced = _replaced(sidecar)
-                    if replaced and not self._options.replace:  # put there while the photo was looked at
+                    if replaced and not self._options.replace:  # written while the photo was queried
                         return self._left(file, "has_position", f"in {target.name}")
                     if self._options.write:
                         write_estimate(sidecar, *_values(estimate), self._remarks(estimate))
@@ -291,7 +290,7 @@ class _Run:
         return Outcome(file.path, path, "tagged", replaced, estimate, target)
 
     def _remarks(self, estimate: Estimate) -> dict[str, str]:
-        """What a sidecar says of an estimate; not which photo it is from, whose name may be private."""
+        """Remarks of a sidecar on an estimate; without the matched photo, whose name may be private."""
         remarks = {"Note": NOTE, "Model": self._index.model_fingerprint, "Score": f"{estimate.score:.4f}"}
         if estimate.confidence is not None:
             remarks["Confidence"] = f"{estimate.confidence:.4f}"
@@ -302,7 +301,7 @@ class _Run:
 
 
 def _filters(index: Index) -> Filters | None:
-    """What leaves out the photos of an index that have no position, None where all have one.
+    """Return the filter for the photos of an index that have a position; None if all have.
 
     Raises:
         IndexerError: none has.
@@ -325,7 +324,7 @@ def _estimate(answer: Answer, best: PlaceHit) -> Estimate:
 
 
 def _objection(answer: Answer, estimate: Estimate, options: GeotagOptions) -> tuple[What, str] | None:
-    """Why an answer is not good enough; None where it is."""
+    """Return why an answer is not good enough, or None."""
     position, confidence = estimate.position, estimate.confidence
     if answer.known is False:
         return "unknown", "place unknown"
@@ -345,9 +344,9 @@ def _objection(answer: Answer, estimate: Estimate, options: GeotagOptions) -> tu
 
 
 def _is_at(position: Position, best: PlaceHit) -> bool:
-    """Whether a position is that of the best place, which alone the confidence is about.
+    """Whether the position is that of the best place, to which the confidence belongs.
 
-    The best photo lies within a group's radius of its middle where it belongs to it, and so does the mean.
+    Then the best photo is within a group's radius of the position.
     """
     where = best.photos[0] if best.photos else best
     if where.lat is None or where.lon is None:
@@ -357,7 +356,7 @@ def _is_at(position: Position, best: PlaceHit) -> bool:
 
 
 def _below(value: float, bound: float) -> str:
-    """A value and the bound that it misses, to three digits unless those would hide that it does."""
+    """Return a value and the bound that it misses, with three digits or more."""
     shown = round(value, 3)
     return f"{shown if shown < bound else math.floor(value * 1000) / 1000:g} < {bound:g}"
 
@@ -369,13 +368,13 @@ def _values(estimate: Estimate) -> tuple[float, float, float, float | None]:
 
 
 def _row(path: str, estimate: Estimate) -> tuple[object, ...]:
-    """A line of the CSV. A place without a name stays without: its id would be read back as one."""
+    """Return a line of the CSV. A place without a name stays empty: its id would be read as a name."""
     lat, lon, radius_m, heading = _values(estimate)
     return path, lat, lon, radius_m, estimate.confidence, heading, estimate.place, estimate.photo
 
 
 def _replaced(sidecar: Sidecar) -> str | None:
-    """What a sidecar's new position takes the place of. Raises XmpError."""
+    """Return what a sidecar's new position replaces. Raises XmpError."""
     xmp = read_sidecar(sidecar.base) if sidecar.base else None
     if xmp is None or xmp.position() is None:
         return None
@@ -383,7 +382,7 @@ def _replaced(sidecar: Sidecar) -> str | None:
 
 
 def _has_position(packet: object) -> bool:
-    """Whether the XMP within a photo has a position; a damaged one counts as none, as damaged EXIF does."""
+    """Whether the XMP within a photo has a position; damaged XMP counts as none."""
     try:
         return isinstance(packet, bytes) and Xmp.parse(packet).position() is not None
     except XmpError:
@@ -392,7 +391,7 @@ def _has_position(packet: object) -> bool:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Begin the sentence of an XmpError with the sidecar's name."""
+    """Begin the message of an XmpError with the sidecar's name."""
     try:
         yield
     except XmpError as error:

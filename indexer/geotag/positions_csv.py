@@ -1,4 +1,4 @@
-"""A CSV of estimated positions, a line a photo, that `loci index --metadata` reads."""
+"""A CSV of estimated positions, one line for each photo, which `loci index` reads as metadata."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ COLUMNS = ("path", "lat", "lon", "radius_m", "confidence", "heading", "place", "
 
 
 class PositionsCsv:
-    """A file that positions are added to; what an earlier run wrote in it stays.
+    """A file that positions are added to; existing lines stay.
 
-    A line is written at once, so that a run that is stopped leaves whole lines, or one that is cut off,
-    which the next run takes away.
+    A line is written at once. A stopped run leaves whole lines, or one that is cut off, which the next run
+    removes.
     """
 
     def __init__(self, path: Path, *, anew: bool = False) -> None:
-        """Read what is there; `anew` drops it once there is something to write.
+        """Read existing lines; with `anew`, they are dropped before the first new one.
 
         Raises:
-            UsageError: it is there and no such table, or cannot be read.
+            UsageError: the file is not such a table, or cannot be read.
         """
         self.path = path
         self._rows, self._sound = _read(path)
@@ -40,7 +40,7 @@ class PositionsCsv:
         return path in self._listed
 
     def check_writable(self) -> None:
-        """Look whether it could be written, before the work is done. Raises IndexerError."""
+        """Check that the file can be written, before any work. Raises IndexerError."""
         place = (
             self.path if self.path.exists() else next(p for p in self.path.absolute().parents if p.exists())
         )
@@ -48,7 +48,7 @@ class PositionsCsv:
             raise IndexerError(f"cannot write {self.path}: {place} may not be changed")
 
     def begin(self) -> None:
-        """Open it for adding, if it is not yet. Raises IndexerError where it cannot be written."""
+        """Open the file for adding. Raises IndexerError if it cannot be written."""
         if self._file is not None:
             return
         try:
@@ -60,7 +60,7 @@ class PositionsCsv:
             raise IndexerError(f"cannot write {self.path}: {error.strerror}") from error
 
     def add(self, row: Sequence[object]) -> None:
-        """Add a photo's line, None as an empty cell. Raises IndexerError where that cannot be written."""
+        """Add a photo's line, with None as an empty cell. Raises IndexerError if it cannot be written."""
         self.begin()
         line = _lines([row]).encode()
         try:
@@ -76,7 +76,7 @@ class PositionsCsv:
 
 
 def _read(path: Path) -> tuple[list[list[str]], bool]:
-    """The rows of a file without its header, and whether it can be added to as it is."""
+    """Return the rows of a file without its header, and whether lines can be added to it."""
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is no file to add positions to")
     try:

@@ -1,4 +1,4 @@
-"""XMP sidecars: files that lie beside photos, or in a tree of their own, and say what is known of them."""
+"""XMP sidecars: metadata files next to photos, or in their own tree."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from indexer.photos.scan import ScannedFile
 from indexer.storage.files import sync_folder
 
 NAMINGS = ("full", "stem")
-"""`IMG_1.jpg.xmp` as darktable and digiKam name sidecars, `IMG_1.xmp` as Lightroom does, for raw photos."""
+"""`full`: `IMG_1.jpg.xmp`, as darktable and digiKam; `stem`: `IMG_1.xmp`, as Lightroom for raw photos."""
 
 _SUFFIXES = (".xmp", ".XMP")
 
 
 class PhotoNames:
-    """What photos are called in what is written: their paths below the folder that was given.
+    """Names of photos in written files: paths below the given folder.
 
-    Where several were given, a folder's own name comes first, and as many of those above it as it takes to
-    tell them apart: `loci index --metadata` reads all of these.
+    With several folders, the folder's name comes first, with as many parent folders as make names unique;
+    `loci index` reads all of these in metadata.
     """
 
     def __init__(self, files: Iterable[ScannedFile]) -> None:
@@ -42,20 +42,20 @@ class PhotoNames:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Where a photo's sidecar is written, and what it is made of."""
+    """The target of a photo's sidecar, and the file it is based on."""
 
     target: Path
     base: Path | None
-    """A sidecar that is there, whose other properties are kept; None where there is none."""
+    """An existing sidecar, whose other properties are kept; None if there is none."""
 
 
 class Sidecars:
-    """Finds the sidecars of photos, in either naming, and says where to write theirs."""
+    """Finds the sidecars of photos, in both namings, and the targets of new ones."""
 
     def __init__(
         self, files: Sequence[ScannedFile], names: PhotoNames, *, into: Path | None, naming: str | None
     ) -> None:
-        """`into`: the folder of a tree of their own; `naming`: of new ones, `full` where None."""
+        """`into`: folder of their own tree; `naming`: of new ones, `full` if None."""
         if naming not in (None, *NAMINGS):
             raise UsageError(f"no naming {naming!r} of sidecars; there are {', '.join(NAMINGS)}")
         self._names = names
@@ -66,15 +66,15 @@ class Sidecars:
         self._shared = frozenset(stem for stem, count in stems.items() if count > 1)
 
     def there(self, file: ScannedFile) -> list[Path]:
-        """The sidecars that a photo has, the one to write to, or to begin from, first."""
+        """Return the existing sidecars of a photo, first the one to write to or to start from."""
         homes = [file.path.parent] if self._into is None else [self._home(file), file.path.parent]
         return [path for home in homes for path in self._candidates(home, file) if os.path.lexists(path)]
 
     def of(self, file: ScannedFile) -> Sidecar:
-        """Where a photo's sidecar belongs.
+        """Return the target of a photo's sidecar.
 
         Raises:
-            XmpError: nowhere, since it would be another photo's, too.
+            XmpError: it would be another photo's sidecar, too.
         """
         shared = _stem(file.path) in self._shared
         own = [path for path in self.there(file) if not (shared and _is_by_stem(path, file))]
@@ -100,7 +100,7 @@ class Sidecars:
 
 
 def read_sidecar(path: Path) -> Xmp:
-    """Read a sidecar; a link is followed, but nothing is read that is no file.
+    """Read a sidecar, also through a link; other kinds of files are not read.
 
     Raises:
         XmpError: it cannot be read.
@@ -117,12 +117,12 @@ def read_sidecar(path: Path) -> Xmp:
 
 
 def check_writable(sidecar: Sidecar) -> None:
-    """Look whether a sidecar could be written, before the work is done. Raises XmpError."""
+    """Check that a sidecar can be written, before any work. Raises XmpError."""
     try:
         if stat.S_ISLNK(sidecar.target.lstat().st_mode):
             raise XmpError("is a link, which is not written to")
     except (FileNotFoundError, NotADirectoryError):
-        pass  # the latter: where its folder would be made, which the next look finds out
+        pass  # the latter: its parent is found by the next check
     except OSError as error:  # a name too long
         raise XmpError(f"cannot be written: {error.strerror}") from None
     folder = next(folder for folder in sidecar.target.parents if folder.exists())
@@ -140,17 +140,17 @@ def write_estimate(
     heading: float | None,
     remarks: Mapping[str, str],
 ) -> None:
-    """Put an estimated position (see `Xmp.put_estimate`) into a photo's sidecar, whole or not at all.
+    """Put an estimated position (see `Xmp.put_estimate`) into a photo's sidecar, as a whole or not at all.
 
     Raises:
-        XmpError: the one that is there cannot be read.
+        XmpError: the existing one cannot be read.
         OSError: it cannot be written.
     """
     xmp = read_sidecar(sidecar.base) if sidecar.base else Xmp.empty()
     xmp.put_estimate(lat, lon, radius_m, heading, remarks)
     sidecar.target.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(sidecar.target) as partial:
-        with partial.open("xb") as file:  # never through a link that somebody put there
+        with partial.open("xb") as file:  # never through an existing link
             file.write(xmp.to_bytes())
             file.flush()
             os.fsync(file.fileno())
@@ -160,8 +160,8 @@ def write_estimate(
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A name beside `target` for what takes its place at the end, and is gone if it does not come to that."""
-    partial = target.with_name(f".loci-{os.getpid()}.partial")  # short: names may be as long as they can be
+    """A temporary file beside `target` that replaces it at the end, and is deleted on failure."""
+    partial = target.with_name(f".loci-{os.getpid()}.partial")  # short: names may have the greatest length
     partial.unlink(missing_ok=True)
     try:
         yield partial
@@ -172,7 +172,7 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 
 def _ending(folder: Path, depth: int) -> str:
-    """The last parts of a folder's path, each with a slash behind it."""
+    """The last parts of a folder's path, each with a slash."""
     parts = folder.parts[1:]
     return "".join(f"{part}/" for part in parts[max(len(parts) - depth, 0) :])
 

@@ -1,1 +1,1 @@
-"""Photo files: finding them below folders, reading them, and what EXIF, names and tables say of them."""
+"""Photo files: finding them, reading them, and their metadata from EXIF, names and tables."""

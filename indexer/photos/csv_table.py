@@ -1,4 +1,4 @@
-"""Metadata as CSV: one line a photo, with a header."""
+"""Metadata in a CSV: a header, and one line for each photo."""
 
 import csv
 import difflib
@@ -17,18 +17,18 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "taken_at": ("taken_at", "datetime"),
     "place": ("place",),
 }
-"""The names a column may have, the preferred one first; upper and lower case are the same."""
+"""Accepted names of each column, the preferred one first; case does not matter."""
 
 NEEDED = ("path", "lat", "lon")
-"""Columns that must be there; a table of places does without a position."""
+"""Required columns; a table of places needs no position."""
 
 
 def parse_csv(text: str, source: str) -> Iterator[tuple[str, PhotoMetadata]]:
-    """Yield (path, metadata) for each line of a CSV whose columns are separated by comma, semicolon or tab.
+    """Yield (path, metadata) for each line of a CSV with comma, semicolon or tab.
 
-    Cells may be empty, lat and lon both or neither; other columns are ignored. Raises UsageError naming
-    `source`, line and column for a needed column that is missing (lat and lon, unless there is place) and a
-    value that cannot be read.
+    Cells may be empty; lat and lon both or neither. Other columns are ignored. Raises UsageError with
+    `source`, line and column if a required column is missing (lat and lon, unless there is place), or a value
+    is invalid.
     """
     delimiter = _delimiter(text)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -72,7 +72,7 @@ def _missing(column: str, names: Sequence[str]) -> str:
 
 
 class _Line:
-    """One line being read, so that each complaint can name it."""
+    """One line of the CSV, whose errors name it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Metadata from a photo's own EXIF block."""
+"""Metadata from a photo's EXIF."""
 
 import math
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ _BASE = ExifTags.Base
 
 
 def from_exif(image: Image.Image) -> PhotoMetadata:
-    """Position, heading and time of an opened photo; whatever is missing or damaged is None, never an error.
+    """Return position, heading and time of an opened photo; missing or damaged values are None.
 
-    A position needs both hemisphere letters: without them it may be a continent off, which is worse than
-    none. One that the receiver itself marks as void, (0, 0), and one out of range count as none. A magnetic
-    heading is taken as it is: the declination is a few degrees at most places.
+    A position needs both hemisphere letters: without them it may be a continent off. A position that is
+    marked as void, (0, 0) or out of range counts as missing. A magnetic heading is used unchanged: the
+    declination is a few degrees at most places.
     """
     try:
         exif = image.getexif()
         gps: Mapping[int, Any] = exif.get_ifd(ExifTags.IFD.GPSInfo)
         details: Mapping[int, Any] = exif.get_ifd(ExifTags.IFD.Exif)
-    # Pillow raises whatever a damaged block happens to trip over: struct.error, SyntaxError, KeyError, …
+    # Pillow raises many errors for a damaged block: struct.error, SyntaxError, KeyError, …
     except Exception:
         return PhotoMetadata()
     lat, lon = _position(gps) or (None, None)
@@ -50,12 +50,12 @@ def _degrees(value: Any, reference: Any, positive: str, negative: str) -> float 
 
 def _heading(gps: Mapping[int, Any]) -> float | None:
     value = _number(gps.get(_GPS.GPSImgDirection))
-    # 0 to 359.99 by the standard; beyond a full turn it is no direction but damage.
+    # 0 to 359.99 by the standard; more than a full turn is damage
     return heading_or_none(value) if value is not None and 0 <= value <= 360 else None
 
 
 def _taken_at(details: Mapping[int, Any]) -> str | None:
-    # Not the main block's DateTime: editors set it to the moment of saving.
+    # Not the main block's DateTime: editors set it to the time of saving.
     for moment, offset in (
         (_BASE.DateTimeOriginal, _BASE.OffsetTimeOriginal),
         (_BASE.DateTimeDigitized, _BASE.OffsetTimeDigitized),
@@ -71,7 +71,7 @@ def _number(value: Any) -> float | None:
         number: float = float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         return None
-    # A rational with denominator 0 arrives as NaN.
+    # a rational with denominator 0 is NaN
     return number if math.isfinite(number) else None
 
 

@@ -1,7 +1,7 @@
-"""Metadata from the field's own file names.
+"""Metadata from the file names of visual place recognition.
 
-`@UTM_east@UTM_north@zone@letter@lat@lon@pano@tile@heading@pitch@roll@height@YYYYMMDD_hhmmss@note@.jpg`,
-any field may be empty.
+`@UTM_east@UTM_north@zone@letter@lat@lon@pano@tile@heading@pitch@roll@height@YYYYMMDD_hhmmss@note@.jpg`; any
+field may be empty.
 """
 
 import math
@@ -19,10 +19,10 @@ _STAMP = re.compile(r"^(\d{4})(\d{2})(\d{2})(?:_(\d{2})(\d{2})(\d{2}))?$")
 
 
 def from_name(name: str) -> PhotoMetadata:
-    """Position, heading and time that a file's name (or path) carries; empty where it follows no such rule.
+    """Return position, heading and time from a file name or path; empty if it has another form.
 
-    Latitude and longitude are taken where given, else converted from UTM with the zone and hemisphere
-    named; without zone or letter there is no telling, so no position.
+    Latitude and longitude are used if given, otherwise converted from UTM with zone and hemisphere. Without
+    zone or letter there is no position.
     """
     base = re.split(r"[/\\]", name)[-1]
     if not base.startswith("@"):
@@ -56,11 +56,11 @@ def _utm_position(fields: dict[str, str]) -> tuple[float, float] | None:
 
 
 def _is_south(north: float, letter: str) -> bool:
-    """Hemisphere of a UTM letter, which names a latitude band: C to M lie south of the equator, N to X north.
+    """Hemisphere of a UTM letter, which names a latitude band: C to M are south of the equator, N to X north.
 
-    `S` is two things in the wild: the band 32 to 40° N (San Francisco is 10S) and "southern hemisphere".
-    The band's northings are 3,540 to 4,430 km, so any other northing tells that the hemisphere is meant.
-    (`N` is north either way.)
+    `S` has two meanings in practice: the band 32 to 40° N (San Francisco is 10S) and "southern hemisphere".
+    The band's northings are 3,540 to 4,430 km; any other northing means the hemisphere. (`N` is north either
+    way.)
     """
     if letter == "S":
         return not 3_500_000 <= north <= 4_500_000

@@ -1,4 +1,4 @@
-"""Metadata as JSON: GeoJSON points, or Mapillary's image descriptions."""
+"""Metadata in JSON: GeoJSON points, or Mapillary's image descriptions."""
 
 import json
 import re
@@ -17,7 +17,7 @@ Entry = tuple[str, PhotoMetadata]
 def parse_json(text: str, source: str) -> Iterator[Entry]:
     """Yield (path, metadata) from a GeoJSON FeatureCollection or a list of Mapillary image descriptions.
 
-    Raises UsageError naming `source` and the entry at fault.
+    Raises UsageError with `source` and the entry.
     """
     try:
         document = json.loads(text)
@@ -68,7 +68,7 @@ def _described(properties: Mapping[str, Any], lat: float | None, lon: float | No
 
 
 def _parse_mapillary(entries: list[Any], source: str) -> Iterator[Entry]:
-    """Entries that report an error, describe a video or have no position carry nothing to read."""
+    """Skip entries that report an error, describe a video or have no position."""
     for number, entry in enumerate(entries, 1):
         at = f"{source}, entry {number}"
         if not isinstance(entry, dict):
@@ -97,7 +97,7 @@ def _parse_mapillary(entries: list[Any], source: str) -> Iterator[Entry]:
 
 
 def _capture_time(value: Any) -> str | None:
-    """Mapillary's `2018_06_08_20_24_11_000` is UTC; newer files hold ISO 8601."""
+    """Mapillary's `2018_06_08_20_24_11_000` is UTC; newer files have ISO 8601."""
     text = value if isinstance(value, str) else ""
     stamp = _CAPTURE_TIME.match(text)
     return time_or_none("{}-{}-{}T{}:{}:{}+00:00".format(*stamp.groups()) if stamp else text)

@@ -1,4 +1,4 @@
-"""What is known of a photo besides its pixels, and the checks every source of it shares."""
+"""Metadata of a photo, and checks that all sources share."""
 
 import math
 import re
@@ -11,21 +11,21 @@ _DATE_ONLY = re.compile(r"^\d{4}-\d{2}-\d{2}$")
 
 @dataclass(frozen=True)
 class PhotoMetadata:
-    """Where and when a photo was taken, as far as one source knows."""
+    """Where and when a photo was taken, from one source."""
 
     lat: float | None = None
-    """Degrees north, WGS84; set together with `lon` or not at all."""
+    """Degrees north, WGS84; set if and only if `lon` is."""
     lon: float | None = None
     """Degrees east, in [-180, 180]."""
     heading: float | None = None
-    """Degrees clockwise from north the camera looked, in [0, 360)."""
+    """Heading of the camera, degrees clockwise from north, in [0, 360)."""
     taken_at: str | None = None
-    """ISO 8601, to the second, with an offset where one is known; it parses with `datetime.fromisoformat`."""
+    """ISO 8601, to the second, with an offset if known; `datetime.fromisoformat` parses it."""
     place: str | None = None
-    """The name of the place, as the user gives it."""
+    """Name of the place."""
 
     def merged_over(self, other: "PhotoMetadata") -> "PhotoMetadata":
-        """This with gaps filled from `other`; latitude and longitude go together, never one of each."""
+        """Return this with gaps filled from `other`; latitude and longitude always from one source."""
         lat, lon = (self.lat, self.lon) if self.lat is not None else (other.lat, other.lon)
         return PhotoMetadata(
             lat=lat,
@@ -37,31 +37,31 @@ class PhotoMetadata:
 
 
 def in_range(lat: float, lon: float) -> bool:
-    """Whether the two are a latitude and a longitude in degrees (finite, ±90 and ±180)."""
+    """Whether the two are latitude and longitude in degrees (finite, ±90 and ±180)."""
     return math.isfinite(lat) and math.isfinite(lon) and abs(lat) <= 90 and abs(lon) <= 180
 
 
 def position_or_none(lat: float, lon: float) -> tuple[float, float] | None:
-    """The position, or None where it is out of range or exactly (0, 0).
+    """Return the position, or None if it is out of range or exactly (0, 0).
 
-    Receivers without a fix write zeros; nobody's photo is from that very point in the Gulf of Guinea.
+    Receivers without a fix write zeros.
     """
     return (lat, lon) if in_range(lat, lon) and (lat, lon) != (0.0, 0.0) else None
 
 
 def heading_or_none(degrees: float) -> float | None:
-    """A compass heading brought into [0, 360), or None where it is no finite number."""
+    """Return a heading in [0, 360), or None if it is not a finite number."""
     if not math.isfinite(degrees):
         return None
-    # Twice, since a tiny negative angle rounds up to 360.0 itself the first time.
+    # twice, because a tiny negative angle rounds up to 360.0 the first time
     return degrees % 360.0 % 360.0
 
 
 def time_or_none(text: str, offset: str = "") -> str | None:
-    """A time as ISO 8601 to the second, or None where it is none.
+    """Return a time as ISO 8601 to the second, or None if it is invalid.
 
-    Reads ISO 8601 and EXIF's `2024:09:23 16:06:58`; a date without a time stays a date. `offset`
-    (`+02:00`) is added where the text has none of its own and it can be read.
+    Reads ISO 8601 and EXIF's `2024:09:23 16:06:58`; a date without a time stays a date. `offset` (`+02:00`)
+    is added if the text has none and it is valid.
     """
     text = _EXIF_DATE.sub(r"\1-\2-\3", text.strip(" \t\r\n\0"))
     try:

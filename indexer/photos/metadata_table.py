@@ -1,4 +1,4 @@
-"""A table of metadata beside the photos, and how its paths are matched to theirs."""
+"""A metadata table for photos, and the matching of its paths."""
 
 import os
 import posixpath
@@ -14,20 +14,20 @@ from indexer.photos.metadata import PhotoMetadata
 
 @dataclass(frozen=True)
 class MetadataTable:
-    """Metadata of many photos by path, as one CSV or JSON file gives it."""
+    """Metadata of photos by path, from one CSV or JSON file."""
 
     path: Path
-    """The file it was read from; its folder is one of those its paths may be relative to."""
+    """The file; its folder is one of those that its paths may be relative to."""
     entries: Mapping[str, PhotoMetadata]
-    """By path as the file gives it, with `/` between parts."""
+    """Metadata by the path in the file, with `/` between parts."""
     _used: set[str] = field(default_factory=set, repr=False, compare=False)
     _prefixes: dict[Path, list[tuple[str, str]]] = field(default_factory=dict, repr=False, compare=False)
 
     def for_photo(self, root: Path, relative: str) -> PhotoMetadata | None:
-        """The entry of the photo `relative` (with `/`) below the indexed folder `root`, or None.
+        """Return the entry of the photo `relative` (with `/`) below the indexed folder `root`, or None.
 
-        A table's path may be relative to that folder, to the table's own folder, or to any folder above the
-        indexed one (so that its first parts are the folder's own name), or be absolute; tried in this order.
+        A table's path may be relative to that folder, to the table's folder, or to a folder above the indexed
+        one (its first parts are then folder names), or absolute; tried in this order.
         """
         for cut, prefix in self._prefixes_of(root):
             if not relative.startswith(cut):
@@ -39,11 +39,11 @@ class MetadataTable:
         return None
 
     def unused(self) -> list[str]:
-        """Paths in the table that no photo asked for so far, in the table's order."""
+        """Paths in the table that no photo has matched so far, in order."""
         return [path for path in self.entries if path not in self._used]
 
     def _prefixes_of(self, root: Path) -> list[tuple[str, str]]:
-        """Pairs (start to cut off a photo's path, start to put there instead), in order of preference."""
+        """Pairs (prefix to remove from a photo's path, prefix to add), in order of preference."""
         if root not in self._prefixes:
             found = [("", ""), *_from_table_folder(root.resolve(), self.path.resolve().parent)]
             for folder in dict.fromkeys((root.absolute(), root.resolve())):
@@ -57,8 +57,8 @@ class MetadataTable:
 def read_table(path: Path) -> MetadataTable:
     """Read a CSV, GeoJSON or Mapillary description file.
 
-    Raises UsageError with one sentence that names the file, and the line and column where one is at fault.
-    A path listed twice keeps its last line.
+    Raises UsageError with the file, and the line and column of the error. A path that is listed twice keeps
+    its last line.
     """
     text = _read_text(path)
     parse = parse_json if text.lstrip()[:1] in ("{", "[") else parse_csv
@@ -66,7 +66,7 @@ def read_table(path: Path) -> MetadataTable:
 
 
 def unused_rows(table: MetadataTable) -> str:
-    """In words, how many rows of a table no photo asked for."""
+    """Return a note on the rows that no photo has matched."""
     paths = table.unused()
     shown = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
     return f"{len(paths)} rows of {table.path} name no photo that was given: {shown}"
@@ -77,7 +77,7 @@ def _read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the metadata file {path}: {error.strerror}") from error
-    # Excel's "Unicode text" is UTF-16 with a byte-order mark; everything else writes UTF-8.
+    # Excel's "Unicode text" is UTF-16 with a byte-order mark; all others write UTF-8
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return data.decode(encoding)

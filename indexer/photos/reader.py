@@ -1,4 +1,4 @@
-"""A photo's file → the images that the network sees: one, or the views of a panorama."""
+"""Read a photo file into the images that the network sees: one, or the views of a panorama."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from model.panorama import cut_views, is_panorama, source_width
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads photos for one model: `image_size` pixels at most, 360° photos cut into `panoramas` views.
+    """Reads photos for one model: at most `image_size` pixels; 360° photos are cut into `panoramas` views.
 
-    Whole photos are read by `read`, which is an embedder's own.
+    Whole photos are read by `read`, an embedder's reader.
     """
 
     image_size: int
@@ -22,7 +22,7 @@ class Reader:
     read: Read = read_photo
 
     def __call__(self, item: tuple[str, Source]) -> list[Image]:
-        """The images of a photo (id, file or its bytes). Raises ImageError."""
+        """Return the images of a photo (id, and file or bytes). Raises ImageError."""
         photo = item[1]
         if self.panoramas is None or not _is_panorama(photo):
             return [self.read(photo, self.image_size, self.min_image_size)]
@@ -30,7 +30,7 @@ class Reader:
         return [view.image for view in cut_views(whole, self.panoramas)]
 
     def yaws(self, views: int) -> list[float]:
-        """Where each of a photo's views looks: degrees right of its middle."""
+        """Return the direction of each view: degrees right of the middle."""
         return [360.0 * view / views for view in range(views)]
 
 

@@ -1,4 +1,4 @@
-"""Finding the photos below folders, without opening any."""
+"""Find the photos below folders, without opening them."""
 
 import os
 import stat
@@ -14,67 +14,68 @@ from indexer.errors import IndexerError
 
 _SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".avif", ".tif", ".tiff")
 _HEIF_SUFFIXES = (".heic", ".heif")
-# Copies of POSTed photos inside an index are not a collection of their own.
+# copies of POSTed photos in an index are not a collection
 _INDEX_MARK = "catalogue.sqlite"
 
 
 class ScannedFile(NamedTuple):
-    """One photo's file, as the folder lists it."""
+    """A photo's file."""
 
     folder: str
-    """What it was found below (absolute); for a file given by itself, the folder it lies in."""
+    """The scanned folder (absolute); for a single file, its folder."""
     relative: str
-    """Its path below `folder`, with `/` between parts."""
+    """Path below `folder`, with `/` between parts."""
     size: int
     """Bytes."""
     mtime_ns: int
-    """Time of the last change, nanoseconds since 1970."""
+    """Time of the last change, in nanoseconds since 1970."""
 
     @property
     def root(self) -> Path:
-        """`folder`, as a path."""
+        """`folder` as a path."""
         return Path(self.folder)
 
     @property
     def path(self) -> Path:
-        """Where to read it."""
+        """Path to read."""
         return Path(self.name)
 
     @property
     def name(self) -> str:
-        """Its whole path, as the catalogue compares it."""
+        """Full path, as the catalogue compares it."""
         return full_path(self.folder, self.relative)
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What a scan found."""
+    """The result of a scan."""
 
     roots: list[Path]
-    """The folders scanned whole, absolute: only below these does a photo that is missing count as vanished.
-    The folder of a file given by itself is not among them."""
+    """The scanned folders, absolute: a missing photo counts as vanished only below these. The folder of a
+    single file is not one of them.
+    """
     files: list[ScannedFile]
-    """Sorted by root and relative path, no file twice."""
+    """Sorted by root and relative path, without repetitions."""
     problems: list[tuple[Path, str]]
-    """What could not be looked into, and why."""
+    """What could not be read, and why."""
 
 
 def full_path(root: str, relative: str) -> str:
-    """The path of a file by its folder and where it lies in it."""
+    """Return the full path of a file from its folder and relative path."""
     return f"{root.rstrip('/')}/{relative}"
 
 
 def photo_suffixes() -> tuple[str, ...]:
-    """Endings of the files taken for photos, lower case; HEIC only where a reader for it is installed."""
+    """Extensions of photo files, lower case; HEIC only if its reader is installed."""
     return _SUFFIXES + _HEIF_SUFFIXES if find_spec("pillow_heif") else _SUFFIXES
 
 
 def scan(sources: Sequence[Path]) -> ScanResult:
-    """List the photos in folders, with everything below them, and files given by themselves.
+    """List the photos below folders, and single files.
 
-    Hidden files and folders and other indexes are passed over. Links are followed, and what they lead to is
-    listed once, under its own path where it has one here, so that loops end. A source below another is part
-    of it. Raises IndexerError for a source that does not exist.
+    Hidden files and folders and other indexes are skipped. Links are followed; their target is listed once,
+    under its own path if it has one here, so loops end. A source below another one is part of it. Raises
+    IndexerError for a source that does not exist.
     """
     folders, singles = _sort_out(sources)
     walk = _Walk(photo_suffixes())
@@ -96,7 +97,7 @@ def _sort_out(sources: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     folders: list[Path] = []
     singles: list[Path] = []
     for source in sources:
-        # Not resolve(): the user knows a folder by the name given, not by where a link leads.
+        # not resolve(): keep the user's name of a folder, not the target of a link
         path = Path(os.path.abspath(source))  # noqa: PTH100
         if path.is_dir():
             folders.append(path)
@@ -120,9 +121,9 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 class _Walk:
-    """The state of one scan; links wait until all that lies in place is known.
+    """The state of a scan; links wait until all direct entries are known.
 
-    For each file little is done: for a hundred thousand, a Path each would take longer than the disk.
+    Little is done for each file: for a hundred thousand, a Path each would take longer than the disk.
     """
 
     def __init__(self, suffixes: tuple[str, ...]) -> None:
@@ -134,14 +135,14 @@ class _Walk:
         self._links: list[tuple[Path, str]] = []
 
     def add_root(self, root: Path) -> None:
-        """List a folder's photos, leaving links for `follow_links`."""
+        """List a folder's photos, and leave links for `follow_links`."""
         if self._first_visit(root):
             self._add_tree(root, "")
 
     def in_place_is_known(self, singles: bool) -> None:
-        """Look out for repetitions from now on, where links or single files (`singles`) may be some.
+        """Check for repetitions from now on, if links or single files (`singles`) may repeat files.
 
-        In the folders themselves no file comes twice, and each one's identity would take as long as its size.
+        Folders alone list no file twice, and checking each file's identity takes as long as its size.
         """
         self._may_repeat = singles or bool(self._links)
         if self._may_repeat:
@@ -150,7 +151,7 @@ class _Walk:
                     self._seen.add(_identity(os.stat(file.name)))  # noqa: PTH116
 
     def follow_links(self) -> None:
-        """List what links lead to, including links found on the way, unless it is listed already."""
+        """List the targets of links, also of links found there, unless they are listed already."""
         while self._links:
             root, relative = self._links.pop(0)
             path = root / relative
@@ -161,7 +162,7 @@ class _Walk:
                 self.add_file(root, relative, path)
 
     def add_file(self, root: Path, relative: str, path: Path) -> None:
-        """List one file, unless it is listed already; a file that is not there becomes a problem."""
+        """List a file, unless it is listed already; a missing file becomes a problem."""
         try:
             found = path.stat()
         except OSError as error:
@@ -209,7 +210,7 @@ class _Walk:
                 elif entry.name.lower().endswith(self._suffixes):
                     try:
                         found = entry.stat(follow_symlinks=False)
-                    except OSError:  # gone since it was listed
+                    except OSError:  # removed since it was listed
                         self.add_file(root, relative, root / relative)
                     else:
                         self._add_found(name, relative, found)
@@ -226,7 +227,7 @@ class _Walk:
         return sorted(nameable, key=attrgetter("name"))
 
     def _is_nameable(self, folder: Path, entry: os.DirEntry[str]) -> bool:
-        # Such a name can go neither into the catalogue nor into JSON.
+        # such a name fits neither the catalogue nor JSON
         try:
             entry.name.encode()
         except UnicodeEncodeError:

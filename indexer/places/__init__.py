@@ -1,1 +1,1 @@
-"""Which photos show the same place, its neighbourhood, its surroundings."""
+"""Which photos show the same place."""

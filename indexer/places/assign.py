@@ -1,4 +1,4 @@
-"""Which photos show the same place."""
+"""Assign photos to places."""
 
 import hashlib
 import re
@@ -20,41 +20,41 @@ _PLAIN_KINDS: dict[str, PlaceKind] = {"auto": "auto", "gps": "gps", "folder": "f
 
 
 class PlacePhoto(NamedTuple):
-    """What of a photo decides its place."""
+    """The data of a photo that decide its place."""
 
     id: str
     path: str
     lat: float | None
     lon: float | None
     place: str | None
-    """The place's name as the metadata gives it."""
+    """Name of the place in the metadata."""
 
 
 @dataclass(frozen=True)
 class AssignedPlace:
-    """A place and the photos that show it."""
+    """A place and its photos."""
 
     id: str
     name: str | None
     medoid: str
-    """Id of the photo that stands for the place."""
+    """Id of the photo that represents the place."""
     lat: float | None
     lon: float | None
-    """The medoid's position."""
+    """Position of the medoid."""
     members: tuple[str, ...]
-    """Ids of its photos, the medoid among them, sorted."""
+    """Ids of its photos with the medoid, sorted."""
 
 
 @dataclass(frozen=True)
 class PlaceMode:
-    """How photos become places; `frames` is how many make one, for that kind only."""
+    """How photos become places; `frames` is the number of frames in one, for that kind only."""
 
     kind: PlaceKind
     frames: int = 0
 
 
 def parse_mode(text: str) -> PlaceMode:
-    """Read `auto`, `gps`, `folder`, `photo` or `frames:N`; raises UsageError for anything else."""
+    """Parse `auto`, `gps`, `folder`, `photo` or `frames:N`. Raises UsageError for anything else."""
     if text in _PLAIN_KINDS:
         return PlaceMode(_PLAIN_KINDS[text])
     frames = re.fullmatch(r"frames:([1-9][0-9]{0,8})", text)
@@ -69,17 +69,17 @@ def assign_places(
     radius_m: float,
     existing: Sequence[AssignedPlace] = (),
 ) -> list[AssignedPlace]:
-    """Assign every photo to exactly one place; the places come sorted by id.
+    """Assign every photo to exactly one place; returns places sorted by id.
 
-    `gps` (and `auto`): every member lies within `radius_m` (> 0) of its place's medoid; a photo without
-    position goes by the metadata's place, else is a place of its own. `folder`: one place a folder.
-    `frames:N`: N neighbours in file order, a folder at a time. `photo`: each its own. The order in which
-    photos are given does not matter.
+    `gps` (and `auto`): every member lies within `radius_m` (> 0) of its place's medoid; a photo without a
+    position uses the metadata's place, or is its own place. `folder`: one place for each folder. `frames:N`:
+    N neighbours in file order within a folder. `photo`: each its own. The order of the photos does not
+    matter.
 
-    `existing` are the places so far, with their members. A photo that has a place keeps it (except with
-    `frames:N`, where a new frame shifts those after it); an id lasts while one of its place's photos is
-    left, and where the medoid is gone another member takes over (members out of its reach leave). Raises
-    UsageError for a mode or radius that is none.
+    `existing` are the current places with their members. A photo keeps its place (except with `frames:N`,
+    where a new frame shifts those after it). An id lasts while one of its place's photos is left. If the
+    medoid is gone, another member takes over, and members out of its reach leave. Raises UsageError for an
+    invalid mode or radius.
     """
     mode = parse_mode(mode) if isinstance(mode, str) else mode
     if not radius_m > 0:
@@ -93,7 +93,7 @@ def assign_places(
 
 
 def place_id(medoid: str, taken: Collection[str] = ()) -> str:
-    """The id of a new place: `p` and 12 hex digits of its medoid's id hashed, avoiding the `taken` ones."""
+    """Return the id of a new place: `p` and 12 hex digits of the hashed medoid's id, not in `taken`."""
     salt = 0
     while True:
         text = f"{medoid}#{salt}" if salt else medoid
@@ -117,7 +117,7 @@ def _by_position(
 def _finish(
     groups: Sequence[Group[PlacePhoto]], existing: Sequence[AssignedPlace], taken: Iterable[str] = ()
 ) -> list[AssignedPlace]:
-    """Turn groups into places that keep the ids and medoids of the places they go on from."""
+    """Turn groups into places that keep the ids and medoids of the places they continue."""
     heirs = inherit([{photo.id for photo in group.photos} for group in groups], existing)
     used = {*taken, *(place.id for place in existing)}
     places = []
@@ -143,7 +143,7 @@ def _place(id: str, medoid: PlacePhoto, members: Sequence[PlacePhoto]) -> Assign
 
 
 class _Nearby:
-    """One assignment by position; photos are known by their rank in the order of ids."""
+    """An assignment by position; photos are known by their rank in the order of ids."""
 
     def __init__(
         self, photos: Sequence[PlacePhoto], radius_m: float, existing: Sequence[AssignedPlace]
@@ -166,13 +166,13 @@ class _Nearby:
         return [_place(id, self._photos[medoid], members[medoid]) for medoid, id in self._ids.items()]
 
     def _take_over(self, place: AssignedPlace) -> None:
-        """Let a place go on with those of its members that are still there and near its medoid."""
+        """Continue a place with those members that still exist and are near its medoid."""
         ranks = sorted({self._rank[id] for id in (*place.members, place.medoid) if id in self._rank})
         own = np.asarray([rank for rank in ranks if self._medoid_of[rank] < 0], np.int64)
         if not len(own):
             return
         medoid = self._medoid(place, own)
-        # Electing by rank keeps the choice independent of everything but the members themselves.
+        # ranks keep the choice independent of everything but the members
         within = np.linalg.norm(self._points[own] - self._points[medoid], axis=1) <= self._reach
         self._medoid_of[own[within]] = medoid
         self._ids[medoid] = place.id
@@ -181,13 +181,13 @@ class _Nearby:
         old = self._rank.get(place.medoid, -1)
         if old in own and place.lat is not None and place.lon is not None:
             moved = np.linalg.norm(self._points[old] - earth_points(place.lat, place.lon))
-            # A medoid whose position was corrected by far would drag the place's id along with it.
+            # a medoid whose position was corrected by far would move the place's id
             if moved <= self._reach:
                 return old
         return int(own[neighbour_counts(self._points[own], self._reach).argmax()])
 
     def _join(self) -> None:
-        """Give photos without a place to the nearest medoid within reach."""
+        """Assign photos without a place to the nearest medoid within reach."""
         medoids = np.asarray(sorted(self._ids), np.int64)
         free = np.flatnonzero(self._medoid_of < 0)
         if len(medoids) and len(free):

@@ -1,4 +1,4 @@
-"""Groups of photos that are one place by name or order rather than by position."""
+"""Groups of photos that are one place by name or order, not by position."""
 
 import posixpath
 import re
@@ -14,7 +14,7 @@ from indexer.geo import earth_points
 
 
 class GroupedPhoto(Protocol):
-    """What grouping looks at; see `indexer.places.assign.PlacePhoto`."""
+    """The data that grouping uses; see `indexer.places.assign.PlacePhoto`."""
 
     @property
     def id(self) -> str: ...
@@ -46,20 +46,20 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Group(Generic[P]):
-    """Photos of one place, in file order, and the name the grouping gives it."""
+    """Photos of one place, in file order, and the name of the group."""
 
     name: str | None
     photos: tuple[P, ...]
 
 
 def by_folder(photos: Iterable[P]) -> list[Group[P]]:
-    """One group a folder, named after the folder."""
+    """Return one group for each folder, with the folder's name."""
     folders = _gather(photos, _folder)
     return [Group(posixpath.basename(folder) or None, tuple(found)) for folder, found in folders.items()]
 
 
 def by_frames(photos: Iterable[P], frames: int) -> list[Group[P]]:
-    """Groups of `frames` neighbours in file order; a folder's last may be smaller."""
+    """Return groups of `frames` neighbours in file order; the last of a folder may be smaller."""
     return [
         Group(None, tuple(found[start : start + frames]))
         for found in _gather(photos, _folder).values()
@@ -68,7 +68,7 @@ def by_frames(photos: Iterable[P], frames: int) -> list[Group[P]]:
 
 
 def by_name(photos: Iterable[P], *, named: bool = True) -> list[Group[P]]:
-    """One group for each place the metadata names, the others (all, unless `named`) by themselves."""
+    """Return one group for each place in the metadata; other photos are their own (all, unless `named`)."""
     groups = _gather(
         photos, lambda photo: ("place", photo.place) if named and photo.place else ("photo", photo.id)
     )
@@ -87,19 +87,19 @@ def _folder(photo: GroupedPhoto) -> str:
 
 
 def natural_order(path: str) -> list[tuple[str, int]]:
-    """A sorting key by which frame 2 comes before frame 10."""
+    """Sorting key that puts frame 2 before frame 10."""
     parts = re.findall(r"([^0-9]*)([0-9]*)", path)
     return [(text, int(digits or -1)) for text, digits in parts]
 
 
 def points_of(photos: Iterable[GroupedPhoto]) -> NDArray[np.float64]:
-    """Where photos that have a position lie in space, (n, 3) in metres."""
+    """Return photos with a position as points in space, (n, 3) in metres."""
     positions = np.array([(photo.lat, photo.lon) for photo in photos], np.float64).reshape(-1, 2)
     return earth_points(positions[:, 0], positions[:, 1])
 
 
 def central(photos: Sequence[P]) -> P:
-    """The photo that stands for a group: nearest to the middle of its positions, else the first."""
+    """Return the photo that represents a group: nearest to the middle, or the first without positions."""
     placed = [photo for photo in photos if photo.lat is not None and photo.lon is not None]
     if not placed:
         return photos[0]
@@ -108,10 +108,10 @@ def central(photos: Sequence[P]) -> P:
 
 
 def inherit(groups: Sequence[set[str]], former: Sequence[F]) -> dict[int, F]:
-    """Which former place each group (of photo ids) goes on from, by the group's number.
+    """Return the former place that each group (of photo ids) continues, by the group's number.
 
-    A former place goes to the group that holds its medoid, else most of its members; a group that several
-    lay claim to takes the one it shares most members with, of equals the one of lower id.
+    A former place goes to the group with its medoid, otherwise with most of its members. A group with several
+    claims takes the place with which it shares most members; of equals, the lower id.
     """
     home = {id: number for number, group in enumerate(groups) for id in group}
     claims: dict[int, tuple[int, F]] = {}

@@ -1,4 +1,4 @@
-"""Which photos show the same place, its neighbourhood or its surroundings, however places are made."""
+"""Which photos show the same place, its neighbourhood or its surroundings."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from indexer.places.assign import parse_mode
 from indexer.places.groups import GroupedPhoto, by_folder
 
 NEIGHBOURHOOD = 2
-"""Photos this many place radii from the best one speak for it rather than against it."""
+"""Photos within this many place radii of the best one support it."""
 SURROUNDINGS = 4
-"""Photos this many place radii from a photo are taken out to see an index without its place."""
+"""Photos within this many place radii of a photo are left out to make its place absent."""
 SPOT_M = 0.5
-"""Photos so near to each other were taken in one moment: other directions of one panorama, or a burst."""
+"""Photos within this distance were taken at one moment: directions of one panorama, or a burst."""
 
 Mask = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
 
 
 class Placed(Protocol):
-    """What of a photo says where it was taken."""
+    """The data of a photo that say where it was taken."""
 
     @property
     def id(self) -> str: ...
@@ -38,32 +38,32 @@ class Placed(Protocol):
 
 @dataclass(frozen=True)
 class PlaceRule:
-    """What decides which photos show one place: distance, order or the place that they were given."""
+    """The rule for photos of one place: distance, order or named place."""
 
     radius_m: float
     frames: int | None = None
-    """How many neighbours in file order lie near each other; None where order says nothing."""
+    """Number of near neighbours in file order; None if order means nothing."""
     named: bool = False
-    """Whether folders say what is one place, whatever the distance."""
+    """Whether folders define places, at any distance."""
 
     @classmethod
     def of(cls, places: str, radius_m: float) -> PlaceRule:
-        """From the words of `indexer.options.PlaceOptions`."""
+        """Parse the text of `indexer.options.PlaceOptions`."""
         mode = parse_mode(places)
         return cls(radius_m, mode.frames or None, mode.kind == "folder")
 
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where n photos were taken."""
+    """The locations of n photos."""
 
     rule: PlaceRule
     points: NDArray[np.float64]
-    """n 3, in metres; NaN where a photo has no position, or positions do not count."""
+    """n 3, in metres; NaN if a photo has no position, or positions do not count."""
     place: Numbers
-    """Equal where the place is."""
+    """Equal for photos of one place."""
     rank: Numbers
-    """In file order; −1 − i where that is unknown, or does not count."""
+    """In file order; −1 − i if unknown, or if order does not count."""
 
     @classmethod
     def of(
@@ -73,9 +73,9 @@ class Whereabouts:
         rule: PlaceRule,
         ranks: Mapping[str, int] | None = None,
     ) -> Whereabouts:
-        """Of photos, given the place of each (a photo without one is a place of its own).
+        """Return it for photos, given the place of each (a photo without one is its own place).
 
-        `ranks`: as `frame_ranks` gives them, where frames decide.
+        `ranks`: from `frame_ranks`, if frames decide.
         """
         numbers: dict[str, int] = {}
         place = [numbers.setdefault(places.get(photo.id, photo.id), len(numbers)) for photo in photos]
@@ -89,7 +89,7 @@ class Whereabouts:
         )
 
     def right(self, photo: int) -> Mask:
-        """Which photos would be the right answer for this one, by its number."""
+        """Return which photos would be the right answer for this one, by its number."""
         if self.rule.frames is not None:
             return self._beside(photo, self.rule.frames)
         if self.rule.named or np.isnan(self.points[photo, 0]):
@@ -97,7 +97,7 @@ class Whereabouts:
         return self._within(photo, self.rule.radius_m)
 
     def near(self, photo: int, among: Numbers | None = None) -> Mask:
-        """Which photos (of those of these numbers, where given) show its place or neighbourhood."""
+        """Return which photos (of these numbers, if given) show its place or neighbourhood."""
         if among is not None:
             few = np.append(among, photo)
             part = Whereabouts(self.rule, self.points[few], self.place[few], self.rank[few])
@@ -107,19 +107,21 @@ class Whereabouts:
         return self._same(photo) | self._within(photo, NEIGHBOURHOOD * self.rule.radius_m)
 
     def around(self, photo: int) -> Mask:
-        """Which photos show its surroundings: those to take out for its place to be absent."""
-        if self.rule.frames is not None:  # its place and the two beside it
+        """Return which photos show its surroundings: without them, its place is absent."""
+        if self.rule.frames is not None:  # its place, and the two next to it
             return self._beside(photo, 2 * self.rule.frames - 1) | self._same(photo)
         return self._same(photo) | self._within(photo, SURROUNDINGS * self.rule.radius_m)
 
     def spot(self, photo: int) -> Mask:
-        """Which photos were taken from the very same spot, itself among them."""
+        """Return which photos were taken at the same spot, including itself."""
         same = self._within(photo, SPOT_M)
         same[photo] = True
         return same
 
     def partnered(self, spots: bool) -> Mask:
-        """Which photos have another of their place; with `spots`, one from the same spot does not count."""
+        """Return which photos share a place with another one; with `spots`, one of the same spot does not
+        count.
+        """
         alone = np.bincount(self.place)[self.place] == 1
         if self.rule.frames is not None:
             order = np.sort(self.rank)
@@ -150,7 +152,7 @@ class Whereabouts:
 
 
 def frame_ranks(photos: Sequence[GroupedPhoto], frames: int) -> dict[str, int]:
-    """The place of each photo in file order, folders far apart from each other."""
+    """Return the place of each photo in file order, with folders far apart."""
     ranks: dict[str, int] = {}
     rank = 0
     for folder in by_folder(photos):

@@ -1,4 +1,4 @@
-"""Photos with positions or place names → what training may know of their pairs, and what it must not see."""
+"""The training set: pairs of photos with positions or place names, and what is held out."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from model.training.mining import TrainingSet
 
 DATABASE = ("database", "ref", "reference")
 QUERIES = ("queries", "query")
-HEADING_TOLERANCE = 45.0  # degrees; photos that look further apart than that show different things
-CELL = 4  # times the negative radius: the side of the squares of land that are held out or not
+HEADING_TOLERANCE = 45.0  # degrees; photos that look further apart show different things
+CELL = 4  # times the negative radius: side of the squares of land that are held out
 
 Rows = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
@@ -34,10 +34,12 @@ _NONE = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class TrainingPhoto:
-    """One photo to train on."""
+    """A photo to train on."""
 
     id: str
-    """Hex digits from its content and its path below the folder given: elsewhere, a copy has the same."""
+    """Hex digits of a hash of its content and its path below the given folder: a copied collection has the
+    same.
+    """
     path: Path
     relative: str
     lat: float | None
@@ -50,7 +52,7 @@ class TrainingPhoto:
 class Supervision:
     """What counts as the same place, and how much is held out."""
 
-    positive_radius_m: float | None = None  # None: as far as the negative radius
+    positive_radius_m: float | None = None  # None: the negative radius
     negative_radius_m: float = 25.0
     held_out: float = 0.2
     places: str = "auto"
@@ -60,14 +62,14 @@ class Supervision:
 
     @property
     def reach_m(self) -> float:
-        """How near photos that look the same way show the same."""
+        """Distance of photos that look the same way and show the same place."""
         return self.negative_radius_m if self.positive_radius_m is None else self.positive_radius_m
 
 
 def find_photos(
     scanned: ScanResult, table: MetadataTable | None
 ) -> tuple[list[TrainingPhoto], list[tuple[str, str]]]:
-    """The photos of a scan with their metadata, and those that cannot be read, each with the reason."""
+    """Return the photos of a scan with their metadata, and the unreadable ones with the reason."""
     photos, failed = [], []
     times: Counter[str] = Counter()
     for file in scanned.files:
@@ -80,7 +82,7 @@ def find_photos(
         except OSError as error:
             failed.append((str(file.path), str(error.strerror)))
             continue
-        times[text] += 1  # two folders may hold the same
+        times[text] += 1  # two folders may hold the same photo
         photo = hashlib.sha256(f"{text}:{times[text]}".encode()).hexdigest()[:16]
         photos.append(
             TrainingPhoto(photo, file.path, file.relative, known.lat, known.lon, known.heading, known.place)
@@ -89,18 +91,19 @@ def find_photos(
 
 
 def training_set(photos: Sequence[TrainingPhoto], how: Supervision) -> TrainingSet:
-    """Who must find whom, and which photos are held out, by `how.seed`.
+    """Choose pairs and held-out photos by `how.seed`.
 
-    Where most photos have a position they go by it: near enough and, where headings are known, looking the
-    same way is a positive, further than the negative radius a negative; those without are left out. Elsewhere
-    all go by the metadata's place, or by what `how.places` makes a place. Every photo trained on is to find
-    its like among the others, and every held-out one among all. Held-out places are squares of land, or
-    places; training photos too near to a held-out one are left out. To classify, photos are held out: below
-    folders `database` (`ref`) and `queries` the queries, otherwise a share of each place's.
+    If most photos have a position, positions decide: photos within the radius that look the same way (if
+    headings are known) are positives, those beyond the negative radius are negatives, and photos without a
+    position are left out. Otherwise the metadata's places decide, or those of `how.places`. Every trained
+    photo is a query among the others, and every held-out one among all. Held-out places are squares of land,
+    or places; training photos too near to a held-out one are left out. For classification, photos are held
+    out: those below a folder `queries` if there are folders `database` (`ref`) and `queries`, otherwise a
+    share of each place.
 
     Raises:
-        IndexerError: too few photos or places for that.
-        UsageError: `how.places` is no way to make places.
+        IndexerError: too few photos or places.
+        UsageError: `how.places` is invalid.
     """
     if len(photos) < 4:
         raise IndexerError(f"training needs photos of several places, got {len(photos)}")
@@ -174,7 +177,7 @@ def _located(photos: Sequence[TrainingPhoto]) -> bool:
 
 
 def _roles(photos: Sequence[TrainingPhoto]) -> tuple[Rows, Rows]:
-    """Rows of queries and of the database; all in both where no folder below what all share says so."""
+    """Return the rows of queries and of the database; all in both, unless folders separate them."""
     rows = np.arange(len(photos))
     shared = len(Path(os.path.commonpath([photo.path.parent for photo in photos])).parts)
     parts = [{part.lower() for part in photo.path.parent.parts[shared:]} for photo in photos]
@@ -186,7 +189,7 @@ def _roles(photos: Sequence[TrainingPhoto]) -> tuple[Rows, Rows]:
 
 
 def _places(photos: Sequence[TrainingPhoto], how: Supervision) -> list[int]:
-    """A number for the place of each photo."""
+    """Return a number for the place of each photo."""
     assigned = assign_places(
         [PlacePhoto(p.id, p.relative, p.lat, p.lon, p.place) for p in photos],
         how.places,
@@ -199,7 +202,7 @@ def _places(photos: Sequence[TrainingPhoto], how: Supervision) -> list[int]:
 def _by_position(
     photos: Sequence[TrainingPhoto], how: Supervision
 ) -> tuple[list[Rows], list[Rows], list[Rows]]:
-    """Positives, near and right ones of each photo; a photo without a position has none."""
+    """Return positives, near and right photos of each photo; a photo without a position has none."""
     located = [row for row, photo in enumerate(photos) if photo.lat is not None]
     rows = np.array(located, np.int64)
     lat = np.array([photos[row].lat for row in located], np.float64)
@@ -215,7 +218,7 @@ def _by_position(
 
 
 def _same_way(photos: Sequence[TrainingPhoto], found: Sequence[Rows]) -> list[Rows]:
-    """Of what was found for each photo, that which looks the same way."""
+    """Return those that look the same way."""
     return [
         np.array([o for o in others if _alike(photos[row], photos[int(o)])], np.int64)
         for row, others in enumerate(found)
@@ -236,7 +239,7 @@ def _by_place(places: Sequence[int]) -> list[Rows]:
 
 
 def _hold_cells(photos: Sequence[TrainingPhoto], how: Supervision) -> NDArray[np.bool_]:
-    """Photos in squares of land that the seed draws, until they are `held_out` of those with a position."""
+    """Hold out squares of land, drawn by the seed, until they have the share `held_out` of the positions."""
     side = CELL * how.negative_radius_m
     located = [(p.lat, p.lon) for p in photos if p.lat is not None and p.lon is not None]
     lat0, lon0 = np.median(located, axis=0)
@@ -256,7 +259,7 @@ def _hold_cells(photos: Sequence[TrainingPhoto], how: Supervision) -> NDArray[np
 
 
 def _hold_places(places: Sequence[int], how: Supervision) -> NDArray[np.bool_]:
-    """Photos of places that the seed draws; a place of one photo says nothing when it is held out."""
+    """Hold out places drawn by the seed; a place of one photo cannot be measured."""
     counts = Counter(places)
     if len(counts) == 1:
         raise IndexerError(
@@ -266,8 +269,9 @@ def _hold_places(places: Sequence[int], how: Supervision) -> NDArray[np.bool_]:
 
 
 def _hold(groups: Sequence[str | None], how: Supervision) -> NDArray[np.bool_]:
-    """Hold groups, as the seed orders them, that come nearest to the share; one at least, if too large the
-    smallest."""
+    """Hold out groups, in the seed's order, with about the share; at least one, the smallest if all are too
+    large.
+    """
     counts = Counter(group for group in groups if group is not None)
     order = sorted(counts, key=lambda group: _draw(how.seed, group))
     wanted = how.held_out * counts.total()
@@ -283,7 +287,7 @@ def _hold(groups: Sequence[str | None], how: Supervision) -> NDArray[np.bool_]:
 
 
 def _hold_photos(places: Sequence[int], queries: Rows, database: Rows, how: Supervision) -> NDArray[np.bool_]:
-    """All queries where folders tell them apart; else a share of each place's photos, never all of them."""
+    """Return all queries if folders separate them; otherwise a share of each place's photos, never all."""
     held = np.zeros(len(places), bool)
     if not np.array_equal(queries, database):
         held[queries] = True
@@ -297,7 +301,7 @@ def _hold_photos(places: Sequence[int], queries: Rows, database: Rows, how: Supe
 
 
 def _labels(places: Sequence[int], trained: NDArray[np.bool_]) -> Rows:
-    """Places of trained photos numbered from 0; −1 elsewhere."""
+    """Return places of trained photos numbered from 0; −1 for others."""
     known = sorted({place for place, used in zip(places, trained, strict=True) if used})
     number = {place: i for i, place in enumerate(known)}
     return np.array([number.get(place, -1) for place in places], np.int64)

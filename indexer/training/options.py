@@ -1,4 +1,4 @@
-"""What `loci train` may be told, and what it reports."""
+"""Options and report of `loci train`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from model.training.losses import LOSSES
 from model.training.trainer import OPTIMIZERS, TrainOptions
 
 PARTS = ("head", "conv5", "all")
-MOST = 1000  # for --lr and --margin
+MOST = 1000  # of lr and margin
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What `train_model` may be told."""
+    """Options of `train_model`."""
 
     fit: BuildOptions = field(default_factory=BuildOptions)
-    """What was said of the model, --clusters and the like; of an index's other options none counts."""
+    """Options of the model, such as `clusters`; other options of an index are ignored."""
     backbone: str = "vgg16"
     connection: str | None = None  # of deepface's L4 to L6; None: local
     tile: int = 2
     parts: str | None = None
-    """Which learn: head (pooling and reduction), conv5 too, all; None: as the backbone."""
+    """Trained parts: head (pooling and reduction), conv5 as well, all; None: by backbone."""
     supervision: Supervision = field(default_factory=Supervision)
     train: TrainOptions = field(default_factory=TrainOptions)
     metadata: Path | None = None
@@ -70,11 +70,11 @@ class TrainingOptions:
 
     @property
     def learning(self) -> str:
-        """Which parts learn."""
+        """The trained parts."""
         return self.parts or ("all" if self.backbone == "deepface" else "head")
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same for a run to be gone on with."""
+        """Return what must stay the same for a run to be resumed."""
         said = asdict(self)
         for name in ("restart", "device"):
             del said[name]
@@ -94,23 +94,23 @@ class TrainingOptions:
 
 
 class TrainProgress(Progress, Protocol):
-    """How far training is."""
+    """Progress of a training run."""
 
     def epoch(self, line: str) -> None:
-        """One epoch is done, in words."""
+        """Report the line of a finished epoch."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run did; recall@1/5/10 of held-out photos as fractions."""
+    """The result of a run; recall@1/5/10 of held-out photos as fractions."""
 
     model: str
     photos: int
     trained_on: int
     held_out: int
     left_out: int
-    """Photos used for neither: too near to a held-out place, or of a position that nobody knows."""
+    """Photos used for neither: too near to a held-out place, or without a position."""
     epochs: int
     best_epoch: int
     recall_before: list[float]
@@ -122,7 +122,7 @@ class TrainReport:
     finished_before: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         values = asdict(self)
         values["failed"] = [{"path": path, "reason": reason} for path, reason in self.failed]
         return values

@@ -1,4 +1,4 @@
-"""One training run's folder and what is made in it: frozen layers' outputs, the start, the best model."""
+"""The folder of a training run: outputs of frozen layers, the start, the best model."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from model.training.trainer import CHECKPOINT, State, Trainer
 from model.weights import load_weights
 
 CONV5 = 24  # VGG16's layers before conv5_1
-REDUCTION_PHOTOS = 2000  # whose unreduced descriptors the reduction is fitted on
+REDUCTION_PHOTOS = 2000  # photos whose unreduced descriptors the reduction is fitted on
 FP16_MAX = 65504.0
 
 TRAINED = FitOptions(local_features=0, layers=ONE_LAYER)  # an index adds local features
 
 
 class TrainingRun:
-    """One run's folder and what is made in it."""
+    """The folder of a run, and its contents."""
 
     def __init__(self, folder: Path, into: Path, options: TrainingOptions, progress: TrainProgress) -> None:
         self._folder = folder
@@ -57,7 +57,7 @@ class TrainingRun:
         self._cut = {"head": layers, "conv5": CONV5, "all": 0}[options.learning]
 
     def keep_inputs(self, photos: Sequence[TrainingPhoto]) -> list[tuple[str, str]]:
-        """Compute what the frozen layers make of each photo, where it is not there; those that fail."""
+        """Compute the frozen layers' outputs of photos that lack them; return the photos that fail."""
         self.inputs_folder.mkdir(exist_ok=True)
         self._drop_half_a_batch()
         missing = [photo for photo in photos if not self._input(photo.id).exists()]
@@ -73,10 +73,10 @@ class TrainingRun:
         return failed
 
     def _keep(self, batch: Sequence[Embedded[TrainingPhoto]]) -> None:
-        """Write a batch's maps, so that after a kill there are all of them or none.
+        """Write a batch's maps, so that a kill leaves all or none.
 
-        A photo's last bits depend on how many go through with it: only where those that are missing come in
-        the same batches again does a run that was killed end like an unbroken one.
+        A photo's last bits depend on the size of its batch. So a killed run only ends like an unbroken one if
+        missing photos come in the same batches again.
         """
         if not batch:
             return
@@ -107,7 +107,7 @@ class TrainingRun:
         return failed
 
     def train(self, data: TrainingSet, ids: Sequence[str]) -> tuple[State, PlaceModel]:
-        """Fit what training starts from, train, and give the state and the best model."""
+        """Fit the start, train, and return the state and the best model."""
 
         def inputs(row: int) -> NDArray[Any]:
             return np.array(map_array(self._input(ids[row]), "training photo"))
@@ -131,7 +131,7 @@ class TrainingRun:
         return state, self._label(state, data)
 
     def _label(self, state: State, data: TrainingSet) -> PlaceModel:
-        """Write the best model where it was asked for, with what it was trained on."""
+        """Write the best model to its target, with the data it was trained on."""
         model = load_model(self._best)
         provenance = model.config.provenance | {
             "trained": {
@@ -148,7 +148,7 @@ class TrainingRun:
         return model
 
     def _initial(self, data: TrainingSet, ids: Sequence[str], inputs: Any) -> PlaceModel:
-        """What training starts from, with clusters and reduction fitted on the photos that are trained on."""
+        """Return the start of training: clusters and reduction fitted on the training photos."""
         path = self._folder / "initial.safetensors"
         if not path.exists():
             save_model(self._fit(data, ids, inputs), path)
@@ -191,7 +191,7 @@ class TrainingRun:
         return model.fitted(reduction=reduction, dim=dim, power=power, weights=self._into.stem)
 
     def _stem(self) -> Embedder:
-        """The frozen layers by themselves."""
+        """The frozen layers."""
         start = self._start
         layers = list(start.backbone.children())[: self._cut]
         config = dataclasses.replace(start.config, pooling="average", clusters=0, dim=None)
@@ -222,7 +222,7 @@ def _starting_model(options: TrainingOptions) -> PlaceModel:
             f"the weights {config.weights} pool {config.layers}, and training needs {ONE_LAYER}: "
             f"leave `weights` out, or use those of an index made with layers {ONE_LAYER}"
         )
-    fit = options.fit.fit_over(TRAINED, config)  # refuses what the weights have otherwise
+    fit = options.fit.fit_over(TRAINED, config)  # refuses options that the weights contradict
     if options.fit.dim not in (None, config.dim):
         raise UsageError(
             f"`dim` {options.fit.dim} is impossible: the weights {config.weights} have no reduction"
@@ -231,7 +231,7 @@ def _starting_model(options: TrainingOptions) -> PlaceModel:
         image_size=fit.image_size,
         min_image_size=fit.min_image_size,
         local_features=0,
-        activation_ranges=(),  # training moves them
+        activation_ranges=(),  # training changes them
     )
 
 
@@ -252,7 +252,7 @@ def _untrained_deepface(options: TrainingOptions) -> PlaceModel:
 
 @dataclass
 class _Reports:
-    """Passes progress on, and keeps log and curve."""
+    """Reports progress, and writes log and curve."""
 
     folder: Path
     progress: TrainProgress

@@ -1,7 +1,7 @@
-"""`loci train`: photos whose places are known → a model that tells those places, and others, better apart.
+"""`loci train`: from photos with known places to a model that distinguishes places better.
 
-Beside the model lies the run's folder: what the frozen layers made of each photo, the model that training
-starts from, checkpoints, log and curve. The same command, given again, goes on from there.
+The run's folder is next to the model: outputs of the frozen layers, the start of training, checkpoints, log
+and curve. The same command resumes the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def train_model(
     Raises:
         UsageError: a bad option, or a bad column in the metadata table.
         IndexLocked: another run is training it.
-        IndexerError, ModelError: nothing to train on, a run of other options there, an unwritable target.
+        IndexerError, ModelError: nothing to train on, another run's folder, an unwritable target.
     """
     started = time.perf_counter()
     _check_target(into)
@@ -52,7 +52,7 @@ def train_model(
         finished = _finished(folder, options)
         if finished is not None and into.exists():
             return finished
-    # All that can be refused is, before anything is written that another try would have to agree with.
+    # check everything before anything is written
     table = read_table(options.metadata) if options.metadata else None
     photos, unreadable = find_photos(scanned, table)
     data = training_set(photos, options.supervision)
@@ -106,7 +106,7 @@ def _check_target(into: Path) -> None:
 
 
 def _wanted(sources: Sequence[Path], options: TrainingOptions) -> dict[str, Any]:
-    """What is trained on and how, as `options.json` has it."""
+    """Return the training data and options, as in `options.json`."""
     paths = [str(Path(source).absolute()) for source in sources]
     wanted: dict[str, Any] = json.loads(json.dumps({"sources": paths, **options.identity()}))
     return wanted
@@ -128,7 +128,7 @@ def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
 
 
 def _begin(folder: Path, wanted: dict[str, Any], *, restart: bool) -> None:
-    """Note what is trained on and how; forget, or refuse to go on with, a run of other options."""
+    """Record the data and options; refuse a run with others, or drop it on restart."""
     if restart:
         for child in folder.iterdir():
             if child.is_dir():
@@ -140,7 +140,7 @@ def _begin(folder: Path, wanted: dict[str, Any], *, restart: bool) -> None:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Names of what differs, each once; how photos are held out follows from the loss."""
+    """Return the names of what differs, each once; the kind of held-out photos follows from the loss."""
     names: list[str] = []
     for name in new if old else ():
         if isinstance(new[name], dict) and isinstance(old.get(name), dict):
@@ -163,7 +163,7 @@ def _finished(folder: Path, options: TrainingOptions) -> TrainReport | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         report = TrainReport(**found["report"] | {"finished_before": True})
-    except (ValueError, KeyError, TypeError):  # damaged: what it says of is made again
+    except (ValueError, KeyError, TypeError):  # damaged: made again
         return None
     if {name: found.get(name) for name in ("epochs", "patience")} != _length(options):
         return None

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that opens anywhere, offline."""
+"""The report of an evaluation: one HTML file that opens offline."""
 
 from indexer.evaluation.report.page import write_report
 from indexer.evaluation.report.pictures import Matcher

@@ -1,4 +1,4 @@
-"""The curves of a report: values → the coordinates that its template draws."""
+"""Charts of a report: values as coordinates for the template."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = 400  # most points of a curve: ten thousand queries draw no larger file 
 
 
 def charts(evaluation: Evaluation, comparison: Comparison | None) -> list[Chart]:
-    """Every curve there are values for."""
+    """Return every chart that has values."""
     compared = [(comparison.name, comparison.other)] if comparison else []
     own = [("this index" if comparison else "", evaluation), *compared]
     found = [recall_chart(evaluation, own), precision_chart(own)]
@@ -27,7 +27,7 @@ def charts(evaluation: Evaluation, comparison: Comparison | None) -> list[Chart]
 
 
 def recall_chart(evaluation: Evaluation, compared: Sequence[tuple[str, Evaluation]]) -> Chart:
-    """recall@N over N, a curve an index, or a radius where several were asked for."""
+    """recall@N over N, one curve for each index, or for each radius if there are several."""
     several = evaluation.by_radius
     named = [(f"within {e.radius_m:g} m", e) for e in several] if several else compared
     deepest = max(evaluation.at)
@@ -51,7 +51,7 @@ def recall_chart(evaluation: Evaluation, compared: Sequence[tuple[str, Evaluatio
 
 
 def precision_chart(compared: Sequence[tuple[str, Evaluation]]) -> Chart:
-    """Precision over recall, from the surest answer to all."""
+    """Precision over recall, from the most confident answer to all."""
     x, y = linear(0, 1, across=True), linear(0, 1, across=False)
     lines = []
     for name, one in compared:
@@ -73,7 +73,7 @@ def precision_chart(compared: Sequence[tuple[str, Evaluation]]) -> Chart:
 
 
 def reliability_chart(bins: Sequence[Bin], error: float) -> Chart:
-    """How often answers of a confidence were right; calibrated ones follow the diagonal."""
+    """Share of right answers by confidence; calibrated ones follow the diagonal."""
     x, y = linear(0, 1, across=True), linear(0, 1, across=False)
     bars = []
     for b in bins:
@@ -95,7 +95,7 @@ def reliability_chart(bins: Sequence[Bin], error: float) -> Chart:
 
 
 def error_chart(compared: Sequence[tuple[str, Evaluation]], radius_m: float | None) -> Chart:
-    """The share of queries whose position is off by at most so many metres."""
+    """Share of queries by position error in metres."""
     known = [(name, one.errors_m) for name, one in compared if one.errors_m]
     highest = max(10.0, *(errors[-1] for _, errors in known))
     decades = math.ceil(math.log10(highest) - 1e-9)
@@ -125,7 +125,7 @@ def error_chart(compared: Sequence[tuple[str, Evaluation]], radius_m: float | No
 
 
 def metres(value: float, digits: int = 1) -> str:
-    """Give a distance as people say it: `8.4 m`, `120 m`, `3.2 km`."""
+    """Return a distance as text: `8.4 m`, `120 m`, `3.2 km`."""
     if value < 1000:
         return f"{value:.{digits if value < 10 else 0}f} m"
     return f"{value / 1000:.{digits if value < 10_000 else 0}f} km"
@@ -140,7 +140,7 @@ def _fifths(low: float = 0.0) -> list[float]:
 
 
 def _steps(curve: Curve, x: Scale, y: Scale) -> str:
-    """Each precision up to its recall: as the area is counted."""
+    """Return SVG path data of precision by steps, as the area is counted."""
     path, before = "", 0.0
     for recall, precision in _thinned(
         list(zip(curve.recall.tolist(), curve.precision.tolist(), strict=True))
@@ -155,7 +155,7 @@ Pair = tuple[float, float]
 
 
 def _thinned(points: Sequence[Pair], most: int = STEPS) -> Sequence[Pair]:
-    """At most so many of the points, first and last included."""
+    """Return at most this many of the points, with first and last."""
     if len(points) <= most:
         return points
     return [points[i] for i in np.linspace(0, len(points) - 1, most).round().astype(int)]

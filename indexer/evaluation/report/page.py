@@ -1,4 +1,4 @@
-"""The report: everything an evaluation found, with pictures, as one file of HTML."""
+"""The report as one HTML file: charts, tables and pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PICTURED = 100
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure that matters."""
+    """A main figure."""
 
     name: str
     value: str
@@ -38,7 +38,7 @@ class Row:
 
     result: QueryResult
     kinds: tuple[str, ...]
-    """What it is filtered by, its main kind first."""
+    """Its filters, the main one first."""
     badge: str
     change: str | None
     facts: tuple[str, ...]
@@ -57,15 +57,15 @@ def write_report(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Write the curves and, for so many queries, the photo beside its answers, as one HTML file.
+    """Write charts, and some queries with their photos and answers, to one HTML file.
 
-    The file asks for nothing from elsewhere. Names of files are shown as text, whatever they hold; what lies
-    above the folder of queries is not in it.
+    The file loads nothing from elsewhere. File names are shown as text. The path above the folder of queries
+    is left out.
 
     Args:
-        index: the index that was asked: its photos are shown.
-        pictured: how many queries to show photos of: see `indexer.evaluation.report.pictures.choose`.
-        matches: what says where two photos agree, so that lines are drawn between them.
+        index: the queried index, whose photos are shown.
+        pictured: number of queries to show with photos: see `indexer.evaluation.report.pictures.choose`.
+        matches: returns the matching points of two photos, to draw lines between them.
 
     Raises:
         OSError: the file cannot be written.
@@ -124,7 +124,7 @@ def _environment() -> Environment:
 
 
 def _own_text(name: str) -> Markup:
-    """A file of ours to put in as it is."""
+    """Return a file of ours, unescaped."""
     return Markup(files("indexer.evaluation.report").joinpath("templates", name).read_text(encoding="utf-8"))
 
 
@@ -205,7 +205,7 @@ def _facts(result: QueryResult) -> list[str]:
 
 
 def _kinds(rows: Sequence[Row], comparison: Comparison | None) -> list[tuple[str, str, int]]:
-    """Filters of the list: value, words, and how many rows each leaves."""
+    """Filters of the list: value, words, and number of rows."""
     names = {"wrong": "Wrong", "right": "Right", "foreign": "Foreign"}
     if comparison is not None:
         names |= {"gained": "Gained", "lost": "Lost"}
@@ -232,7 +232,7 @@ def _percent(value: float) -> str:
 
 
 def _points(value: float) -> str:
-    """A difference of shares, in percentage points."""
+    """Return a difference of shares in percentage points."""
     rounded = round(100 * value, 1)
     return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 

@@ -1,4 +1,4 @@
-"""The photos of a report: which queries are shown, their thumbnails, and lines between what matches."""
+"""Pictures of a report: chosen queries, thumbnails, and lines between matching points."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from indexer.index import Index
 from model.errors import ImageError
 from model.images import read_photo
 
-SIDE = 240  # pixels of the longest side of a query and of what it is laid beside
+SIDE = 240  # pixels of the longest side of a query and of its best match
 SMALL = 144  # of the other answers
 QUALITY = 70
-SHOWN = 5  # nearest photos beside a query
-LINES = 80  # between two photos: more hide them
+SHOWN = 5  # nearest photos of a query
+LINES = 80  # lines between two photos: more would hide them
 _KEPT = 4096  # thumbnails remembered, 10 kB each
 
 Floats = NDArray[np.float32]
 Matcher = Callable[[Path, str], tuple[Floats, Floats] | None]
-"""Of a query's file and the id of a photo of the index: the points (n 2 each) where local features of the
-two agree on one geometry, x and y as fractions of the upright photos' width and height; None where that
-cannot be told."""
+"""From a query's file and the id of a photo of the index to their matching points (n 2 each), x and y as
+shares of the upright photos' width and height; None if unknown.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shown:
     path: str
     right: bool
     rank: int | None
-    """From 1; None of a right photo that was not found."""
+    """Rank from 1; None for a right photo that was not found."""
     score: float | None
     distance_m: float | None
     inliers: int | None
@@ -67,23 +67,25 @@ class Matched:
     lines: tuple[tuple[float, float, float, float], ...]
     """x and y in the query, then in the photo, whose x begin at 1."""
     matches: int | None
-    """How many there are, of which `lines` are some; None where that is not known."""
+    """Number of matches, of which `lines` are some; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is shown of one query."""
+    """Pictures of one query."""
 
     query: Thumbnail | None
     best: Matched | None
-    """The most alike photo; None where the index is empty."""
+    """The nearest photo; None if the index is empty."""
     first_right: Matched | None
-    """The best right photo that was found, where it is not the most alike and matches are known."""
+    """The best right photo that was found, if it is not the nearest and matches are known."""
     others: tuple[Shown, ...]
 
 
 def worst_first(evaluation: Evaluation) -> list[QueryResult]:
-    """Queries answered wrongly, the surest first, then those answered rightly, the least sure first."""
+    """Return wrongly answered queries, most confident first, then rightly answered ones, least confident
+    first.
+    """
     wrong = [result for result in evaluation.results if not result.right]
     right = [result for result in evaluation.results if result.right]
     wrong.sort(key=lambda result: -evaluation.sureness(result))
@@ -94,10 +96,10 @@ def worst_first(evaluation: Evaluation) -> list[QueryResult]:
 def choose(
     evaluation: Evaluation, most: int, changed: Sequence[QueryResult] = (), seed: int = 0
 ) -> list[QueryResult]:
-    """The queries to show pictures of, worst first.
+    """Choose the queries to show pictures of, worst first.
 
-    A third may be those that another index answers otherwise, half of the rest are the worst, and what is
-    left is a sample of all others by `seed`.
+    Up to a third are those that another index answers differently, half of the rest are the worst, and the
+    others are a sample by `seed`.
     """
     ordered = worst_first(evaluation)
     differing = {result.path for result in changed}
@@ -111,7 +113,7 @@ def choose(
 
 
 class Album:
-    """Makes what is shown of queries."""
+    """Makes the pictures of queries."""
 
     def __init__(self, index: Index, matches: Matcher | None = None) -> None:
         self._index = index
@@ -119,7 +121,7 @@ class Album:
         self._of_photo = lru_cache(maxsize=_KEPT)(self._photo)
 
     def pictures(self, result: QueryResult) -> Pictures:
-        """Of one query: it, the most alike photos, and the best right one that is not among them."""
+        """Return pictures of a query, its nearest photos, and the best right one if it is not among them."""
         query = thumbnail(result.path)
         best = self._matched(result, query, 0) if result.hits else None
         others = [self._shown(result, rank, SMALL) for rank in range(1, min(SHOWN, len(result.hits)))]
@@ -149,7 +151,7 @@ class Album:
         )
 
     def _missed(self, result: QueryResult) -> Shown | None:
-        """The nearest right photo of a query for which none was found."""
+        """Return the nearest right photo of a query for which none was found."""
         rights = []
         for id in sorted(result.expected.photos or ()):
             with suppress(NotFound):  # removed since
@@ -180,7 +182,7 @@ class Album:
 
 
 def thumbnail(file: Path, side: int = SIDE) -> Thumbnail | None:
-    """An upright JPEG without metadata, as an address that holds it; None where the file cannot be read."""
+    """Return an upright JPEG without metadata as a data URL; None if the file cannot be read."""
     try:
         pixels = read_photo(file, side)
     except ImageError:
@@ -192,5 +194,5 @@ def thumbnail(file: Path, side: int = SIDE) -> Thumbnail | None:
 
 
 def _tall(photo: Thumbnail | None) -> float:
-    """Its height in units of its width; of a photo that is not there that of the box in its place."""
+    """Return its height in units of its width; that of a placeholder if the photo is missing."""
     return 0.75 if photo is None else photo.height / photo.width
