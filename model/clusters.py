@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 def sample_local(conv_map: NDArray[np.floating], rng: np.random.Generator) -> Floats:
-    """Up to 100 local descriptors of one map, drawn without replacement, L2-normalised.
+    """Draw up to 100 local descriptors of one map without replacement, L2-normalised.
 
     Args:
         conv_map: D H W.
@@ -37,7 +37,8 @@ def sample_local(conv_map: NDArray[np.floating], rng: np.random.Generator) -> Fl
 
 
 def kmeans(points: Floats, clusters: int, *, seed: int = 0) -> Floats:
-    """Centres of `points` (n D) by k-means, K D: 100 iterations from the best of three k-means++ starts.
+    """Return the centres of `points` (n D) by k-means, K D: 100 iterations from the best of three k-means++
+    starts.
 
     Source: Arthur and Vassilvitskii (SODA 2007) for the starts.
 
@@ -58,17 +59,18 @@ def kmeans(points: Floats, clusters: int, *, seed: int = 0) -> Floats:
 
 @torch.inference_mode()
 def lloyd(points: Floats, starts: Floats, iterations: int) -> tuple[float, Floats]:
-    """Sum of squared distances to the last centres but one, and the centres that `starts` moved to.
+    """Return the sum of squared distances to the centres before the last step, and the centres reached from
+    `starts`.
 
-    At most so many iterations: where no point goes over to another centre, it is done. A centre that nothing
-    is nearest to stays where it is. This takes a third of the time of FAISS's.
+    It stops when no point changes its centre. A centre without points stays. This takes a third of the time
+    of FAISS's.
     """
     x, centres = torch.from_numpy(points), torch.from_numpy(starts)
     nearest = torch.full((len(x),), -1)
     distances = torch.zeros(len(x))
     for _ in range(iterations):
         before = nearest
-        # ‖x − c‖² but for ‖x‖²
+        # ‖x − c‖² without ‖x‖²
         distances, nearest = torch.addmm(centres.square().sum(1), x, centres.T, alpha=-2).min(1)
         if torch.equal(nearest, before):
             break
@@ -80,7 +82,7 @@ def lloyd(points: Floats, starts: Floats, iterations: int) -> tuple[float, Float
 
 
 def _spread_starts(points: Floats, clusters: int, rng: np.random.Generator) -> Floats:
-    """k-means++: every start is drawn with probability ∝ its squared distance to those drawn before."""
+    """k-means++: draw every start with probability ∝ its squared distance to those drawn before."""
     squares = np.einsum("nd,nd->n", points, points)
     drawn = [int(rng.integers(len(points)))]
     nearest = np.full(len(points), np.inf, np.float32)
@@ -97,7 +99,7 @@ def _spread_starts(points: Floats, clusters: int, rng: np.random.Generator) -> F
 
 
 def sharpness(points: Tensor, centres: Tensor, *, version: int = 1) -> float:
-    """α such that the nearest cluster outweighs the second by 100 on average (NetVLAD's rule).
+    """Return α such that the nearest cluster outweighs the second by 100 on average (NetVLAD's rule).
 
     Version 1: −ln 0.01 / mean(largest − second ĉ·x). Version 2: −ln 0.01 / mean(d₂² − d₁²).
     """
@@ -114,11 +116,11 @@ def sharpness(points: Tensor, centres: Tensor, *, version: int = 1) -> float:
 
 
 def rank_by_halves(left: Tensor, right: Tensor) -> Tensor:
-    """Clusters in the order of how well they tell photos apart, best first: K indices.
+    """Return the clusters in the order of how well they distinguish photos, best first: K indices.
 
-    A cluster that says something about a place has residuals by which the left half of a photo resembles
-    its own right half more than it does those of other photos, in units of the spread over all pairs. What
-    says nothing (sky, road) looks alike everywhere, so that the last clusters are the ghosts to start with.
+    In a useful cluster, the residuals of a photo's left half resemble those of its right half more than those
+    of other photos' halves, in units of the spread over all pairs. Clusters of sky or road look alike
+    everywhere; they come last and become the first ghosts.
 
     Args:
         left, right: n K D, residuals of the halves of n photos (`NetVLAD.accumulate`), n ≥ 2.

@@ -1,7 +1,7 @@
 """The network's passes over small batches, recorded as CUDA graphs.
 
-Python may take as long to ask for the hundred steps of one photo as a GPU takes for them; a recorded pass is
-asked for once. Large batches would gain nothing, and keep their memory.
+Python may take as long to launch the hundred steps of one photo as a GPU takes to run them; a recorded pass
+is one launch. Large batches would gain nothing, and keep their memory.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Pass = Callable[[Tensor], Outputs]
 Record = Callable[[Pass, Tensor], tuple[Outputs, Callable[[], None]]]
 
 IMAGES = 4
-"""Of a batch that is recorded, at most."""
+"""Largest batch that is recorded."""
 KEPT = 16
-"""Passes that are kept; then the one that has not been asked for longest goes."""
+"""Most passes that are kept; the least recently used one goes."""
 WARM_UPS = 3
 TOLERANCE = 0.01
-"""By which a replay may differ from the pass itself, as a share of its length."""
+"""Largest difference of a replay from the pass itself, as a share of its length."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A pass, and the memory that it reads from and writes to."""
+    """A recorded pass, and the memory that it reads and writes."""
 
     images: Tensor
     outputs: Outputs
@@ -40,13 +40,13 @@ class _Recorded:
 
 
 class Graphs:
-    """Records a pass when its shape comes for the second time, and replays it from then on; for one thread.
+    """Records a pass when its shape comes for the second time, and replays it afterwards; for one thread.
 
-    Where one cannot be recorded, or its replay gives something else, all passes are run as they are.
+    If recording fails, or a replay gives another result, all passes run directly.
 
     Args:
-        record: records a pass over images that stay where they are; gives its outputs and what replays it.
-            CUDA's, if not given.
+        record: records a pass over images at a fixed address; returns its outputs and what replays it. CUDA's
+            by default.
     """
 
     def __init__(self, record: Record | None = None) -> None:
@@ -55,10 +55,10 @@ class Graphs:
         self._works = True
 
     def __call__(self, stage: str, run: Pass, images: Tensor) -> Outputs:
-        """What `run` makes of images (B 3 H W); it holds until the next call.
+        """Return what `run` makes of images (B 3 H W); valid until the next call.
 
         Args:
-            stage: names what `run` computes, as it does every time.
+            stage: the name of what `run` computes.
         """
         if len(images) > IMAGES or not self._works:
             return run(images)
@@ -77,7 +77,7 @@ class Graphs:
         return outputs
 
     def clear(self) -> None:
-        """Give their memory back."""
+        """Free their memory."""
         self._kept.clear()
 
     def _recorded(self, run: Pass, images: Tensor, wanted: Outputs) -> _Recorded | None:
@@ -107,17 +107,17 @@ class CudaRecorder:
         self._made: tuple[torch.cuda.Stream, Any] | None = None
 
     def __call__(self, run: Pass, images: Tensor) -> tuple[Outputs, Callable[[], None]]:
-        """The outputs' memory, which each replay writes to, and what replays the pass."""
+        """Return the outputs' memory, which each replay writes to, and what replays the pass."""
         if self._made is None:
             self._made = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
         stream, pool = self._made
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):  # what cuDNN and cuBLAS choose and allocate is not to be recorded
+            for _ in range(WARM_UPS):  # cuDNN's and cuBLAS's choices and allocations must not be recorded
                 run(images)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads go on decoding, which a capture of the whole process would forbid.
+        # other threads go on decoding, which a capture of the whole process would forbid
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             outputs = run(images)
         return outputs, graph.replay

@@ -17,19 +17,19 @@ TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20
 
 Told = Callable[[int, int | None], None]
-"""Told the bytes that are there, and how many there will be where that is known."""
+"""Called with the bytes so far, and the total if known."""
 
 
 def download(url: str, path: Path, *, sha256: str | None = None, told: Told | None = None) -> str:
-    """Fetch `url` to `path`; returns the SHA-256 of what is there.
+    """Fetch `url` to `path`; return its SHA-256.
 
-    What has come lies at `path`.part with the version (ETag or date) of what it is a part of, and the next
-    call goes on from there; if the server has another version by now, or cannot resume, it starts over. The
-    usual variables name a proxy (`https_proxy`, `http_proxy`, `no_proxy`).
+    A partial download is kept at `path`.part with its version (ETag or date), and the next call resumes it.
+    If the server has another version, or cannot resume, it starts over. The usual variables set a proxy
+    (`https_proxy`, `http_proxy`, `no_proxy`).
 
     Raises:
-        ModelError: no connection, an answer other than the file, a connection that broke off, another
-            checksum than `sha256`, a full disk. It names the URL, and where to put the file by hand.
+        ModelError: no connection, another answer than the file, an interrupted connection, another checksum
+            than `sha256`, a full disk. The message has the URL, and where to put the file by hand.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, version = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
@@ -57,7 +57,7 @@ def _fetch(url: str, part: Path, version: Path, told: Told | None) -> None:
     there = part.stat().st_size if part.exists() else 0
     known = _read_version(version, url)
     if there and not known:
-        there = 0  # nobody can say of what it is a part
+        there = 0  # its version is unknown
     request = urllib.request.Request(url)
     if there and known:
         request.add_header("Range", f"bytes={there}-")
@@ -67,7 +67,7 @@ def _fetch(url: str, part: Path, version: Path, told: Told | None) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not there:
             raise
-        error.close()  # the part is as long as the file, or longer: take it from the start
+        error.close()  # the part is as long as the file, or longer: start over
         part.unlink()
         _fetch(url, part, version, told)
         return
@@ -96,7 +96,7 @@ def _starts_at(headers: Any, there: int) -> bool:
 
 
 def _read_version(path: Path, url: str) -> str | None:
-    """What the part is a part of; a weak ETag cannot be resumed by (RFC 9110, 13.1.5)."""
+    """Return the version of the part; a weak ETag cannot resume (RFC 9110, 13.1.5)."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         version = found["version"] if found["url"] == url else None

@@ -1,7 +1,7 @@
-"""Runs the network: device and precision, batches of equal shape, decoding overlapped, memory survived.
+"""Run the network: device and precision, batches of equal shape, reading ahead, out-of-memory handling.
 
-On a GPU a batch is on its way while the next is made ready: images go up on a stream of their own, results
-come down into pinned memory, and only who looks at them waits.
+On a GPU, copies overlap with computing: images go up on their own stream, and results come down into pinned
+memory.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the network made of one photo or clip."""
+    """The output of the network for one photo or clip."""
 
     descriptor: NDArray[np.float32]
-    """d, unit length; in `Embedder.stream`, what its stage makes."""
+    """d, unit length; in `Embedder.stream`, the output of its stage."""
     local: Packed | None = None
-    """The photo's local features; None of a clip, and where the model keeps none."""
+    """Local features of the photo; None for a clip, or if the model keeps none."""
 
 
 @dataclass(frozen=True)
 class Embedded(Generic[T]):
-    """One item of a stream with what became of each of its images, or with the reason it has none."""
+    """An item of a stream with the output of each of its images, or why it has none."""
 
     item: T
     seen: tuple[Seen, ...] = ()
@@ -57,23 +57,22 @@ class Embedded(Generic[T]):
 
     @property
     def outputs(self) -> tuple[NDArray[np.float32], ...]:
-        """What the stage made of each image."""
+        """The stage's output for each image."""
         return tuple(seen.descriptor for seen in self.seen)
 
 
 class Embedder:
-    """Owns a model on a device. One thread at a time may use it.
+    """Owns a model on a device. For one thread at a time.
 
     Args:
-        device: "auto" (CUDA where there is one, else CPU) or a PyTorch device name.
-        precision: of the backbone: "auto" (the fastest: int8 on a CPU that multiplies in it, where OpenVINO
-            is installed and the model knows its ranges; else bf16 where the processor or GPU computes in it,
-            fp16 on older GPUs, fp32), "fp32", "bf16", "fp16" or "int8". Pooling and reduction are always in
-            fp32.
-        batch_size: images of equal shape that go through together; None chooses by device.
+        device: "auto" (CUDA if available, else CPU) or a PyTorch device name.
+        precision: of the backbone: "fp32", "bf16", "fp16", "int8", or "auto", the fastest: int8 on a CPU that
+            computes in it, if OpenVINO is installed and the model has ranges; else bf16 if the processor or
+            GPU computes in it, fp16 on older GPUs, or fp32. Pooling and reduction are always in fp32.
+        batch_size: images of equal shape in a batch; None chooses by device.
 
     Raises:
-        ModelError: an unknown or absent device, an unknown precision, or int8 where it cannot be.
+        ModelError: an unknown or absent device, an unknown precision, or int8 where it is impossible.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Embedder:
         self.batch_size = batch_size or (32 if self._is_gpu else 4)
         self.set_model(model)
         self.read = reader(self.device)
-        """`read_photo`, on the GPU where that decodes; from any thread."""
+        """`read_photo`, on the GPU if it decodes; from any thread."""
         if self._is_gpu:
             self._uploads = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
@@ -100,11 +99,11 @@ class Embedder:
         return self.device.type == "cuda"
 
     def set_model(self, model: PlaceModel) -> None:
-        """Run another model from now on, with the same device and precision."""
+        """Use another model from now on, with the same device and precision."""
         self.precision = _precision(self._asked, self.device, model)
         self.model = model  # as given: a copy in bf16 would be saved as other weights
         self._running = copy.deepcopy(model).to(self.device).eval()
-        self._graphs = Graphs() if self._is_gpu else None  # of another network none is right
+        self._graphs = Graphs() if self._is_gpu else None  # those of another network do not fit
         if self.precision == "int8":
             backbone, ranges = cast(VGG16, model.backbone), model.config.activation_ranges
             self._running.backbone = Int8VGG16(backbone, ranges, threads=torch.get_num_threads())
@@ -112,33 +111,33 @@ class Embedder:
             self._running.backbone.to(DTYPES[self.precision]).to(memory_format=torch.channels_last)
 
     def with_model(self, model: PlaceModel) -> Embedder:
-        """Another embedder for another model, on the same device in the same precision."""
+        """Return an embedder for another model, with the same device and precision."""
         return Embedder(model, device=str(self.device), precision=self._asked, batch_size=self.batch_size)
 
     def describe(self) -> dict[str, str]:
-        """Device, precision and what decodes JPEGs, in words."""
+        """Return device, precision and JPEG decoder in words."""
         name = torch.cuda.get_device_name(self.device) if self._is_gpu else "CPU"
         names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
         decoding = "GPU" if isinstance(self.read, GpuReader) else "CPU"
         return {"device": name, "precision": names[self.precision], "decoding": decoding}
 
     def ranges(self, images: Sequence[Image]) -> tuple[float, ...]:
-        """How far activations reach on these images: `model.int8.activation_ranges`."""
+        """Return the ranges of activations on these images: `model.int8.activation_ranges`."""
         batches = (self._running.prepared(self._stacked([image])) for image in images)
         with self._on_device():
             return activation_ranges(self._running.backbone, batches)
 
     def embed(self, images: Sequence[Image]) -> NDArray[np.float32]:
-        """Descriptors (B d, unit length) of images (uint8, H W 3), in their order."""
+        """Return descriptors (B d, unit length) of images (uint8, H W 3), in order."""
         if not images:
             return np.empty((0, self.model.config.output_dim), np.float32)
         return np.stack(self.outputs(images, "descriptors"))
 
     def embed_clips(self, clips: Sequence[Sequence[Image]]) -> NDArray[np.float32]:
-        """Descriptors (B d, unit length) of clips, each of one frame or more, whose order does not matter.
+        """Return descriptors (B d, unit length) of clips, each of one or more frames in any order.
 
-        A clip's frames are pooled as one (ActionVLAD: Girdhar et al., CVPR 2017), so that its descriptor
-        lives in the same space as a photo's, and a clip of one frame has that photo's.
+        A clip's frames are pooled as one (ActionVLAD: Girdhar et al., CVPR 2017). So its descriptor lies in
+        the same space as a photo's, and a clip of one frame equals that photo.
 
         Raises:
             ModelError: a clip without frames.
@@ -148,7 +147,7 @@ class Embedder:
         return np.stack([seen.descriptor for seen in self.see(clips)])
 
     def see(self, clips: Sequence[Sequence[Image]]) -> list[Seen]:
-        """The descriptors of clips as `embed_clips` has them, and a photo's local features.
+        """Return the descriptors of clips as in `embed_clips`, and local features of photos.
 
         Raises:
             ModelError: a clip without frames.
@@ -159,7 +158,7 @@ class Embedder:
             return self._see([clip[0] for clip in clips], "descriptors")
         frames = iter(self._see([frame for clip in clips for frame in clip], "sums"))
         parts = [[next(frames) for _ in clip] for clip in clips]
-        # In fp64, so that the order of the frames is lost in rounding.
+        # in fp64, so that the order of the frames vanishes in rounding
         added = [np.sum([frame.descriptor for frame in part], axis=0, dtype=np.float64) for part in parts]
         with torch.inference_mode():
             rows = torch.from_numpy(np.stack(added).astype(np.float32)).to(self.device)  # B S
@@ -170,9 +169,9 @@ class Embedder:
         ]
 
     def outputs(self, images: Sequence[Image], stage: str) -> list[NDArray[np.float32]]:
-        """What a stage makes of each image, in their order; images of one shape go through together.
+        """Return the output of a stage for each image, in order; images of one shape run together.
 
-        Stages: "maps" (D H W), "sums" (what the pooling adds up), "pooled" (unreduced), "descriptors" (d).
+        Stages: "maps" (D H W), "sums" (of the pooling), "pooled" (unreduced), "descriptors" (d).
         """
         return [seen.descriptor for seen in self._see(images, stage)]
 
@@ -180,7 +179,7 @@ class Embedder:
         return _arrived(self._send(images, stage))
 
     def _send(self, images: Sequence[Image], stage: str) -> list[_Sent]:
-        """Have the device see images: of one shape together, in batches."""
+        """Start the device on images: those of one shape together, in batches."""
         if stage not in STAGES:
             raise ModelError(f"unknown stage {stage!r}: one of {', '.join(STAGES)}")
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -188,7 +187,7 @@ class Embedder:
             groups.setdefault(tuple(image.shape), []).append(index)
         sent: list[_Sent] = []
         for indices in groups.values():
-            while indices:  # the batch size shrinks where memory runs out
+            while indices:  # the batch size shrinks without memory
                 batch, indices = indices[: self.batch_size], indices[self.batch_size :]
                 sent += self._run(batch, images, stage)
         return sent
@@ -196,15 +195,15 @@ class Embedder:
     def stream(
         self, items: Iterable[T], read: Callable[[T], Sequence[Image]], stage: str = "descriptors"
     ) -> Iterator[list[Embedded[T]]]:
-        """Embed items a batch at a time, reading ahead in threads while the network runs.
+        """Embed items in batches, reading ahead in threads while the network runs.
 
-        `read` gives an item's images (several for a panorama), best by this embedder's own `read`, or
-        raises `ImageError`; what else it raises is raised here. Batches come as they fill: a batch holds
-        images of one shape where there are enough.
+        `read` returns an item's images (several for a panorama), best with this embedder's own `read`, or
+        raises `ImageError`; other errors are raised here. Batches come when full: a batch has images of one
+        shape if there are enough.
         """
         threads = min(16 if self._is_gpu else 4, os.cpu_count() or 1)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        ahead = 1 if self._is_gpu else 0  # batches that the device has beside the one that is waited for
+        ahead = 1 if self._is_gpu else 0  # batches on the device beside the one that is waited for
         under_way: deque[tuple[list[_Opened[T]], list[_Sent]]] = deque()
         try:
             for batch in self._batches(_read_ahead(pool, items, read, 2 * self.batch_size + threads)):
@@ -238,7 +237,7 @@ class Embedder:
         return self._send([image for images in found for image in images], stage)
 
     def _run(self, indices: list[int], images: Sequence[Image], stage: str) -> list[_Sent]:
-        """One batch of one shape; out of memory, each half by itself."""
+        """Run one batch of one shape; without memory, run each half."""
         try:
             return [self._forward(indices, [images[i] for i in indices], stage)]
         except (RuntimeError, MemoryError) as error:
@@ -258,7 +257,7 @@ class Embedder:
         return self._run(indices[:half], images, stage) + self._run(indices[half:], images, stage)
 
     def _stacked(self, images: Sequence[Image]) -> Tensor:
-        """Images of one shape on the device, B 3 H W."""
+        """Return images of one shape on the device, B 3 H W."""
         if not self._is_gpu:
             stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         elif any(isinstance(image, Tensor) for image in images):
@@ -268,14 +267,14 @@ class Embedder:
         return stacked.permute(0, 3, 1, 2)
 
     def _decoded(self, image: Image) -> Tensor:
-        """An image on the GPU, which must not be overwritten before the network has read it."""
+        """Return an image on the GPU, which must not be overwritten before the network has read it."""
         if not isinstance(image, Tensor):
             return torch.from_numpy(image).to(self.device)
-        image.record_stream(torch.cuda.current_stream())  # its memory is the decoding thread's
+        image.record_stream(torch.cuda.current_stream())  # its memory belongs to the decoding thread
         return image
 
     def _uploaded(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Images on the GPU, copied while it still computes something else."""
+        """Return images on the GPU, copied while it computes something else."""
         pinned = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
         np.stack(images, out=pinned.numpy())
         with torch.cuda.stream(self._uploads):
@@ -299,7 +298,7 @@ class Embedder:
             return sent
 
     def _outputs(self, images: Tensor, stage: str) -> Outputs:
-        """What the stage makes of images, B 3 H W, in fp32, and what `LocalFeatures` finds."""
+        """Return the stage's output for images, B 3 H W, in fp32, and their local features."""
         output, local = self._running.maps_and_local(images)
         if stage == "sums":
             output = self._running.pooling.accumulate(output)
@@ -314,7 +313,7 @@ class Embedder:
 
 
 class _Sent:
-    """A batch on its way: what the device makes of it comes down when it is there."""
+    """A batch on the device, whose output is copied when it is there."""
 
     def __init__(
         self, indices: list[int], outputs: Outputs, local_features: int, size: tuple[int, int]
@@ -327,13 +326,13 @@ class _Sent:
         self._there: torch.cuda.Event | None = None
 
     def bring_down(self) -> None:
-        """Have the outputs copied to where the CPU reads them, when they are there; does not wait."""
+        """Start copying the outputs to the CPU; does not wait."""
         self._outputs = tuple(_pinned(output) for output in self._outputs)
         self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._there.record()
 
     def seen(self) -> list[Seen]:
-        """What became of each image; waits for it."""
+        """Return the output of each image; waits for it."""
         if self._there is not None:
             self._there.synchronize()
         rows, *local = self._outputs
@@ -350,7 +349,7 @@ def _pinned(output: Tensor) -> Tensor:
 
 
 def _arrived(sent: Iterable[_Sent]) -> list[Seen]:
-    """What became of all images that were sent, in their order."""
+    """Return the outputs of all images that were sent, in order."""
     seen = {i: one for batch in sent for i, one in zip(batch.indices, batch.seen(), strict=True)}
     return [seen[i] for i in range(len(seen))]
 
@@ -366,7 +365,7 @@ def _embedded(batch: Sequence[_Opened[T]], sent: Sequence[_Sent]) -> list[Embedd
 
 
 def with_ranges(model: PlaceModel, images: Sequence[Image], device: str = "auto") -> PlaceModel:
-    """The model with its ranges for int8, measured on these images; one that is not VGG16 as it is.
+    """Return the model with int8 ranges measured on these images; other networks than VGG16 unchanged.
 
     Raises:
         ModelError: no such device.

@@ -1,8 +1,8 @@
-"""What this package raises."""
+"""Errors of this package."""
 
 
 class ModelError(Exception):
-    """A model, its weights or its input cannot be used; the message says why in one sentence."""
+    """A model, its weights or its input cannot be used."""
 
 
 class ImageError(ModelError):
@@ -10,4 +10,4 @@ class ImageError(ModelError):
 
 
 class TooManyPixels(ImageError):
-    """A photo's header announces more pixels than allowed; it was not decoded."""
+    """A photo's header has more pixels than allowed; it was not decoded."""

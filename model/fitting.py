@@ -1,4 +1,4 @@
-"""Fitting a pooling's clusters on maps of photos, and the halves by which parts of a model are chosen."""
+"""Fit a pooling's clusters on maps of photos, and make the halves that choose parts of a model."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from model.clusters import kmeans, rank_by_halves, sample_local, sharpness
 from model.layers.poolings import TWO_LAYERS, VLAD, NetVLAD, Pooling, TwoLayers, apart
 from model.modelfile import ModelConfig
 
-GHOST_PHOTOS = 200  # whose halves say which clusters become ghosts
+GHOST_PHOTOS = 200  # photos whose halves decide which clusters become ghosts
 
 Floats = NDArray[np.float32]
 Maps = Callable[[str], Floats]
-"""A photo's maps by its id (hex digits): V D H W, V views of a panorama or one."""
+"""Maps of a photo by its id (hex digits): V D H W, V views of a panorama or one."""
 
 
 def fit_clusters(
     config: ModelConfig, photos: Sequence[str], maps: Maps, *, seed: int
 ) -> tuple[Pooling, dict[str, Any]]:
-    """The pooling of `config` with k-means clusters, and how they came about.
+    """Return the pooling of `config` with k-means clusters, and a record of the fit.
 
-    What is drawn of a photo depends on the seed and its id, not on the others.
+    What is drawn of a photo depends on the seed and its id, not on other photos.
 
     Raises:
-        ModelError: fewer local descriptors than clusters, or photos all alike.
+        ModelError: fewer local descriptors than clusters, or identical photos.
     """
     if config.layers == TWO_LAYERS:
         return _fit_layers(config, photos, maps, seed=seed)
@@ -40,7 +40,7 @@ def fit_clusters(
 def _fit_layer(
     config: ModelConfig, photos: Sequence[str], maps: Maps, drawn: Sequence[Floats], seed: int
 ) -> tuple[NetVLAD | VLAD, dict[str, Any]]:
-    """Of one layer, by what was drawn of each photo, n D."""
+    """Fit one layer on what was drawn of each photo, n D."""
     points = np.concatenate(drawn)
     centres = torch.from_numpy(kmeans(points, config.clusters + config.ghosts, seed=seed))
     provenance: dict[str, Any] = {"cluster_photos": len(photos), "local_descriptors": len(points)}
@@ -58,7 +58,7 @@ def _fit_layer(
 def _fit_layers(
     config: ModelConfig, photos: Sequence[str], maps: Maps, *, seed: int
 ) -> tuple[Pooling, dict[str, Any]]:
-    """conv5_3 and conv4_3 each by themselves; numbers of both, conv5_3's first."""
+    """Fit conv5_3 and conv4_3 separately; the record has numbers of both, conv5_3 first."""
 
     def of(layer: int, photo: str) -> Floats:
         return apart(torch.from_numpy(maps(photo)))[layer].numpy()
@@ -76,7 +76,7 @@ def _fit_layers(
 
 
 def halves(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Left and right of maps, V D H W each."""
+    """Left and right halves of maps, V D H W each."""
     half = max(1, maps.shape[3] // 2)
     return maps[..., :half], maps[..., -half:]
 
@@ -87,7 +87,7 @@ def _draw(maps: Floats, photo: str, seed: int) -> Floats:
 
 
 def _ghosts_last(layer: NetVLAD, photos: Sequence[str], maps: Maps) -> Tensor:
-    """The clusters' order, those last that tell photos apart least by their halves."""
+    """Return the clusters' order, with those that distinguish photos least at the end."""
     if len(photos) < 2:
         return torch.arange(len(layer.centres))
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])

@@ -1,4 +1,4 @@
-"""JPEGs decoded and resized on a GPU, by nvJPEG; every other photo as `model.images.read_photo` reads it."""
+"""JPEGs decoded and resized on a GPU by nvJPEG; other photos are read by `model.images.read_photo`."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ Read = Callable[..., Image]
 """`read_photo`, or a `GpuReader` in its place."""
 
 GPU_PIXELS = 50_000_000
-"""Of a photo decoded on the GPU, at most: in fp32 they take 12 bytes each, beside the network."""
+"""Most pixels of a photo that is decoded on the GPU: in fp32 they take 12 bytes each, beside the network."""
 ALIKE = 3.0
-"""Mean difference of a pixel from the CPU's, of 256, up to which the GPU is trusted."""
-_FRACTIONS = (8, 4, 2)  # at which the CPU's decoder decodes, too
+"""Largest mean difference of a pixel from the CPU's, of 256, at which the GPU is used."""
+_FRACTIONS = (8, 4, 2)  # scales at which the CPU's decoder decodes, too
 
 log = logging.getLogger(__name__)
 
 
 @functools.cache
 def reader(device: torch.device) -> Read:
-    """What reads photos for networks on this device.
+    """Return the reader of photos for networks on this device.
 
-    A `GpuReader` where there is a GPU and TorchCodec, and both do what they should; else `read_photo`.
+    A `GpuReader` if there is a GPU and TorchCodec, and both work correctly; otherwise `read_photo`.
     """
     if device.type != "cuda" or find_spec("torchcodec") is None:
         return read_photo
     try:
         found = GpuReader(device)
         trouble = found.trouble()
-    except (ImportError, OSError, RuntimeError) as error:  # TorchCodec made for another PyTorch
+    except (ImportError, OSError, RuntimeError) as error:  # TorchCodec built for another PyTorch
         trouble = str(error).partition("\n")[0]
     if trouble is None:
         return found
@@ -64,15 +64,15 @@ def reader(device: torch.device) -> Read:
 
 
 class GpuReader:
-    """Reads photos as `read_photo` does, and leaves them on the GPU. Any number of threads may use it.
+    """Reads photos like `read_photo`, and leaves them on the GPU. For any number of threads.
 
-    A JPEG is decoded whole and averaged where the CPU's decoder computes a half, a quarter or an eighth; its
-    pixels are the CPU's to a few of 256 steps. What nvJPEG does not take, what it fails on and what was
-    cut off is read on the CPU, which says what is wrong with it.
+    A JPEG is decoded at full size and averaged where the CPU's decoder computes a half, a quarter or an
+    eighth; its pixels equal the CPU's to a few of 256 steps. Photos that nvJPEG does not take or fails on,
+    and truncated ones, are read on the CPU, which reports errors.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """`device`: a GPU; on a CPU the same is computed there, by libjpeg."""
+        """`device`: a GPU; on a CPU, libjpeg computes the same."""
         from torchcodec.decoders import decode_jpeg  # type: ignore[attr-defined]
 
         self.device = device
@@ -87,13 +87,13 @@ class GpuReader:
         *,
         max_pixels: int = MAX_PIXELS,
     ) -> Image:
-        """See `read_photo`; what was decoded on the GPU is a tensor there, H W 3, and ready."""
+        """See `read_photo`; a photo decoded on the GPU is a tensor there, H W 3, and ready."""
         with open_photo(source, max_pixels=max_pixels) as image:
             found = self._on_gpu(image, target_size(*image.size, image_size, min_size))
             return pixels(image, image_size, min_size) if found is None else found
 
     def trouble(self) -> str | None:
-        """Why the GPU's pixels cannot be trusted, found out on a picture; None where they are the CPU's."""
+        """Test the GPU's pixels on a picture; return why they cannot be used, or None."""
         y, x = np.mgrid[:240, :320]
         picture = Pillow.fromarray(np.stack([x % 256, y, (x + y) % 256], 2).astype(np.uint8))
         for mode, progressive in (("RGB", False), ("RGB", True), ("L", False)):
@@ -111,24 +111,26 @@ class GpuReader:
 
     @torch.inference_mode()
     def _on_gpu(self, image: Pillow.Image, size: tuple[int, int]) -> Tensor | None:
-        """The photo's pixels, H W 3, brought to `size` (width, height) and turned; None: to be read here."""
+        """Return the photo's pixels, H W 3, with this `size` (width, height) and upright; None if the CPU
+        must read it.
+        """
         if not _is_common(image):
             return None
         try:
             data = bytearray(jpeg_data(image))
-            scan = _hide_exif(data)  # else TorchCodec turns the photo before it is resized
-            if scan is None or data.find(b"\xff\xd9", scan) < 0:  # a JPEG without its end was cut off
+            scan = _hide_exif(data)  # otherwise TorchCodec turns the photo before it is resized
+            if scan is None or data.find(b"\xff\xd9", scan) < 0:  # a truncated JPEG
                 return None
             with self._aside():
                 decoded = self._decode(torch.frombuffer(data, dtype=torch.uint8), device=self.device)
                 return turned(resized(decoded, size), orientation(image)).contiguous()
-        except (RuntimeError, OSError) as error:  # what nvJPEG cannot read, or the GPU has no memory for
+        except (RuntimeError, OSError) as error:  # nvJPEG cannot read it, or the GPU has no memory for it
             log.debug("read on the CPU: %s", error)
             return None
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Within it, the GPU works for this thread alone, beside the network; done when it ends."""
+        """Within this, the GPU works for this thread beside the network; done at the end."""
         if self.device.type != "cuda":
             yield
             return
@@ -140,10 +142,10 @@ class GpuReader:
 
 
 def resized(decoded: Tensor, size: tuple[int, int]) -> Tensor:
-    """A decoded JPEG (uint8, 3 H W) brought to `size` (width, height) as Pillow does: uint8, h w 3.
+    """Resize a decoded JPEG (uint8, 3 H W) to `size` (width, height) as Pillow does: uint8, h w 3.
 
-    Pillow has the JPEG decoded at the smallest of ½, ¼ and ⅛ that is no smaller than wanted; the means of
-    squares of pixels take their place. The rest is its bicubic filter, widened where the photo shrinks.
+    Pillow decodes the JPEG at the smallest of ½, ¼ and ⅛ that is not smaller than needed; here means of
+    squares of pixels replace that. The rest is its bicubic filter, widened if the photo shrinks.
     """
     width, height = size
     fraction = min(decoded.shape[2] // width, decoded.shape[1] // height)
@@ -158,7 +160,7 @@ def resized(decoded: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def turned(image: Tensor, turn: Pillow.Transpose | None) -> Tensor:
-    """An image (H W 3) turned as Pillow's `transpose` does."""
+    """Turn an image (H W 3) as Pillow's `transpose` does."""
     match turn:
         case Pillow.Transpose.FLIP_LEFT_RIGHT:
             return image.flip(1)
@@ -178,7 +180,7 @@ def turned(image: Tensor, turn: Pillow.Transpose | None) -> Tensor:
 
 
 def _is_common(image: Pillow.Image) -> bool:
-    """Whether nvJPEG reads it as libjpeg does: a JPEG in YCbCr or grey that the GPU has memory for."""
+    """Whether nvJPEG reads it like libjpeg: a JPEG in YCbCr or grey that the GPU has memory for."""
     if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return False
     components = [layer[0] for layer in getattr(image, "layer", [])]
@@ -187,9 +189,9 @@ def _is_common(image: Pillow.Image) -> bool:
 
 
 def _hide_exif(data: bytearray) -> int | None:
-    """Call a JPEG's EXIF something that nobody reads (APP1 → APP15), and give where its pixels begin.
+    """Hide a JPEG's EXIF from decoders (APP1 → APP15), and return the offset of its pixels.
 
-    None where its headers do not follow one another.
+    None if its headers are not consecutive.
     """
     at = 2
     while data[at : at + 1] == b"\xff":

@@ -1,4 +1,4 @@
-"""Photos → upright 8-bit RGB arrays: the one pre-processing that training, indexing and serving share."""
+"""Photos as upright 8-bit RGB arrays: the pre-processing that training, indexing and serving share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_IMAGE_SIZE = 640
 MAX_PIXELS = 400_000_000
 MAX_SCANS = 200  # of a JPEG: a progressive one has about ten, and each costs a pass over all pixels
 MIN_IMAGE_SIZE = 256
-"""Smaller photos are enlarged to this: on photos of 97 and 160 px, recall@1 rose by 2 to 10 points."""
+"""Smaller photos are enlarged to this: recall@1 rose by 2 to 10 points on photos of 97 and 160 px."""
 MIN_SIDE = 16  # VGG16's four poolings leave nothing of a smaller side
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "HEIF", "GIF", "BMP")
@@ -26,20 +26,20 @@ Source = Path | str | bytes | BinaryIO
 
 
 def use_own_pixel_limit() -> None:
-    """Switch Pillow's process-wide pixel limit off, for programs that read photos only through here.
+    """Disable Pillow's process-wide pixel limit, for programs that read photos only through this module.
 
-    Pillow warns above 89 and refuses above 179 million pixels whatever the caller allows;
-    `open_photo` refuses by its own `max_pixels` before anything is decoded.
+    Pillow warns above 89 and refuses above 179 million pixels. `open_photo` has its own `max_pixels`, checked
+    before decoding.
     """
     Image.MAX_IMAGE_PIXELS = None
 
 
 def open_photo(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open a photo lazily: header read, pixels not decoded, pixel count checked.
+    """Open a photo: read the header, check the number of pixels, decode nothing.
 
     Raises:
         ImageError: it is missing, empty, not an image of a known format, or below 16 px.
-        TooManyPixels: its header announces more than `max_pixels` pixels.
+        TooManyPixels: its header has more than `max_pixels` pixels.
     """
     _register_heif()
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -50,7 +50,7 @@ def open_photo(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise TooManyPixels(f"more than {_millions(allowed)} million pixels") from None
     except UnidentifiedImageError:
         raise ImageError(_unidentified(source)) from None
-    except Exception as error:  # a decoder raises whatever it meets in a damaged file
+    except Exception as error:  # decoders raise any error for a damaged file
         raise ImageError(_reason(error)) from error
     width, height = image.size
     if width * height > max_pixels:
@@ -69,11 +69,11 @@ def read_photo(
     *,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
-    """Decode a photo into what the network sees.
+    """Decode a photo for the network.
 
-    Upright by its EXIF orientation; grey, palette, CMYK and 16-bit photos become 8-bit RGB;
-    transparency is laid on white; an animation is its first frame. The longest side is brought
-    down to `image_size` pixels, and up to `min_size` where that is less.
+    It is turned upright by EXIF. Grey, palette, CMYK and 16-bit photos become 8-bit RGB; transparency becomes
+    white; of an animation, the first frame is read. The longest side is shrunk to `image_size` pixels, or
+    enlarged to `min_size`.
 
     Returns:
         uint8, H W 3, RGB.
@@ -86,24 +86,24 @@ def read_photo(
 
 
 def pixels(image: Image.Image, image_size: int, min_size: int = 0) -> NDArray[np.uint8]:
-    """The pixels of a photo that was opened, as `read_photo` gives them. Raises ImageError."""
+    """Return the pixels of an opened photo, as `read_photo` does. Raises ImageError."""
     try:
         return _pixels(image, image_size, min_size)
     except ImageError:
         raise
-    except Exception as error:  # a decoder raises whatever it meets in a damaged file
+    except Exception as error:  # decoders raise any error for a damaged file
         raise ImageError(_reason(error)) from error
 
 
 def target_size(width: int, height: int, image_size: int, min_size: int = 0) -> tuple[int, int]:
-    """Width and height in pixels after the longest side is brought between `min_size` and `image_size`."""
+    """Return width and height in pixels with the longest side between `min_size` and `image_size`."""
     longest = max(width, height)
     scale = min(max(longest, min_size), image_size) / longest
     return max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in pixels once turned by EXIF orientation; nothing is decoded."""
+    """Return width and height in pixels after turning by EXIF; nothing is decoded."""
     width, height = image.size
     turn = orientation(image)
     return (height, width) if turn in _SIDEWAYS else (width, height)
@@ -121,7 +121,7 @@ def _pixels(image: Image.Image, image_size: int, min_size: int) -> NDArray[np.ui
     if image.format in ("JPEG", "MPO"):
         jpeg_data(image)
     size = target_size(*image.size, image_size, min_size)
-    image.draft("RGB", size)  # JPEG only: decodes at ½, ¼ or ⅛ where that is still large enough
+    image.draft("RGB", size)  # JPEG only: decodes at ½, ¼ or ⅛ if that is still large enough
     image.load()
     upright = orientation(image)  # only now: Pillow turns a TIFF while loading it, and drops its tag
     rgb = _to_rgb(image)
@@ -133,7 +133,7 @@ def _pixels(image: Image.Image, image_size: int, min_size: int) -> NDArray[np.ui
 
 
 def jpeg_data(image: Image.Image) -> bytes:
-    """The file of a JPEG that was opened.
+    """Return the bytes of an opened JPEG.
 
     Raises:
         ImageError: it has thousands of scans: a few bytes each, they would take the decoder many minutes.
@@ -152,7 +152,7 @@ def jpeg_data(image: Image.Image) -> bytes:
 
 
 def orientation(image: Image.Image) -> Image.Transpose | None:
-    """How the photo is to be turned, by its EXIF."""
+    """Return how the photo must be turned, by its EXIF."""
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -164,7 +164,7 @@ def orientation(image: Image.Image) -> Image.Transpose | None:
     }
     try:
         return turns.get(image.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF raises whatever its parser met; the pixels are still good
+    except Exception:  # damaged EXIF raises any error; the pixels are still good
         return None
 
 
@@ -178,7 +178,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """16-bit and float greys: 0–65535 and 0–1 are scaled to 0–255, 0–255 is left as it is."""
+    """Scale 16-bit greys (0–65535) and float greys (0–1) to 0–255; leave 0–255 as it is."""
     values: NDArray[np.floating] = np.nan_to_num(np.asarray(image, dtype=np.float32))
     top = float(values.max(initial=0.0))
     if image.mode.startswith("I;16") or top > 255:

@@ -1,8 +1,8 @@
-"""VGG16's convolutions in int8: their ranges measured on photos, and the network run by OpenVINO.
+"""VGG16's convolutions in int8: ranges measured on photos, and the network run by OpenVINO.
 
-Weights are rounded to 8 bits a number, scaled per output channel; what goes into a convolution is rounded to
-256 steps from 0 (the image: from −r) to r, the largest activation there on photos of the collection (Jacob et
-al., CVPR 2018). Sums are exact integers, so that a photo's maps do not depend on what it is computed with.
+Weights are rounded to 8 bits, scaled by output channel. Inputs of a convolution are rounded to 256 steps from
+0 (the image: from −r) to r, the largest activation there on photos of the collection (Jacob et al., CVPR
+2018). Sums are exact integers, so a photo's maps do not depend on its batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STEPS = 256
 
 
 def computes_int8() -> bool:
-    """Whether this processor adds 8-bit products up in 32 bits; elsewhere they overflow: maps are wrong."""
+    """Whether this processor adds 8-bit products in 32 bits; on others they overflow and maps are wrong."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in _INSTRUCTIONS)
 
@@ -34,7 +34,7 @@ def has_runtime() -> bool:
 
 @torch.inference_mode()
 def activation_ranges(backbone: nn.Module, batches: Iterable[Tensor]) -> tuple[float, ...]:
-    """The largest number that goes into each convolution, by magnitude.
+    """Return the largest input of each convolution, by magnitude.
 
     Args:
         batches: B 3 H W each, as the backbone takes them.
@@ -71,7 +71,7 @@ class Int8VGG16(nn.Module):
         return self.both(images)[1]
 
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """conv4_3 after its ReLU, B 512 H/8 W/8, and conv5_3."""
+        """Return conv4_3 after its ReLU, B 512 H/8 W/8, and conv5_3."""
         found = self._network(images.float().contiguous().numpy())
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
@@ -91,13 +91,13 @@ def _graph(backbone: VGG16, ranges: tuple[float, ...]) -> Any:
         else:
             x = ops.relu(x).output(0)
             middle = x if number == MIDDLE else middle
-            # Rounded before it is pooled, which gives the same and is pooled in 8 bits.
+            # rounded before pooling: the result is the same, and pooling runs in 8 bits
             x = _rounded(ops, x, next(left), signed=False)
     return openvino.Model([middle, x], [images])
 
 
 def _rounded(ops: Any, x: Any, largest: float, *, signed: bool) -> Any:
-    bound = max(largest, 1e-6)  # its ends must be constants, or OpenVINO multiplies in bf16 what it rounds
+    bound = max(largest, 1e-6)  # its ends must be constants, or OpenVINO multiplies in bf16
     low, high = (ops.constant(np.full((1, 1, 1, 1), end, np.float32)) for end in (-bound * signed, bound))
     return ops.fake_quantize(x, low, high, low, high, _STEPS).output(0)
 

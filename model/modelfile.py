@@ -1,4 +1,4 @@
-"""The network as one value: backbone, pooling, reduction and their pre-processing; one file on disk."""
+"""The network as one value, and as one file: backbone, pooling, reduction and pre-processing."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ IMAGENET_MEAN = (123.68, 116.779, 103.939)  # RGB 0–255; Oxford's weights take
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What rebuilds a `PlaceModel`, and what its weights expect of an image."""
+    """The settings of a `PlaceModel`, and of the images for its weights."""
 
     weights: str = "imagenet"
     backbone: str = "vgg16"
     connection: str = "local"  # of DeepFace's L4 to L6
-    tile: int = 2  # where they are tiled
+    tile: int = 2  # if they are tiled
     pooling: str = "netvlad"
-    layers: str = ONE_LAYER  # that are pooled; of two, each has half of the clusters
+    layers: str = ONE_LAYER  # pooled layers; each of two has half of the clusters
     version: int = 1  # of NetVLAD: 1 without, 2 with assignment bias
-    clusters: int = 64  # 0 where the pooling has none
+    clusters: int = 64  # 0 if the pooling has none
     ghosts: int = 0  # of GhostVLAD
     normalisation: str = "intra"  # of VLAD
     dim: int | None = None  # None: unreduced
     power: float | None = None  # of the whitening, 0 … 1
     image_size: int = DEFAULT_IMAGE_SIZE  # longest side in pixels, at most
-    min_image_size: int = 0  # to which smaller photos are enlarged
+    min_image_size: int = 0  # smaller photos are enlarged to this
     local_features: int = 0  # kept of a photo for verification, at most
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    activation_ranges: tuple[float, ...] = ()  # by which it runs in int8; not in the fingerprint
+    activation_ranges: tuple[float, ...] = ()  # for int8; not in the fingerprint
     provenance: dict[str, Any] = field(default_factory=dict)  # how it was fitted; not in the fingerprint
 
     @property
@@ -84,7 +84,7 @@ class ModelConfig:
         return self.dim or self.pooled_dim
 
     def each_layer(self) -> tuple[ModelConfig, ModelConfig]:
-        """Of two layers, what pools conv5_3 and what pools conv4_3."""
+        """For two layers, the poolings of conv5_3 and of conv4_3."""
         lower = dataclasses.replace(
             self, layers=ONE_LAYER, clusters=self.clusters // 2, ghosts=self.ghosts // 2
         )
@@ -92,7 +92,7 @@ class ModelConfig:
         return dataclasses.replace(lower, clusters=clusters, ghosts=ghosts), lower
 
     def pooling_settings(self) -> dict[str, int | str]:
-        """What the pooling has to be set, and how it is."""
+        """Return the settings of the pooling."""
         match self.pooling:
             case "netvlad":
                 return {"version": self.version}
@@ -103,7 +103,7 @@ class ModelConfig:
         return {}
 
     def build_pooling(self) -> Pooling:
-        """The pooling that this describes, still to be fitted or loaded."""
+        """Return the pooling, still to be fitted or loaded."""
         if self.layers == TWO_LAYERS:
             upper, lower = (cast(NetVLAD | VLAD, layer.build_pooling()) for layer in self.each_layer())
             return TwoLayers(upper, lower)
@@ -152,7 +152,7 @@ class PlaceModel(nn.Module):
 
     @classmethod
     def unfitted(cls, config: ModelConfig) -> PlaceModel:
-        """ImageNet's convolutions with clusters and reduction still to be fitted."""
+        """Return ImageNet's convolutions with clusters and reduction still to be fitted."""
         if config.weights != "imagenet":
             raise ModelError(
                 f"a model that is still to be fitted has weights 'imagenet', not {config.weights!r}"
@@ -166,13 +166,13 @@ class PlaceModel(nn.Module):
 
     @classmethod
     def untrained(cls, config: ModelConfig) -> PlaceModel:
-        """A network with random weights, all of it still to be trained."""
+        """Return a network with random weights."""
         return cls(config, BACKBONES[config.backbone][1](config), config.build_pooling(), None)
 
     def fitted(
         self, pooling: Pooling | None = None, reduction: Reduction | None = None, **config: Any
     ) -> PlaceModel:
-        """A model with the same backbone and other parts; `config` holds the fields that change."""
+        """Return a model with the same backbone and other parts; `config` has the fields that change."""
         changed = dataclasses.replace(self.config, **config)
         local = self.local if self.local and self.local.count == changed.local_features else None
         if local is None and changed.local_features:
@@ -180,37 +180,37 @@ class PlaceModel(nn.Module):
         return PlaceModel(changed, self.backbone, pooling or self.pooling, reduction or self.reduction, local)
 
     def maps(self, images: Tensor) -> Tensor:
-        """Conv maps, B 512 H/16 W/16 of VGG16, in the backbone's precision; of two layers `joined`."""
+        """Return conv maps, B 512 H/16 W/16 of VGG16, in the backbone's precision; of two layers `joined`."""
         if self.config.layers == TWO_LAYERS:
             return self._both(images)[1]
         maps: Tensor = self.backbone(self.prepared(images))
         return maps
 
     def maps_and_local(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """`maps`, and what `LocalFeatures` makes of conv4_3 on the way; None where the model keeps none."""
+        """Return `maps`, and local features of conv4_3; None if the model keeps none."""
         if self.local is None:
             return self.maps(images), None
         middle, maps = self._both(images)
         return maps, self.local(middle)
 
     def _both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """conv4_3, and the maps that are pooled."""
+        """Return conv4_3, and the maps to pool."""
         middle, maps = cast(VGG16, self.backbone).both(self.prepared(images))  # others have one layer
         return middle, joined(maps, middle) if self.config.layers == TWO_LAYERS else maps
 
     def prepared(self, images: Tensor) -> Tensor:
-        """Images (B 3 H W) as the backbone takes them."""
+        """Return images (B 3 H W) as the backbone takes them."""
         weight = next(self.backbone.parameters(), self.mean)  # int8 has none
         x = (images.to(weight.device).contiguous() - self.mean) / self.std  # faster than across channels
         return x.to(weight.dtype, memory_format=torch.channels_last)
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Unreduced descriptors, B C, fp32."""
+        """Return unreduced descriptors, B C, fp32."""
         pooled: Tensor = self.pooling(maps)
         return pooled
 
     def reduce(self, pooled: Tensor) -> Tensor:
-        """Descriptors as they are stored, B d, fp32."""
+        """Return descriptors as they are stored, B d, fp32."""
         return pooled if self.reduction is None else self.reduction(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -227,11 +227,11 @@ class PlaceModel(nn.Module):
 
 
 def save_model(model: PlaceModel, path: Path) -> str:
-    """Write `model` to `path` by a temporary name, synced; returns its fingerprint.
+    """Write `model` to `path` atomically; return its fingerprint.
 
     Raises:
         ModelError: the disk is full.
-        OSError: no such folder, or it may not be written to.
+        OSError: no such folder, or it cannot be written.
     """
     fingerprint = model.fingerprint
     header = {
@@ -243,10 +243,10 @@ def save_model(model: PlaceModel, path: Path) -> str:
     partial.touch()
     mode = (
         partial.stat().st_mode & 0o777
-    )  # as the umask has it; safetensors' own files are nobody else's to read
+    )  # by the umask; safetensors makes files that only the owner can read
     try:
         save_file(_state(model), partial, metadata=header)
-    except SafetensorError as error:  # what it makes of a full disk
+    except SafetensorError as error:  # its error for a full disk
         partial.unlink(missing_ok=True)
         raise ModelError(f"cannot write {path}: {error}") from error
     partial.chmod(mode)
@@ -257,7 +257,7 @@ def save_model(model: PlaceModel, path: Path) -> str:
 
 
 def load_model(path: Path) -> PlaceModel:
-    """Read a model written by `save_model`; strict: every tensor must be there and fit.
+    """Read a model written by `save_model`; every tensor must be there and fit.
 
     Raises:
         ModelError: no such file, not a model file, damaged, or of a newer format.
@@ -284,7 +284,7 @@ def load_model(path: Path) -> PlaceModel:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The header of a model file: `format`, `config` (JSON) and `fingerprint`.
+    """Read the header of a model file: `format`, `config` (JSON) and `fingerprint`.
 
     Raises:
         ModelError: see `load_model`.
@@ -308,7 +308,7 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def read_config(path: Path) -> tuple[ModelConfig, str]:
-    """What a model file says of its network, and its fingerprint; no tensor is read.
+    """Return a model file's settings and fingerprint; no tensor is read.
 
     Raises:
         ModelError: see `load_model`.
@@ -335,7 +335,7 @@ def _config(text: str, path: Path) -> ModelConfig:
 
 
 def _identity(config: ModelConfig) -> dict[str, Any]:
-    """What the fingerprint covers; a younger field where it says something, so that files keep theirs."""
+    """Return the fields that the fingerprint covers; later fields only if set, so that files keep theirs."""
     fields = dataclasses.asdict(config)
     del fields["provenance"], fields["activation_ranges"]
     for name in YOUNGER:
@@ -345,7 +345,7 @@ def _identity(config: ModelConfig) -> dict[str, Any]:
 
 
 def _state(model: PlaceModel) -> dict[str, Tensor]:
-    """The backbone in fp16, as ImageNet's is shipped; what was fitted in fp32."""
+    """Return the tensors to save: the backbone in fp16, as it is shipped, and fitted parts in fp32."""
     return {
         name: (tensor.half() if name.startswith("backbone.") else tensor.float()).cpu().contiguous()
         for name, tensor in model.state_dict().items()

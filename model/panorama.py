@@ -1,4 +1,4 @@
-"""Cutting a 360° photo into the upright views a camera standing there would take."""
+"""Cut a 360° photo into upright views, as a camera at that spot would take them."""
 
 import math
 import re
@@ -20,30 +20,30 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One perspective view out of a panorama."""
+    """One perspective view of a panorama."""
 
     image: Pixels
     """H W 3, upright."""
     yaw_deg: float
-    """How far right of the panorama's middle it looks, in [0, 360)."""
+    """Degrees right of the panorama's middle, in [0, 360)."""
 
     def heading(self, panorama_heading: float) -> float:
-        """The compass direction it looks to, given that of the panorama's middle; degrees in [0, 360)."""
+        """Return the heading of the view, given that of the panorama's middle; degrees in [0, 360)."""
         return (panorama_heading + self.yaw_deg) % 360.0
 
 
 def is_panorama(image: Image.Image) -> bool:
-    """Whether an opened photo is an equirectangular panorama all the way round; see `is_equirectangular`."""
+    """Whether an opened photo is a full equirectangular panorama; see `is_equirectangular`."""
     xmp = image.info.get("xmp")
     return is_equirectangular(*image.size, xmp if isinstance(xmp, bytes | str) else None)
 
 
 def is_equirectangular(width: int, height: int, xmp: bytes | str | None = None) -> bool:
-    """Whether a photo is an equirectangular panorama all the way round.
+    """Whether a photo is a full equirectangular panorama.
 
-    It is where its width is twice its height within 2 %, or its XMP names that projection
-    (`GPano:ProjectionType`); not where the XMP says that only part of the circle is there. Sizes in
-    pixels, upright.
+    It is if its width is twice its height within 2 %, or its XMP names that projection
+    (`GPano:ProjectionType`), unless the XMP says that only a part of the circle is there. Sizes in pixels,
+    upright.
     """
     text = xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else xmp or ""
     full, there = (_gpano(text, name) for name in ("FullPanoWidthPixels", "CroppedAreaImageWidthPixels"))
@@ -55,16 +55,16 @@ def is_equirectangular(width: int, height: int, xmp: bytes | str | None = None) 
 
 
 def _gpano(xmp: str, name: str) -> str:
-    """A GPano property, spelled as an attribute or as an element; empty where there is none."""
+    """Return a GPano property, as an attribute or as an element; empty if there is none."""
     found = re.search(rf"GPano:{name}\s*(?:=\s*[\"']|>)\s*([^\"'<\s]*)", xmp)
     return found[1] if found else ""
 
 
 def field_of_view(views: int) -> float:
-    """Horizontal degrees each of `views` views shows: half as much again as its share of the circle.
+    """Return the horizontal degrees of each of `views` views: 1.5 times its share of the circle.
 
-    Neighbours thus share a third of what they show; kept within 60° (below, a view shows too little of a
-    place) and 100° (above, perspective stretches its edges), so fewer than four views leave gaps.
+    So neighbours share a third. It is kept between 60° (below, a view shows too little of a place) and 100°
+    (above, perspective stretches its edges), so fewer than four views leave gaps.
     """
     if views < 1:
         raise ValueError(f"expected at least 1 view, got {views}")
@@ -72,23 +72,22 @@ def field_of_view(views: int) -> float:
 
 
 def source_width(view_width: int, views: int) -> int:
-    """How wide (pixels) a panorama has to be for its views to come out `view_width` wide."""
+    """Return the width (pixels) of a panorama whose views are `view_width` wide."""
     return math.floor(view_width * math.pi / math.tan(math.radians(field_of_view(views)) / 2))
 
 
 def view_yaws(views: int) -> list[float]:
-    """How far right of the panorama's middle each view looks, in degrees."""
+    """Return the direction of each view, in degrees right of the panorama's middle."""
     return [360.0 * i / views for i in range(views)]
 
 
 def cut_views(image: Pixels, views: int, view_width: int | None = None) -> list[View]:
     """Cut a panorama, uint8 H W 3, into `views` upright perspective views evenly around the horizon.
 
-    The first looks to the panorama's middle, the next ones further right. Gnomonic projection, bilinear,
-    4:3, at the panorama's own resolution in a view's middle (f = W/2π pixels); wider than `view_width`, the
-    panorama is first scaled down to that. The horizon is the middle row and a degree is as high as it is
-    wide, so a panorama that lacks zenith and nadir alike is cut right too. Raises ValueError for another
-    shape or fewer than one view.
+    The first shows the panorama's middle, the next ones are further right. Gnomonic projection, bilinear,
+    4:3, at the panorama's own resolution in a view's middle (f = W/2π pixels). If a view would be wider than
+    `view_width`, the panorama is scaled down first. The horizon is the middle row, so a panorama that lacks
+    zenith and nadir alike is cut correctly, too. Raises ValueError for another shape or fewer than one view.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"expected a uint8 image of shape (H, W, 3), got {image.dtype} {image.shape}")
@@ -99,7 +98,7 @@ def cut_views(image: Pixels, views: int, view_width: int | None = None) -> list[
 
 
 def _no_wider(image: Pixels, limit: int) -> Pixels:
-    """Scaled down with all pixels counted, since bilinear sampling of a finer image would flicker."""
+    """Scale down with all pixels counted: bilinear sampling of a finer image would alias."""
     height, width, _ = image.shape
     if width <= limit:
         return image
@@ -109,7 +108,7 @@ def _no_wider(image: Pixels, limit: int) -> Pixels:
 
 @lru_cache(maxsize=4)
 def _lookup(height: int, width: int, fov_deg: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where in the panorama the pixels of the view at yaw 0 lie: columns and rows, (h, w) each.
+    """Return the pixels of the panorama for the view at yaw 0: columns and rows, (h, w) each.
 
     Other views differ by a shift of the columns only.
     """
@@ -120,7 +119,7 @@ def _lookup(height: int, width: int, fov_deg: float) -> tuple[NDArray[np.float64
     y = (np.arange(view_height) + 0.5 - view_height / 2)[:, None] / focal
     longitude = np.broadcast_to(np.arctan(x), (view_height, view_width))
     latitude_down = np.arctan2(y, np.hypot(x, 1.0))
-    # Pixel centres lie at half numbers, hence the halves taken off.
+    # pixel centres lie at half numbers
     columns = longitude * focal + width / 2 - 0.5
     rows = np.clip(latitude_down * focal + height / 2 - 0.5, 0, height - 1)
     columns.flags.writeable = rows.flags.writeable = False
@@ -128,7 +127,7 @@ def _lookup(height: int, width: int, fov_deg: float) -> tuple[NDArray[np.float64
 
 
 def _sample(image: Pixels, columns: NDArray[np.float64], rows: NDArray[np.float64]) -> Pixels:
-    """Bilinear values of an image that goes on from its right edge at its left one."""
+    """Bilinear values of an image whose right edge continues at its left edge."""
     height, width, _ = image.shape
     left, top = np.floor(columns).astype(np.int64), np.floor(rows).astype(np.int64)
     across = (columns - left).astype(np.float32)[..., None]

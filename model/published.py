@@ -1,4 +1,4 @@
-"""Weights as others published them → a `PlaceModel`: NetVLAD's .mat, pytorch-NetVlad, Patch-NetVLAD."""
+"""Published weights as a `PlaceModel`: NetVLAD's .mat, pytorch-NetVlad, Patch-NetVLAD."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def read_published(path: Path) -> PlaceModel:
-    """Read published NetVLAD weights, by the file's ending; the model is named after the file.
+    """Read published NetVLAD weights, by the file's extension; the model is named after the file.
 
     Raises:
         ModelError: no such file, damaged, of another kind, unsafe to read, or a tensor missing or misshapen.
@@ -48,10 +48,10 @@ def read_published(path: Path) -> PlaceModel:
 
 
 def _from_matlab(path: Path) -> PlaceModel:
-    """The struct of the authors' own release (Relja Arandjelović's netvlad).
+    """Read the struct of the authors' release (Relja Arandjelović's netvlad).
 
     `net.layers` 0–28 are VGG16's, 30 is NetVLAD, 33 the whitening. Convolutions are S S IN OUT. Layer 30 has
-    the assignment, D K, and minus the centres, D K. The whitening is 1 1 K·D d, over d·K + k.
+    the assignment, D K, and minus the centres, D K. The whitening is 1 1 K·D d, with index d·K + k.
     """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
@@ -98,9 +98,9 @@ def _matlab_weights(path: Path, layers: list[Any], layer: int, which: int) -> Te
 
 
 def _from_pytorch(path: Path) -> PlaceModel:
-    """pytorch-NetVlad's checkpoint, with the whitening that Patch-NetVLAD adds to it.
+    """Read pytorch-NetVlad's checkpoint, with the whitening that Patch-NetVLAD adds.
 
-    Read without running any code that the file may hold. K·D is over k·D + d, as ours.
+    No code in the file is run. K·D has the index k·D + d, as ours.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -174,7 +174,7 @@ def _build(
 
 
 def _reduction(path: Path, projection: Tensor, bias: Tensor, *, channels: int) -> Reduction:
-    """y = Wv + b as P(v − µ): P = W, and µ = −Wᵀ(WWᵀ)⁻¹b, the shortest that gives −Wµ = b."""
+    """Return y = Wv + b as P(v − µ): P = W, and µ = −Wᵀ(WWᵀ)⁻¹b, the shortest with −Wµ = b."""
     _expect(path, "the whitening", projection, (len(projection), channels))
     _expect(path, "the whitening's bias", bias, (len(projection),))
     wide = projection.double()

@@ -1,4 +1,4 @@
-"""Reduction of descriptors by PCA with a chosen amount of whitening, fitted on few photos without harm."""
+"""Reduction of descriptors by PCA with a chosen amount of whitening, also for few photos."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from model.errors import ModelError
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-MIN_PHOTOS = 128  # below this descriptors stay unreduced
-MAX_HELD = 250  # photos held back at a time while choosing
+MIN_PHOTOS = 128  # below this, descriptors stay unreduced
+MAX_HELD = 250  # photos held out at a time while choosing
 EPSILON = 1e-9
-RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it lies the rounding of an fp32 Gram matrix
+RANK_TOLERANCE = 1e-6  # of the largest eigenvalue; below it is the rounding of an fp32 Gram matrix
 
 Floats = NDArray[np.float32]
 
@@ -24,8 +24,7 @@ Floats = NDArray[np.float32]
 class Reduction(nn.Module):
     """y = P(v − µ), L2-normalised, with P = diag((λ + ε)^(−p/2))·Uᵀ; p = 0 is PCA, p = 1 whitening.
 
-    Input: B C. Output: B d, unit length. µ and P are parameters that only training, which goes on
-    from the fit, lets learn.
+    Input: B C. Output: B d, unit length. Only training changes the parameters µ and P after the fit.
     """
 
     def __init__(self, channels: int, dim: int) -> None:
@@ -41,7 +40,7 @@ class Reduction(nn.Module):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One (d, p), and how well halves of held-back photos found each other with it."""
+    """A (d, p), and how well halves of held-out photos found each other with it."""
 
     dim: int
     power: float
@@ -50,16 +49,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate kept, and all that were tried; `kept` is None where descriptors stay unreduced."""
+    """The chosen candidate, and all that were tried; `kept` is None if descriptors stay unreduced."""
 
     kept: Candidate | None
     tried: tuple[Candidate, ...] = ()
 
 
 class _Basis:
-    """Principal directions of n descriptors, by the eigenvectors of their n×n Gram matrix (dual PCA).
+    """Principal directions of n descriptors, from the eigenvectors of their n×n Gram matrix (dual PCA).
 
-    Takes the descriptors (n C) over and centres them in place: 4,096 of them are half a gigabyte.
+    Centres the descriptors (n C) in place: 4,096 of them are half a gigabyte.
     """
 
     def __init__(self, descriptors: Tensor, dim: int) -> None:
@@ -71,7 +70,7 @@ class _Basis:
         keep = min(dim, n - 1)
         self.values = values.flip(0)[:keep].clamp_min(1e-12).float()
         vectors = vectors.flip(1)[:, :keep].float()  # n d
-        # Repeated photos leave directions of rounding noise, which whitening would blow up: zero them.
+        # repeated photos leave directions of rounding noise, which whitening would amplify: zero them
         vectors[:, self.values < RANK_TOLERANCE * self.values[0]] = 0
         self.dual = vectors / (self.values * (n - 1)).sqrt()  # U = centredᵀ · dual
 
@@ -85,7 +84,7 @@ class _Basis:
 
 
 def fit_reduction(descriptors: Floats, dim: int, power: float) -> Reduction:
-    """PCA of `descriptors` (n C) to `dim` dimensions, whitened by `power`.
+    """Fit PCA of `descriptors` (n C) to `dim` dimensions, whitened by `power`.
 
     Source: Jégou and Chum (ECCV 2012) for whitening; NetVLAD for the dual form.
 
@@ -105,19 +104,18 @@ def fit_reduction(descriptors: Floats, dim: int, power: float) -> Reduction:
 def choose_reduction(
     descriptors: Floats, left: Floats, right: Floats, rows: NDArray[np.int64], *, max_dim: int = 512
 ) -> Choice:
-    """Choose dimension and whitening by held-back photos.
+    """Choose dimension and whitening by held-out photos.
 
-    A held-back photo's left half must find its own right half among all right halves, and the
-    other way round, in a basis fitted on the photos that were not held back: two disjoint views of
-    one place, a truth that every collection has. Kept is the least whitening whose mean reciprocal
-    rank lies within one standard error of the best: whitening on few photos is ruinous, and halves,
-    which share their light and weather, favour it.
+    A held-out photo's left half must find its right half among all right halves, and vice versa, in a basis
+    fitted on the other photos: two disjoint views of one place, which every collection has. The least
+    whitening whose mean reciprocal rank is within one standard error of the best is chosen: whitening on few
+    photos is harmful, and halves share light and weather, which favours it.
 
     Args:
         descriptors: n C, unreduced, of the photos to fit on.
         left, right: m C, unreduced descriptors of the left and right halves of m of those photos.
         rows: m, each half's row in `descriptors`.
-        max_dim: never more dimensions than this.
+        max_dim: upper bound of dimensions.
     """
     n = len(descriptors)
     if n < MIN_PHOTOS:
@@ -140,7 +138,7 @@ def choose_reduction(
 
 
 def _candidates(n: int, max_dim: int) -> list[Candidate]:
-    """Least whitening first. Unwhitened PCA only rotates, so it may keep nearly all its directions."""
+    """Candidates, least whitening first. Unwhitened PCA only rotates, so it may keep more directions."""
     half = min(max_dim, n // 2)
     return [Candidate(min(max_dim, n - 1), 0.0), *(Candidate(half, power) for power in POWERS[1:])]
 
@@ -153,7 +151,7 @@ def _reciprocal_ranks(
     held: NDArray[np.int64],
     candidates: list[Candidate],
 ) -> NDArray[np.float64]:
-    """Candidates × 2·held reciprocal ranks, in a basis fitted without the held-back photos."""
+    """Candidates × 2·held reciprocal ranks, in a basis fitted without the held-out photos."""
     rest = np.setdiff1d(np.arange(len(descriptors)), rows[held])
     basis = _Basis(torch.from_numpy(descriptors[rest]), max(c.dim for c in candidates))
     a, b = basis.scores(torch.from_numpy(left)), basis.scores(torch.from_numpy(right))

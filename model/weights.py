@@ -1,4 +1,4 @@
-"""Named weights: which there are, where they are kept, and how a name or a file becomes a model."""
+"""Named weights: the list, where they are stored, and how a name or a file becomes a model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from model.published import MATLAB, PYTORCH, read_published
 
 @dataclass(frozen=True)
 class Named:
-    """Published weights that can be fetched by a name."""
+    """Published weights that can be downloaded by name."""
 
     name: str
     url: str | None
-    """None: they come with the package."""
+    """None: they are in the package."""
     about: str
 
 
@@ -34,11 +34,11 @@ NAMED = {
         Named("tokyotm", f"{_HLOC}/TokyoTM_struct.mat", "NetVLAD trained on Tokyo's streets, 4,096-D"),
     )
 }
-"""Their publisher gives no checksums, so that none is here: what came first is remembered, see `pull`."""
+"""The publisher gives no checksums: `pull` records that of the download."""
 
 
 def cache_folder() -> Path:
-    """Where fetched weights lie: $LOCI_CACHE, else `loci` in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of downloads: $LOCI_CACHE, else `loci` in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("LOCI_CACHE")
     if own:
         return Path(own)
@@ -46,16 +46,16 @@ def cache_folder() -> Path:
 
 
 def fetched(name: str) -> Path:
-    """The file that named weights lie in once fetched and converted."""
+    """Return the file of named weights after conversion."""
     return cache_folder() / f"{name}.safetensors"
 
 
 def pull(name: str, *, sha256: str | None = None, told: Told | None = None) -> Path:
-    """Fetch named weights once, convert them, and give the model's file.
+    """Download named weights once, convert them, and return the model's file.
 
-    What was fetched, now or earlier, is checked against `sha256` where one is given; its checksum is kept in
-    the model's provenance. A file put at the place that an error names is taken without a download. The
-    download is deleted when it is converted.
+    The download, now or earlier, is checked against `sha256` if given; its checksum is kept in the model's
+    provenance. A file that was put at the place named in an error is used without a download. The download is
+    deleted after conversion.
 
     Raises:
         ModelError: an unknown name, a failed download (see `download`), a file of another kind or checksum.
@@ -82,7 +82,7 @@ def pull(name: str, *, sha256: str | None = None, told: Told | None = None) -> P
 
 
 def _read_download(url: str, path: Path) -> PlaceModel:
-    """Read what came; what is no such file does not lie in the way of the next try."""
+    """Read the download; a file of another kind is deleted, so that the next try can succeed."""
     try:
         return read_published(path)
     except ModelError as error:
@@ -100,7 +100,7 @@ def import_weights(source: Path, into: Path) -> PlaceModel:
     """Convert published weights to a model file of ours.
 
     Raises:
-        ModelError: as `read_published` does; `into` is a folder, or there already and no model.
+        ModelError: as in `read_published`; `into` is a folder, or exists and is not a model.
     """
     if into.is_dir():
         raise ModelError(f"{into} is a folder: name the model's file")
@@ -115,13 +115,13 @@ def import_weights(source: Path, into: Path) -> PlaceModel:
 
 
 def load_weights(text: str, told: Told | None = None) -> PlaceModel:
-    """The model that a name or a file stands for; a named one is fetched where it is not here yet.
+    """Return the model of a name or a file; named weights are downloaded if needed.
 
-    A file is a model of ours or published weights. The model's `config.weights` holds name and fingerprint
-    (`pitts30k@1f0c…`), so that two files of one name are told apart.
+    A file is a model of ours or published weights. The model's `config.weights` has name and fingerprint
+    (`pitts30k@1f0c…`), so that two files of one name differ.
 
     Raises:
-        ModelError: neither a name nor a file, or as `pull` and `read_published` raise.
+        ModelError: neither a name nor a file, or as in `pull` and `read_published`.
     """
     path = Path(text)
     if text in NAMED:

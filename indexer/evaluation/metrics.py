@@ -69,7 +69,7 @@ def recall_at_n(ranks: Sequence[int | None], n: int) -> float:
         ValueError: there are no queries.
     """
     if not ranks:
-        raise ValueError("recall of no queries is nothing")
+        raise ValueError("recall needs queries")
     return sum(rank is not None and rank < n for rank in ranks) / len(ranks)
 
 
@@ -135,7 +135,7 @@ def paired_bootstrap(
         ValueError: the lengths differ, or are 0.
     """
     if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} and {len(second)} outcomes are no pairs")
+        raise ValueError(f"{len(first)} and {len(second)} outcomes cannot be paired")
     change = np.asarray(first, int) - np.asarray(second, int)
     shares = np.array([(change == value).mean() for value in (1, 0, -1)])
     drawn = np.random.default_rng(seed).multinomial(len(change), shares / shares.sum(), size=resamples)

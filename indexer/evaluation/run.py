@@ -97,7 +97,7 @@ def _rule(
     aligned_by: AlignedBy,
 ) -> Rule:
     if truth is not None and frames is not None:
-        raise UsageError("a truth file and frames both say what is right: give one of them")
+        raise UsageError("a truth file and frames both define what is right: give one of them")
     if truth is None and frames is None:
         return Rule(radius_m=radius_m, heading_tolerance=heading_tolerance)
     if heading_tolerance is not None:
@@ -187,7 +187,7 @@ def _panoramas(index: Index) -> dict[str, str]:
         if match := _PANORAMA.match(path.name):
             found[photo.id] = f"{path.parent}/@{match[1]}"
     if not found:
-        raise IndexerError("no photo of the index names a panorama: there is nothing to take one of each of")
+        raise IndexerError("no photo of the index has a panorama in its name")
     return found
 
 

@@ -70,7 +70,7 @@ def by_distance(
         raise UsageError(f"the radius must be a number of metres, 0 or more, not {radius_m:g}")
     views = _Views(index, directions=heading_tolerance is not None)
     if heading_tolerance is not None and not views.have_headings:
-        raise IndexerError("the index has no headings: a heading tolerance cannot be asked for")
+        raise IndexerError("the index has no headings, so a heading tolerance is impossible")
     return [views.expected(query, radius_m, heading_tolerance) for query in queries]
 
 
@@ -131,7 +131,7 @@ def by_frames(index: Index, queries: Sequence[Query], frames: int, aligned_by: A
         if not any(own):
             raise IndexerError(
                 f"none of the {len(queries)} query photos has the file name of a photo of the index; "
-                "frames that are named otherwise can be aligned by order"
+                "set `aligned_by` to order for frames with other names"
             )
     return [
         Expected(frozenset(p for run, at in frames_of for p in run[max(0, at - frames) : at + frames + 1]))

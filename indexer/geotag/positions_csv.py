@@ -45,7 +45,7 @@ class PositionsCsv:
             self.path if self.path.exists() else next(p for p in self.path.absolute().parents if p.exists())
         )
         if not os.access(place, os.W_OK):
-            raise IndexerError(f"cannot write {self.path}: {place} may not be changed")
+            raise IndexerError(f"cannot write {self.path}: {place} is read-only")
 
     def begin(self) -> None:
         """Open the file for adding. Raises IndexerError if it cannot be written."""
@@ -78,13 +78,13 @@ class PositionsCsv:
 def _read(path: Path) -> tuple[list[list[str]], bool]:
     """Return the rows of a file without its header, and whether lines can be added to it."""
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no file to add positions to")
+        raise UsageError(f"{path} is not a file")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         return [], False
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is there, and no table of positions: name another file") from None
+        raise UsageError(f"{path} exists and is not a table of positions: use another file") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     if not text:
@@ -94,9 +94,7 @@ def _read(path: Path) -> tuple[list[list[str]], bool]:
     except csv.Error as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if tuple(header) != COLUMNS:
-        raise UsageError(
-            f"{path} is there with other columns than {','.join(COLUMNS)}: name another file to write to"
-        )
+        raise UsageError(f"{path} exists with other columns than {','.join(COLUMNS)}: use another file")
     rows = [row for row in rows if row]
     sound = text.endswith(("\n", "\r"))
     if rows and (not sound or len(rows[-1]) < len(COLUMNS)):

@@ -108,7 +108,7 @@ def read_sidecar(path: Path) -> Xmp:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise XmpError("is no file")
+            raise XmpError("is not a file")
         if found.st_size > MAX_BYTES:
             raise XmpError(f"has {found.st_size:,} bytes, {MAX_BYTES:,} at most are read")
         return Xmp.parse(path.read_bytes())

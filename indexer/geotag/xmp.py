@@ -72,7 +72,7 @@ class Xmp:
             raise XmpError(f"is nested more than {MAX_DEPTH} deep")
         xmp = cls(root, declared=b"<?xml" in data[:200].replace(b"\0", b""))
         if xmp._rdf() is None:
-            raise XmpError("is XML, but holds no rdf:RDF as XMP does")
+            raise XmpError("is XML, but has no rdf:RDF, as XMP has")
         return xmp
 
     @classmethod
@@ -188,7 +188,7 @@ def _degrees(text: str, positive: str, negative: str, most: int) -> float:
     else:
         raise XmpError(f"has a position that cannot be read: {text[:40]!r}")
     if abs(degrees) > most:
-        raise XmpError(f"has a position that is none on earth: {text[:40]!r}")
+        raise XmpError(f"has an impossible position: {text[:40]!r}")
     return degrees
 
 

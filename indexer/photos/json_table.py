@@ -57,7 +57,7 @@ def _described(properties: Mapping[str, Any], lat: float | None, lon: float | No
     place = _property(properties, "place")
     moment = time_or_none(str(taken_at)) if taken_at not in (None, "") else None
     if taken_at not in (None, "") and moment is None:
-        raise UsageError(f"{at}: property `taken_at` is no ISO 8601 time: {taken_at!r}")
+        raise UsageError(f"{at}: property `taken_at` is not an ISO 8601 time: {taken_at!r}")
     return PhotoMetadata(
         lat=lat,
         lon=lon,

@@ -1,4 +1,4 @@
-"""Makes the projection of conv4_3 that `model.layers.local_features` ships, from the demo's photos.
+"""Make the projection of conv4_3 in `model.layers.local_features` from the demo's photos.
 
 python -m model.data.conv4_projection model/data/conv4-projection-fp16.safetensors
 """
@@ -38,7 +38,7 @@ def main() -> None:
         cells = F.normalize(drawn.double(), dim=1)
         moment += cells.T @ cells
     values, vectors = torch.linalg.eigh(moment)
-    order = values.argsort(descending=True)[1 : DIM + 1]  # the first is what all cells share
+    order = values.argsort(descending=True)[1 : DIM + 1]  # the first is shared by all cells
     save_file({"projection": vectors[:, order].half().contiguous()}, target)
     print(f"{target}: {len(photos)} photos, {values[order].sum() / values.sum():.3f} of the second moment")
 

@@ -1,9 +1,9 @@
-"""Kinds of connection between two maps: full, local, tiled, convolution. One family, one constructor.
+"""Connections between two maps: full, local, tiled, convolution.
 
 Letters: B batch, C in channels, H W in size, O out channels, P = Hout·Wout positions, J = C·kh·kw inputs of
-an output, K kernels. The last three kinds differ in K alone: own kernels at every position are locally
-connected (unshared convolution; LeCun 1989), t×t kernels that repeat across the plane are tiled (Le et al.,
-NIPS 2010), one kernel is a convolution. They multiply equally often; what differs is which weights are one.
+an output, K kernels. The last three kinds differ in K only: a kernel for each position is locally connected
+(unshared convolution; LeCun 1989), t×t repeating kernels are tiled (Le et al., NIPS 2010), one kernel is a
+convolution. They have equally many multiplications, but differ in shared weights.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Size = int | tuple[int, int]
 
 
 class Connection(nn.Module):
-    """What all kinds share: sizes, counts, parameters. Input: B C H W. Output: B O Hout Wout.
+    """Base of all kinds: sizes, counts, parameters. Input: B C H W. Output: B O Hout Wout.
 
-    Weights are K O J, so that a locally connected layer's stream from memory once, position by position;
-    biases K O. They start as He et al. (ICCV 2015) have it for ReLU: normal, variance 2/J; biases 0.
+    Weights are K O J, so a locally connected layer reads them from memory once, position by position; biases
+    K O. They start as in He et al. (ICCV 2015) for ReLU: normal, variance 2/J; biases 0.
 
     Args:
         in_size: H and W, or one number for both; kernel likewise.
         stride: in pixels of the input, the same both ways; padding, with zeros on all four sides, likewise.
-        tile: t of the tiled kind; the others pay no heed to it.
-        generator: what draws the weights; None is PyTorch's own.
+        tile: t of the tiled kind; ignored by the others.
+        generator: random generator of the weights; None is PyTorch's own.
 
     Raises:
         ModelError: sizes that do not fit, or maps of another shape than B×C×H×W.
@@ -59,7 +59,7 @@ class Connection(nn.Module):
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """Hout and Wout; as with `nn.Conv2d`, what a stride leaves over at the lower right is not seen."""
+        """Hout and Wout; as in `nn.Conv2d`, a remainder of the stride at the lower right is ignored."""
         height, width = (
             (size + 2 * self.padding - kernel) // self.stride + 1
             for size, kernel in zip(self.in_size, self.kernel, strict=True)
@@ -68,22 +68,22 @@ class Connection(nn.Module):
 
     @property
     def receptive_field(self) -> tuple[int, int]:
-        """Height and width of what one output sees, in pixels of the input."""
+        """Height and width of the receptive field of one output, in pixels of the input."""
         return self.kernel
 
     @property
     def weights(self) -> int:
-        """How many weights there are, without biases."""
+        """Number of weights, without biases."""
         return self.weight.numel()
 
     @property
     def biases(self) -> int:
-        """How many biases there are."""
+        """Number of biases."""
         return 0 if self.bias is None else self.bias.numel()
 
     @property
     def multiplies(self) -> int:
-        """Multiplications for one image, those with the padding's zeros among them."""
+        """Multiplications for one image, with those of the padding's zeros."""
         height, width = self.output_size
         _, outputs, inputs = self._shape()
         return height * width * outputs * inputs
@@ -122,7 +122,7 @@ class Connection(nn.Module):
 
 
 class FullyConnected(Connection):
-    """Every output sees every input: kernel, stride and padding say how many outputs there are, no more."""
+    """Every output sees every input: kernel, stride and padding only set the number of outputs."""
 
     @property
     def receptive_field(self) -> tuple[int, int]:
@@ -143,17 +143,17 @@ class FullyConnected(Connection):
 
 
 class Repeating(Connection):
-    """Kernels of which output (r, c) has (r mod down, c mod across).
+    """A kernel for each (r mod down, c mod across) of output (r, c).
 
     y[o,p] = b[o,k(p)] + Σ_j W[o,k(p),j]·unfold(x)[j,p], k(p) the kernel of position p.
 
-    One kernel runs as one convolution, own kernels everywhere as `unshared_convolution`. Between them each
-    kernel is a convolution with a wider stride: made for few kernels, since each costs some calls.
+    One kernel runs as one convolution, a kernel for each position as `unshared_convolution`. Otherwise each
+    kernel is a convolution with a wider stride: suited to few kernels, because each costs some calls.
     """
 
     @property
     def kernels(self) -> tuple[int, int]:
-        """How many, down and across."""
+        """Number of kernels, down and across."""
         raise NotImplementedError
 
     def _shape(self) -> tuple[int, int, int]:
@@ -205,7 +205,7 @@ class Tiled(Repeating):
 
 
 class LocallyConnected(Repeating):
-    """Own kernels at every position."""
+    """A kernel for each position."""
 
     @property
     def kernels(self) -> tuple[int, int]:
@@ -234,7 +234,7 @@ def build_connection(
     bias: bool = True,
     generator: torch.Generator | None = None,
 ) -> Connection:
-    """A connection by its kind's name.
+    """Return a connection by the name of its kind.
 
     Raises:
         ModelError: an unknown kind, or sizes that do not fit.

@@ -1,8 +1,8 @@
 """DeepFace (Taigman et al., CVPR 2014): the known network with locally connected layers.
 
-C1 32@11×11 → 142², M2 max 3×3 stride 2 → 71², C3 16@9×9 → 63², L4 16@9×9 → 55², L5 16@7×7 stride 2 → 25²,
-L6 16@5×5 → 21², F7 4096; F8 tells the classes apart. L4 to L6 know where in the image they look, which pays
-where images are aligned: faces that were warped upright, a fixed camera, a dash-cam.
+C1 32@11×11 → 142², M2 max 3×3 stride 2 → 71², C3 16@9×9 → 63², L4 16@9×9 → 55², L5 16@7×7 stride 2 → 25², L6
+16@5×5 → 21², F7 4096; F8 separates the classes. L4 to L6 have weights for each position, which suits aligned
+images: warped faces, a fixed camera, a dash-cam.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ CONNECTIONS = ("local", "tiled", "convolution")
 class DeepFace(nn.Module):
     """C1 to F7 as a backbone. Input: B 3 H W. Output: B 4096 1 1.
 
-    Images of another size are resampled to 152×152, whatever their shape: give what was framed alike. As in
-    the paper a ReLU follows each layer, F7 too, and half of F7's outputs are dropped in training. Not as in
-    the paper, weights start as He et al. have it and biases at 0, for inputs of about unit variance (`mean`
-    and `std` of `ModelConfig`), so that no layer needs initial values of its own.
+    Images of another size are resampled to 152×152, whatever their shape: use images with the same framing.
+    As in the paper, a ReLU follows each layer, also F7, and half of F7's outputs are dropped in training.
+    Unlike the paper, weights start as in He et al. and biases at 0, for inputs of about unit variance (`mean`
+    and `std` of `ModelConfig`).
 
     Args:
         connection: of L4, L5 and L6: "local", the paper's; "tiled" or "convolution" share weights.
         tile: t of the tiled.
-        generator: what draws the weights; None is PyTorch's own.
+        generator: random generator of the weights; None is PyTorch's own.
 
     Raises:
         ModelError: another connection, or images of another shape than B×3×H×W.
@@ -72,7 +72,7 @@ class DeepFace(nn.Module):
 
 
 class DeepFaceClassifier(nn.Module):
-    """F8 on a `DeepFace`: what trains it. Input: B 3 H W. Output: logits, B classes.
+    """F8 on a `DeepFace`, for training. Input: B 3 H W. Output: logits, B classes.
 
     Raises:
         ModelError: fewer than one class.
@@ -94,7 +94,7 @@ class DeepFaceClassifier(nn.Module):
 
 
 def _resample(images: Tensor) -> Tensor:
-    """Each image to 152×152, in at least fp32: the filter knows no other."""
+    """Resize each image to 152×152, in at least fp32, which the filter needs."""
     x = images.to(torch.promote_types(images.dtype, torch.float32))
     x = F.interpolate(x, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
     return x.to(images.dtype)

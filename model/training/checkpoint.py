@@ -1,4 +1,4 @@
-"""A training run's state as one file: tensors, and a JSON beside them in the header. No pickle."""
+"""The state of a training run as one file: tensors, and JSON in the header. No pickle."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from model.errors import ModelError
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write both by a temporary name, synced: a crash leaves the old file or the new one.
+    """Write both atomically.
 
     Raises:
-        ModelError: it cannot be written; a full disk, for one.
+        ModelError: it cannot be written, for example on a full disk.
     """
     partial = path.with_suffix(".partial")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -34,7 +34,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state. Raises ModelError for a file that is damaged or something else."""
+    """Read tensors and state. Raises ModelError for a file that is damaged or something else."""
     try:
         with safe_open(path, "pt") as file:
             state: dict[str, Any] = json.loads((file.metadata() or {})["state"])

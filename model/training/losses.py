@@ -1,4 +1,4 @@
-"""What training makes small: losses over descriptors of unit length."""
+"""Training losses over descriptors of unit length."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def multi_similarity_loss(
 
     Args:
         descriptors: B d, unit length.
-        positives, negatives: B B, bool; a pair that is neither counts for nothing.
+        positives, negatives: B B, bool; a pair that is neither is ignored.
     """
     similarity = descriptors @ descriptors.T  # B B
     own = torch.eye(len(descriptors), dtype=torch.bool, device=descriptors.device)
@@ -65,10 +65,10 @@ def _log1p_sum_exp(x: Tensor) -> Tensor:
 
 
 class PlaceClassifier(nn.Module):
-    """Softmax over places: logits s·cos(w_c, x), s = 16; of use only while training.
+    """Softmax over places: logits s·cos(w_c, x), s = 16; for training only.
 
-    Source: Wang et al., NormFace, ACM MM 2017: weights and inputs of unit length, and a scale.
-    Input: B d, unit length. Output: B classes.
+    Source: Wang et al., NormFace, ACM MM 2017: weights and inputs of unit length, and a scale. Input: B d,
+    unit length. Output: B classes.
     """
 
     SCALE = 16.0

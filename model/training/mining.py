@@ -1,4 +1,4 @@
-"""What a query is trained against: its best positive and its hardest negatives, by cached descriptors."""
+"""Triplet mining: the best positive and the hardest negatives of a query, by cached descriptors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Photos as rows 0 … n − 1, and what is known of their pairs.
+    """Photos as rows 0 … n − 1, and their known pairs.
 
     `queries` are trained to find `database`; `held_queries`, of places that training does not see (with
-    softmax: other photos of the same places), are to find theirs in `held_database`.
+    softmax: other photos of the same places), are evaluated on `held_database`.
     """
 
     ids: tuple[str, ...]
@@ -26,36 +26,36 @@ class TrainingSet:
     held_queries: Rows
     held_database: Rows
     positives: tuple[Rows, ...]
-    """Of each photo: those near enough to show the same, itself not among them."""
+    """Near photos of each photo, without itself: they may show the same."""
     near: tuple[Rows, ...]
-    """Of each photo: those too near to be told apart, which are no negatives."""
+    """Photos too near to each photo to be negatives."""
     right: tuple[Rows, ...]
-    """Of each photo: those of the near ones that look the same way; the right answers when it is held out."""
+    """Near photos that look the same way; the right answers if the photo is held out."""
     labels: Rows
-    """The place of each photo, 0 … classes − 1; −1 where it is in none that is trained."""
+    """The place of each photo, 0 … classes − 1; −1 for an untrained place."""
 
     @property
     def classes(self) -> int:
-        """How many places are told apart by a softmax."""
+        """Number of classes of the softmax."""
         return int(self.labels.max(initial=-1)) + 1
 
 
 @dataclass(frozen=True)
 class Triplets:
-    """One query with what it is trained against, as rows."""
+    """A query with its positive and negatives, as rows."""
 
     query: int
     positive: int
     negatives: Rows
     violating: bool
-    """Whether any negative is, in cached descriptors, within the margin."""
+    """Whether any negative is within the margin, in cached descriptors."""
 
 
 class Miner:
-    """Mines as NetVLAD does; remembers each query's hardest negatives from one time to the next.
+    """Mines as NetVLAD does, and remembers each query's hardest negatives.
 
     Source: Arandjelović et al., CVPR 2016, appendix: the best of the potential positives under the current
-    descriptors; the hardest of `sampled` negatives drawn afresh, and of those remembered.
+    descriptors; the hardest of `sampled` new negatives, and of those remembered.
     """
 
     def __init__(self, data: TrainingSet, *, negatives: int, sampled: int, margin: float) -> None:
@@ -66,10 +66,10 @@ class Miner:
         self._in_database = np.zeros(len(data.ids), bool)
         self._in_database[data.database] = True
         self.hardest = np.full((len(data.ids), negatives), -1, np.int64)
-        """Of each query the negatives of last time, −1 where there were fewer."""
+        """The last negatives of each query, −1 if there were fewer."""
 
     def mine(self, query: int, descriptors: Floats, rng: np.random.Generator) -> Triplets:
-        """A query's triplets under `descriptors` (n d). It has a positive and a negative at least."""
+        """Return a query's triplets under `descriptors` (n d). It needs a positive and a negative."""
         data = self._data
         own = descriptors[query]
         positives = data.positives[query]
@@ -88,7 +88,7 @@ class Miner:
         return Triplets(query, int(positives[best]), candidates[order], bool(violating))
 
     def trainable(self, queries: Rows) -> Rows:
-        """Those that have a positive in the database and a photo that is none of theirs."""
+        """Queries that have a positive in the database and a photo of another place."""
         kept = [
             query
             for query in queries
@@ -103,8 +103,8 @@ def recall_at(
 ) -> dict[int, float]:
     """Share of the held-out queries that have a right photo among the N nearest, for each N.
 
-    Left out of a query's ranking are itself and the photos near it that look another way: they are no wrong
-    answer, but share its day and its camera, not its view. A query without a right answer is not counted.
+    A query's ranking leaves out itself and near photos that look another way: they share its day and camera,
+    not its view. A query without a right answer is not counted.
     """
     found = np.zeros(len(ranks))
     asked = 0

@@ -1,11 +1,10 @@
-"""Training a model's later parts on photos whose places are known; killed at any moment, it goes on exactly.
+"""Train a model's later parts on photos of known places; a killed run resumes exactly.
 
-What does not learn runs once a photo: its output is kept (`Inputs`), and training starts behind it.
+Frozen layers run once for each photo: their output is kept (`Inputs`), and training starts from it.
 
-An epoch is cut into rounds. At the beginning of each the descriptors of all photos are computed anew and
-the random generators are seeded by (seed, epoch, round); at its end all that the next depends on is written.
-Nothing else passes from one round to the next, which is why a resumed run and an unbroken one are the
-same.
+An epoch is cut into rounds. At the start of each, the descriptors of all photos are computed again and the
+random generators are seeded by (seed, epoch, round); at its end, the state is written. Nothing else passes
+from one round to the next, so a resumed run equals an unbroken one.
 """
 
 from __future__ import annotations
@@ -35,58 +34,59 @@ Floats = NDArray[np.float32]
 EVALUATION_BATCH = 8
 OPTIMIZERS = ("adamw", "sgd")
 FINE = 0.01
-"""Share of the learning rate by which AdamW moves what has millions of numbers and a good start."""
+"""Factor of the learning rate for parts with millions of numbers and a good start, with AdamW."""
 CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train. Mining, margin and batches are the NetVLAD paper's; how steps are made is not.
+    """Training options. Mining, margin and batches are those of the NetVLAD paper; the optimiser is not.
 
-    Its recipe is `optimizer="sgd", lr=0.04, average=0, crop=1`: its learning rate of 0.001 is for a loss
-    summed over 4 queries of 10 negatives each, ours is their mean.
+    The paper's recipe is `optimizer="sgd", lr=0.04, average=0, crop=1`: its learning rate of 0.001 is for a
+    loss summed over 4 queries of 10 negatives each, ours is their mean.
     """
 
     loss: str = "triplet"
     margin: float = 0.1
     negatives: int = 10
-    sampled: int = 1000  # negatives drawn a query, of which the hardest are kept
+    sampled: int = 1000  # negatives drawn for a query, of which the hardest are kept
     refresh: int = 500  # queries between two computations of all descriptors
     epochs: int = 30
     patience: int = 5  # epochs without a better held-out recall
     optimizer: str = "adamw"
     lr: float = 1e-3
-    lr_epochs: int = 5  # after which the learning rate is halved
-    average: float = 0.98  # of the running mean of the weights, which is what is measured and kept; 0: none
+    lr_epochs: int = 5  # epochs after which the learning rate is halved
+    average: float = 0.98  # decay of the moving average of the weights, which is measured and kept; 0: none
     batch: int = 4  # queries; with softmax, photos
-    accumulate: int = 1  # batches a step
+    accumulate: int = 1  # batches of a step
     crop: float | None = None
-    """Of each side, at least, that training sees of a photo; 1 is all of it. None: 0.7, and 1 for DeepFace,
-    whose layers know where they look."""
+    """Least share of each side that training sees of a photo; 1 is all of it. None: 0.7, and 1 for DeepFace,
+    whose layers depend on the position.
+    """
     seed: int = 0
 
 
 class Inputs(Protocol):
-    """What the learning part starts from: a photo's row → its map (D H W) or image (uint8, 3 H W)."""
+    """The start of training for a photo's row: a map (D H W) or an image (uint8, 3 H W)."""
 
     def __call__(self, row: int, /) -> NDArray[Any]: ...
 
 
 class Reports(Protocol):
-    """Whoever wants to know how far training is."""
+    """Progress of training."""
 
     def stage(self, name: str, total: int | None) -> None: ...
 
     def advance(self, n: int = 1) -> None: ...
 
     def epoch(self, history: Sequence[dict[str, Any]]) -> None:
-        """After each epoch: all so far, one record an epoch; the first, number 0, is before training."""
+        """Called after each epoch with all records so far; the first, number 0, is before training."""
         ...
 
 
 @dataclass
 class State:
-    """What a round hands to the next, besides weights, momentum and remembered negatives."""
+    """The state that a round passes to the next, besides weights, momentum and remembered negatives."""
 
     epoch: int = 1
     round: int = 0
@@ -96,7 +96,7 @@ class State:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The record of the epoch whose model is kept: the first of those with the best recall."""
+        """The record of the epoch whose model is kept: the first with the best recall."""
         return max(self.history, key=lambda record: (record["recall"], -record["epoch"]))
 
 
@@ -104,13 +104,13 @@ class Trainer:
     """Trains `model` from layer `cut` of its backbone on, and keeps the best epoch's model at `into`.
 
     Args:
-        model: fitted; its parts that learn are changed in place.
-        cut: how many of the backbone's layers have been run already, to make `inputs`.
+        model: fitted; its trained parts are changed in place.
+        cut: number of the backbone's layers that `inputs` has passed already.
         folder: for checkpoints.
         autocast: format of the backbone's products, or None for fp32.
 
     Raises:
-        ModelError: nothing to train on, a loss that is no number, a checkpoint of something else.
+        ModelError: nothing to train on, a loss that is not a number, a checkpoint of something else.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Trainer:
         self._state = State()
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW moves the fitted reduction and pretrained convolutions `FINE` of what it moves the rest."""
+        """AdamW moves the fitted reduction and pretrained convolutions by `FINE` of the learning rate."""
         options = self._options
         if options.optimizer == "sgd":
             sgd = {"lr": options.lr, "first_lr": options.lr, "momentum": 0.9, "weight_decay": 1e-3}
@@ -181,7 +181,7 @@ class Trainer:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The model by the running mean of its weights, as it is measured and kept (Polyak, 1992)."""
+        """The model with the moving average of its weights, which is measured and kept (Polyak, 1992)."""
         self._swap()
         try:
             yield
@@ -193,7 +193,7 @@ class Trainer:
             parameter.data, mean.data = mean.data, parameter.data
 
     def run(self) -> State:
-        """Train until the epochs are done or patience is; go on where a run that was killed stopped."""
+        """Train until the epochs or the patience end; resume a killed run."""
         if self._checkpoint.exists():
             self._restore()
             self._reports.epoch(self._state.history)
@@ -257,7 +257,7 @@ class Trainer:
             torch._foreach_lerp_(self._mean, self._learning, 1 - self._options.average)
 
     def _losses(self, queries: Rows) -> Iterator[tuple[Tensor | None, int]]:
-        """Each batch's loss, None where nothing violates it, and how many queries it is of."""
+        """Yield each batch's loss, None if nothing violates it, and its number of queries."""
         options = self._options
         if self._classifier is not None:
             for rows in _chunks(queries, options.batch):
@@ -277,7 +277,7 @@ class Trainer:
             )
 
     def _ranking_loss(self, mined: Sequence[Triplets]) -> Tensor:
-        """The mean over the queries that were mined for."""
+        """The mean over the mined queries."""
         rows = np.unique(np.concatenate([[t.query, t.positive, *t.negatives] for t in mined]))
         at = {int(row): i for i, row in enumerate(rows)}
         descriptors = self._embed(rows)
@@ -298,7 +298,7 @@ class Trainer:
         return torch.from_numpy(positive).to(self._device), torch.from_numpy(~near).to(self._device)
 
     def descriptors(self) -> Floats:
-        """Of all photos as the model is now, n d."""
+        """Descriptors of all photos with the current model, n d."""
         self._parts.eval()
         out = np.zeros((len(self._data.ids), self._model.config.output_dim), np.float32)
         with torch.no_grad():
@@ -307,7 +307,7 @@ class Trainer:
         return out
 
     def _embed(self, rows: Rows) -> Tensor:
-        """Descriptors of photos, in their order; inputs of one shape go through together."""
+        """Return descriptors of photos, in order; inputs of one shape run together."""
         groups: dict[tuple[int, ...], list[int]] = {}
         arrays = [self._inputs(int(row)) for row in rows]
         for i, array in enumerate(arrays):
@@ -317,10 +317,10 @@ class Trainer:
         return torch.cat(parts)[torch.tensor(order, device=self._device).argsort()]
 
     def _stack(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Inputs of one shape as a batch; in training a cut of each, of one size, where chance has it.
+        """Return inputs of one shape as a batch; in training, random crops of one size.
 
-        It keeps the few photos that a collection has from being learnt by heart, and stands for other points
-        of view. What is cut is the map where layers are frozen, the image where not.
+        Crops keep a small collection from being memorised, and imitate other viewpoints. The map is cropped
+        if layers are frozen, otherwise the image.
         """
         height, width = arrays[0].shape[1:]
         if not self._parts.training or self._crop >= 1:
@@ -363,7 +363,7 @@ class Trainer:
         self._reports.epoch(self._state.history)
 
     def _accuracy(self, descriptors: Floats) -> float:
-        """Share of the held-out photos of trained places that the classifier puts there."""
+        """Share of the held-out photos of trained places that the classifier assigns correctly."""
         rows = self._data.held_queries[self._data.labels[self._data.held_queries] >= 0]
         if self._classifier is None or not len(rows):
             return 0.0
@@ -383,7 +383,7 @@ class Trainer:
         return queries
 
     def _identity(self) -> str:
-        """What a checkpoint must agree on with the run that goes on with it."""
+        """What a checkpoint and the run that resumes it must have in common."""
         settings = asdict(self._options) | {"epochs": None, "patience": None}
         digest = hashlib.sha256(json.dumps([settings, self._data.ids, str(self._autocast)]).encode())
         for rows in (self._queries, self._data.database, self._data.held_queries, self._data.held_database):

@@ -121,7 +121,7 @@ def test_the_bootstrap_is_that_of_resampled_pairs() -> None:
 def test_a_bootstrap_of_equals_is_sure_of_no_difference() -> None:
     found = paired_bootstrap([True, False], [True, False])
     assert (found.difference, found.low, found.high) == (0, 0, 0)
-    with pytest.raises(ValueError, match="2 and 1 outcomes are no pairs"):
+    with pytest.raises(ValueError, match="2 and 1 outcomes cannot be paired"):
         paired_bootstrap([True, False], [True])
-    with pytest.raises(ValueError, match="0 and 0 outcomes are no pairs"):
+    with pytest.raises(ValueError, match="0 and 0 outcomes cannot be paired"):
         paired_bootstrap([], [])

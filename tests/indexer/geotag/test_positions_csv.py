@@ -82,8 +82,8 @@ def test_it_is_read_as_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"path,lat,lon\n", r"is there with other columns than path,lat,.*: name another file to write to$"),
-        (b"\xff\xd8\xff a photo", "is there, and no table of positions: name another file$"),
+        (b"path,lat,lon\n", r"exists with other columns than path,lat,.*: use another file$"),
+        (b"\xff\xd8\xff a photo", "exists and is not a table of positions: use another file$"),
         (HEADER.encode() + b"a,1\nb,1,2,3,,,,\n", "row 2 has 2 cells, not 8$"),
     ],
 )
@@ -97,7 +97,7 @@ def test_another_file_is_never_added_to(tmp_path: Path, content: bytes, message:
 
 def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/full")):
-        with pytest.raises(UsageError, match=f"^{path} is no file to add positions to$"):
+        with pytest.raises(UsageError, match=f"^{path} is not a file$"):
             PositionsCsv(path)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"cannot be read: Not a directory$"):
@@ -118,5 +118,5 @@ def test_where_it_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "new" / "p.csv"
     PositionsCsv(path).check_writable()
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may do anything
-    with pytest.raises(IndexerError, match=rf"^cannot write {path}: {tmp_path} may not be changed$"):
+    with pytest.raises(IndexerError, match=rf"^cannot write {path}: {tmp_path} is read-only$"):
         PositionsCsv(path).check_writable()

@@ -179,8 +179,8 @@ def test_what_cannot_be_read(folder: Path) -> None:
     with (folder / "large.xmp").open("wb") as file:
         file.truncate(16_000_001)
     for name, message in (
-        ("folder", "is no file"),
-        ("fifo", "is no file"),
+        ("folder", "is not a file"),
+        ("fifo", "is not a file"),
         ("nothing", "cannot be read: No such file or directory"),
         ("large", "has 16,000,001 bytes, 16,000,000 at most are read"),
     ):

@@ -106,7 +106,7 @@ def test_what_is_no_position(data: bytes) -> None:
     [
         ("52,12.2E", "1,1E", "has a position that cannot be read: '52,12.2E'"),
         ("north", "1,1E", "has a position that cannot be read: 'north'"),
-        ("52,12.2N", "181,0E", "has a position that is none on earth: '181,0E'"),
+        ("52,12.2N", "181,0E", "has an impossible position: '181,0E'"),
         ("nan", "1,1E", "has a position that cannot be read: 'nan'"),
     ],
 )
@@ -149,7 +149,7 @@ FETCH = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><x>&a;</x>'
         (b"<x>", "^is not XML: "),
         (b"\xff\xd8\xff\xe0 a photo", "^is not XML: "),
         (b'<?xml version="1.0" encoding="nonsense"?><x/>', "^is not XML: .*encoding"),
-        (b"<x/>", "^is XML, but holds no rdf:RDF as XMP does$"),
+        (b"<x/>", "^is XML, but has no rdf:RDF, as XMP has$"),
         (b"<a>" * 101 + b"</a>" * 101, "^is nested more than 100 deep$"),
         (b" " * (MAX_BYTES + 1), r"^has 16,000,001 bytes, 16,000,000 at most are read$"),
     ],

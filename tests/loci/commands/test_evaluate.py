@@ -121,7 +121,7 @@ def test_evaluate_by_direction_needs_headings(loci: Loci, index: Path, queries: 
     result = loci("evaluate", queries, "--index", index, "--heading-tolerance", 30)
     assert (result.exit_code, result.stderr) == (
         1,
-        "loci: the index has no headings: a heading tolerance cannot be asked for\n",
+        "loci: the index has no headings, so a heading tolerance is impossible\n",
     )
 
 

@@ -182,7 +182,7 @@ def test_unreadable_files_are_named(loci: Loci, index: Path, archive: Path) -> N
     assert result.exit_code == 3
     assert result.stderr.splitlines()[-2:] == [
         f"loci: {broken}: not an image that can be read",
-        f"loci: {damaged}: wall2.jpg.xmp is XML, but holds no rdf:RDF as XMP does",
+        f"loci: {damaged}: wall2.jpg.xmp is XML, but has no rdf:RDF, as XMP has",
     ]
     assert (archive / "lost" / "wall1.jpg.xmp").exists()
     shutil.rmtree(archive / "lost")
