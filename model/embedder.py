@@ -26,6 +26,7 @@ from model.gpu_decoding import GpuReader, Image, reader
 from model.int8 import Int8VGG16, activation_ranges, computes_int8, has_runtime
 from model.layers.backbone import VGG16
 from model.layers.local_features import STRIDE, Packed, pack
+from model.memory import free_memory, is_out_of_memory
 from model.modelfile import PlaceModel
 
 T = TypeVar("T")
@@ -241,11 +242,11 @@ class Embedder:
         try:
             return [self._forward(indices, [images[i] for i in indices], stage)]
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if self._graphs is not None:
                 self._graphs.clear()
-                torch.cuda.empty_cache()
+            free_memory()
             if len(indices) == 1:
                 height, width = images[indices[0]].shape[:2]
                 raise ModelError(
@@ -432,8 +433,3 @@ def _check_int8(device: torch.device, model: PlaceModel) -> None:
 def _cpu_computes_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-
-
-def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "can't allocate memory" in str(error)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from model.embedder import Seen
 from model.gpu_decoding import Image
-from service.engine.device_errors import free_memory, is_broken, is_out_of_memory
+from model.memory import free_memory, is_out_of_memory
+from service.engine.device_errors import is_broken
 from service.engine.protocols import Embeds
 from service.errors import NotReady, OutOfMemory, Overloaded
 
@@ -41,9 +42,9 @@ class Dispatcher:
     images; a longer clip goes alone. Each photo or clip names the embedder that it was decoded for, so one
     model answers it even if a new one is swapped in. A batch has one embedder.
 
-    Without memory, caches are freed and the batch is tried once more in halves. If that fails too, its
-    callers get an error, and a single image is tried until there is memory again. A device that does not
-    recover, a broken one, or a hanging one ends the dispatcher and calls `on_death`.
+    If the embedder finds no memory even for single images, the batch's callers get an error, and one image
+    is tried until there is memory again. A device that does not recover, a broken one, or a hanging one ends
+    the dispatcher and calls `on_death`.
     """
 
     def __init__(
@@ -58,7 +59,6 @@ class Dispatcher:
         on_death: Callable[[Exception], None] | None = None,
     ) -> None:
         self._max_batch = max_batch
-        self._room = max_batch
         self._wedged_seconds = wedged_seconds
         self._probe_seconds = probe_seconds
         self._queue_size = queue_size
@@ -187,7 +187,7 @@ class Dispatcher:
         if not self._batch:
             return True
         images = sum(len(taken.clip) for taken in self._batch) + len(job.clip)
-        return images <= self._room and job.embedder is self._batch[0].embedder
+        return images <= self._max_batch and job.embedder is self._batch[0].embedder
 
     def _serve(self, batch: list[_Job]) -> None:
         if not batch:
@@ -197,11 +197,9 @@ class Dispatcher:
         except Exception as error:
             _raise_if_broken(error)
             if is_out_of_memory(error):
-                self._economise(batch, error)
+                self._starve(batch, error)
             else:
                 self._isolate(batch, error)
-        else:
-            self._room = min(self._max_batch, self._room + 1)
 
     def _answer(self, batch: list[_Job]) -> None:
         rows = batch[0].embedder.see([job.clip for job in batch])
@@ -223,26 +221,12 @@ class Dispatcher:
             self._beat = time.monotonic()
             self._serve([job])
 
-    def _economise(self, batch: list[_Job], error: Exception) -> None:
-        """After out of memory, try once more in halves, and keep batches smaller."""
-        logger.warning(
-            "out of memory on a batch of %d (%s), trying its halves", len(batch), _first_line(error)
-        )
-        self._room = max(1, self._room // 2)
-        half = (len(batch) + 1) // 2
-        for part in filter(None, (batch[:half], batch[half:])):
-            free_memory()
-            self._beat = time.monotonic()
-            try:
-                self._answer(part)
-            except Exception as again:
-                _raise_if_broken(again)
-                if not is_out_of_memory(again):
-                    self._isolate(part, again)
-                    continue
-                self._starved = True
-                _fail(part, OutOfMemory("the device has no memory left, try again in a moment"))
-                self._recover(part[0])
+    def _starve(self, batch: list[_Job], error: Exception) -> None:
+        """Tell the callers of a batch without memory, which the embedder has halved, and wait for memory."""
+        logger.warning("out of memory on a batch of %d (%s)", len(batch), _first_line(error))
+        self._starved = True
+        _fail(batch, OutOfMemory("the device has no memory left, try again in a moment"))
+        self._recover(batch[0])
 
     def _recover(self, job: _Job) -> None:
         """Try a single image until there is memory again.

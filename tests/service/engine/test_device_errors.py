@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from model.errors import ModelError
-from service.engine.device_errors import free_memory, is_broken, is_out_of_memory
+from model.memory import free_memory, is_out_of_memory
+from service.engine.device_errors import is_broken
 
 
 def caused(by: BaseException) -> Exception:

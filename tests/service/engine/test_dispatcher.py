@@ -294,39 +294,24 @@ def no_memory() -> Exception:
     return RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
 
-def test_out_of_memory_is_tried_once_more_in_halves(make: Make, network: SlowNetwork) -> None:
+def test_callers_of_a_batch_without_memory_are_told_and_the_next_ones_answered(
+    make: Make, network: SlowNetwork
+) -> None:
     dispatcher = make(max_batch=4)
 
     async def run() -> list[object]:
         first = await busy(dispatcher, network)
-        network.failures = [no_memory(), no_memory()]
-        rest = await submit(dispatcher, network, range(1, 9))
+        network.failures = [no_memory()]
+        rest = await submit(dispatcher, network, range(1, 5))
         network.open.set()
         return list(await asyncio.gather(first, *rest, return_exceptions=True))
 
     refused, *answers = asyncio.run(run())
     assert isinstance(refused, OutOfMemory)
     values = [seen.descriptor[0] for seen in answers if isinstance(seen, Seen)]
-    assert values == [1, 2, 3, 4, 5, 6, 7, 8]
-    # The first image fails twice and is probed: the device has memory again, and goes on in smaller batches.
-    assert network.batches == [[0], [0], [0], [1, 2], [3, 4, 5], [6, 7, 8]]
-    assert dispatcher.trouble() is None
-
-
-def test_a_batch_that_is_too_large_is_answered_in_halves_and_later_ones_are_smaller(
-    make: Make, network: SlowNetwork
-) -> None:
-    dispatcher = make(max_batch=4)
-
-    async def run() -> list[float]:
-        first = await busy(dispatcher, network)
-        rest = await submit(dispatcher, network, range(1, 10))
-        network.fail_above = 2
-        network.open.set()
-        return [float(row.descriptor[0]) for row in await asyncio.gather(first, *rest)]
-
-    assert asyncio.run(run()) == list(range(10))
-    assert network.batches[:5] == [[0], [1, 2, 3, 4], [1, 2], [3, 4], [5, 6]]
+    assert values == [1, 2, 3, 4]
+    # The first image fails and is probed: the device has memory again.
+    assert network.batches == [[0], [0], [1, 2, 3, 4]]
     assert dispatcher.trouble() is None
 
 
