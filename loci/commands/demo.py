@@ -164,7 +164,7 @@ def _show(findings: Sequence[Finding]) -> None:
     off = [finding.off_m for finding in findings if finding.off_m is not None]
     say("")
     share = f"{right} of {len(findings)}, recall@1 {right / len(findings):.3f}"
-    say(f"✓ the most similar photo was taken within {RADIUS_M} m of the query: {share}.")
+    say(f"✓ within {RADIUS_M} m of the query: {share}.")
     if off:
         say(f"Median position error: {distance(statistics.median(off))}.")
 

@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from loci.main import app
+from tests.small_shards import use_real_shards
 from tests.tiny_network import BACKBONES, use_tiny_network
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,9 @@ def _real_network_for_slow_tests(
 
 @contextmanager
 def real_network() -> Iterator[None]:
+    """The real VGG16, and shards of the size that other processes expect."""
     with pytest.MonkeyPatch.context() as patch:
+        use_real_shards(patch)
         for name, real in REAL.items():
             patch.setattr(name, real)
         yield

@@ -55,7 +55,7 @@ def test_demo_finds_the_query_photos(
         assert unit == "m"
     right = [row[2] for row in rows].count("✓")
     assert f" within 25 m of the query: {right} of 4, recall@1 {right / 4:.3f}." in lines[-2]
-    assert lines[-1].startswith("Half of the positions are off by less than ")
+    assert lines[-1].startswith("Median position error: ")
     assert served == [tmp_path / "kept"]
     assert f"loci query PHOTO --index {tmp_path / 'kept'}" in result.stderr
     assert loci("info", tmp_path / "kept").exit_code == 0

@@ -159,7 +159,7 @@ def test_wrong_metadata_column_is_wrong_usage(loci: Loci, photos: Path, tmp_path
 @pytest.mark.slow
 def test_interrupted_run_is_resumed(loci: Loci, tmp_path: Path, photograph: Photograph) -> None:
     folder, index = tmp_path / "photos", tmp_path / "index"
-    for number in range(40):  # enough that it is still at it when the signal comes
+    for number in range(80):  # enough that it still runs when the signal comes
         photograph(folder / f"{number}.jpg", number % 5, number // 5)
     command = [sys.executable, "-m", "loci", "index", folder, "--into", index, "--clusters", "4"]
     run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
@@ -174,7 +174,7 @@ def test_interrupted_run_is_resumed(loci: Loci, tmp_path: Path, photograph: Phot
     assert rest.splitlines()[-1] == "loci: interrupted; run the same command again to resume"
     result = loci("index", folder, "--into", index, "--clusters", 4)
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"40 photos in {index}\n")
+    assert result.stdout.startswith(f"80 photos in {index}\n")
 
 
 def test_info_json_has_the_documented_names(loci: Loci, index: Path) -> None:
