@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
+from indexer.index import Index
 from service import errors
 from service.engine.engine import Engine
-from service.engine.protocols import ServedIndex
 from service.metrics import Metrics
 from service.routes import docs, health, home, openapi, photos, places, query
 from service.routes.dependencies import ReadAccess, WriteAccess
@@ -24,7 +24,7 @@ from service.settings import Settings
 
 def create_app(
     settings: Settings,
-    index: ServedIndex | None = None,
+    index: Index | None = None,
     *,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from model.embedder import Seen
+from model.embedder import Embedder, Seen
 from model.gpu_decoding import Image
 from model.memory import free_memory, is_out_of_memory
 from service.engine.device_errors import is_broken
-from service.engine.protocols import Embeds
 from service.errors import NotReady, OutOfMemory, Overloaded
 
 logger = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ PROBES = 3
 @dataclass(slots=True, eq=False)
 class _Job:
     clip: Sequence[Image]
-    embedder: Embeds
+    embedder: Embedder
     future: Future[Seen] = field(default_factory=Future)
 
 
@@ -89,7 +88,7 @@ class Dispatcher:
         if self._thread.ident is not None and self._death is None:
             self._thread.join(timeout)
 
-    async def see(self, clip: Sequence[Image], embedder: Embeds) -> Seen:
+    async def see(self, clip: Sequence[Image], embedder: Embedder) -> Seen:
         """Return what the network makes of a clip's frames; a photo is a clip of one.
 
         Raises:

@@ -16,13 +16,14 @@ from indexer.filters import Filters
 from indexer.index import Index
 from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.new_photo import NewPhoto, read_new
+from indexer.posting.posting import Posting
+from indexer.snapshots.store import Floats
 from model.embedder import Seen
 from model.errors import ImageError
 from model.gpu_decoding import Image
 from service.engine.dispatcher import Dispatcher
 from service.engine.live_index import LiveIndex
 from service.engine.malloc import Trimmer
-from service.engine.protocols import Collects, Descriptor, ServedIndex, WritableIndex
 from service.engine.rebuilder import Rebuilding
 from service.engine.thread_pool import Workers
 from service.errors import NotReady, NotWritable
@@ -44,7 +45,7 @@ class Engine:
         self,
         settings: Settings,
         metrics: Metrics,
-        index: ServedIndex | None = None,
+        index: Index | None = None,
         on_failure: Callable[[Exception], None] | None = None,
         trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -114,7 +115,7 @@ class Engine:
 
     async def answer(
         self,
-        index: ServedIndex,
+        index: Index,
         clip: Sequence[bytes],
         k: int,
         filters: Filters | None = None,
@@ -153,7 +154,7 @@ class Engine:
             return added
         raise NotReady("the index is being replaced, try again in a moment")
 
-    async def _store(self, index: WritableIndex, new: NewPhoto) -> tuple[Photo, bool]:
+    async def _store(self, index: Index, new: NewPhoto) -> tuple[Photo, bool]:
         def known() -> Photo | None:
             return _posting(index).known(new)
 
@@ -180,13 +181,13 @@ class Engine:
         await self.writer.run(lambda: _posting(index).remove(photo))
         await self.live.recount()
 
-    def _writable(self) -> WritableIndex:
+    def _writable(self) -> Index:
         index = self.live.current
-        if not isinstance(index, WritableIndex):
+        if not index.writable:
             raise NotWritable("this index takes no photos")
         return index
 
-    async def _see_views(self, index: ServedIndex, views: Sequence[Image]) -> list[Seen]:
+    async def _see_views(self, index: Index, views: Sequence[Image]) -> list[Seen]:
         """Embed a photo's views, at most a batch at once."""
         step = min(self.settings.max_batch, self.settings.queue_size)
         seen: list[Seen] = []
@@ -195,9 +196,9 @@ class Engine:
             seen += await _all(self.dispatcher.see([view], index.embedder) for view in group)
         return seen
 
-    async def embed(self, index: ServedIndex, photos: Sequence[bytes]) -> list[Descriptor]:
+    async def embed(self, index: Index, photos: Sequence[bytes]) -> list[Floats]:
         """Return the photos' descriptors in order; if a photo fails, the call fails with its number."""
-        descriptors: list[Descriptor] = []
+        descriptors: list[Floats] = []
         step = min(self.settings.max_batch, self.settings.queue_size)
         for start in range(0, len(photos), step):
             group = enumerate(photos[start : start + step], start + 1)
@@ -206,12 +207,12 @@ class Engine:
             )
         return descriptors
 
-    async def _embed_one(self, index: ServedIndex, photo: bytes, number: int, total: int) -> Descriptor:
+    async def _embed_one(self, index: Index, photo: bytes, number: int, total: int) -> Floats:
         image, _ = await self._timed("decode", self._decode(index, photo, number, total))
         seen, _ = await self._timed("embed", self.dispatcher.see([image], index.embedder))
         return seen.descriptor
 
-    async def _decode(self, index: ServedIndex, photo: bytes, number: int, total: int) -> Image:
+    async def _decode(self, index: Index, photo: bytes, number: int, total: int) -> Image:
         try:
             return await self.workers.run(partial(index.read, photo, max_pixels=self.settings.max_pixels))
         except ImageError as error:
@@ -228,7 +229,7 @@ class Engine:
         return result, 1000 * seconds
 
 
-def _posting(index: WritableIndex) -> Collects:
+def _posting(index: Index) -> Posting:
     try:
         return index.posting()
     except IndexBusy:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from indexer.errors import IndexerError, StoreUnavailable
+from indexer.index import Index
 from model.errors import ModelError
-from service.engine.protocols import ServedIndex, WritableIndex
 from service.errors import STORE_UNAVAILABLE, NotReady
 
 logger = logging.getLogger(__name__)
 
-Opener = Callable[[], ServedIndex]
+Opener = Callable[[], Index]
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -30,7 +30,7 @@ class LiveIndex:
         opener: Opener,
         refresh_seconds: float,
         *,
-        index: ServedIndex | None = None,
+        index: Index | None = None,
         on_change: Listener,  # called with the new index's info
         on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
@@ -44,7 +44,7 @@ class LiveIndex:
         self._refreshing = asyncio.Lock()
 
     @property
-    def current(self) -> ServedIndex:
+    def current(self) -> Index:
         """The snapshot that answers.
 
         Raises:
@@ -89,7 +89,7 @@ class LiveIndex:
     async def recount(self) -> None:
         """Notify the listener of new counts after photos were added or removed."""
         index, info = self._index, self._info
-        if info is None or not isinstance(index, WritableIndex):
+        if info is None or index is None or not index.writable:
             return
         try:
             counts = await asyncio.to_thread(index.counts)
@@ -100,7 +100,7 @@ class LiveIndex:
             self._info = info | {"photos": counts.photos, "places": counts.places}
             self._on_change(self._info)
 
-    async def _refresh(self, index: ServedIndex) -> None:
+    async def _refresh(self, index: Index) -> None:
         try:
             async with self._refreshing:
                 index = self._index or index
@@ -120,7 +120,7 @@ class LiveIndex:
             logger.error("%s; until it can, no query is answered", error)
         self._trouble = STORE_UNAVAILABLE
 
-    async def _take(self, index: ServedIndex) -> None:
+    async def _take(self, index: Index) -> None:
         info = await asyncio.to_thread(index.info)
         self._index, self._info, self._trouble = index, info, None
         self._on_change(info)

@@ -4,8 +4,8 @@ import asyncio
 import logging
 
 from indexer.errors import IndexerError, IndexLocked
+from indexer.index import Index
 from service.engine.live_index import LiveIndex
-from service.engine.protocols import WritableIndex
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ class Rebuilding:
             if self._live.trouble() is None:
                 await self._look(self._live.current)
 
-    async def _look(self, index: object) -> None:
-        if not isinstance(index, WritableIndex):
+    async def _look(self, index: Index) -> None:
+        if not index.writable:
             return
         try:
             if await asyncio.to_thread(index.drift) < self._share:

@@ -7,10 +7,10 @@ from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 
 from indexer.filters import DEFAULT_TOLERANCE, Filters
+from indexer.index import Index
 from indexer.photos.metadata import PhotoMetadata
 from indexer.posting.new_photo import given_metadata
 from service.engine.engine import Engine
-from service.engine.protocols import ServedIndex
 from service.errors import InvalidRequest
 from service.routes.uploads import FIELD, read_images, read_upload
 from service.security.access import CALLER, Access
@@ -49,12 +49,12 @@ ReadAccess = Depends(read_access)
 WriteAccess = Depends(write_access)
 
 
-async def get_index(engine: EngineDep) -> ServedIndex:
+async def get_index(engine: EngineDep) -> Index:
     """Return the snapshot that answers this request. Raises NotReady."""
     return engine.live.current
 
 
-IndexDep = Annotated[ServedIndex, Depends(get_index)]
+IndexDep = Annotated[Index, Depends(get_index)]
 
 
 async def get_images(request: Request, engine: EngineDep, _ready: IndexDep) -> list[bytes]:

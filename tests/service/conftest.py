@@ -21,11 +21,11 @@ from indexer.build.run import build_index
 from indexer.errors import NotFound
 from indexer.filters import Filters
 from indexer.options import BuildOptions
+from indexer.snapshots.store import Floats
 from model import gpu_decoding as decoding
 from model.embedder import Seen
 from model.images import read_photo
 from service.app import create_app
-from service.engine.protocols import Descriptor, ServedIndex
 from service.server import configure
 from service.settings import Settings
 
@@ -64,9 +64,10 @@ class FakeIndex:
     folder: Path
     network: Network
     answers: list[Answer]
-    newer: list[ServedIndex]
+    newer: list[Any]
     snapshot: str = "01/000001"
     model_fingerprint: str = "f00d"
+    writable: bool = False
     answer_error: Exception | None = None
     known: bool | None = None
     confidence: float | None = None
@@ -82,7 +83,7 @@ class FakeIndex:
     def read(self, photo: bytes, *, max_pixels: int) -> decoding.Image:
         return read_photo(photo, 64, max_pixels=max_pixels)
 
-    def latest(self) -> ServedIndex:
+    def latest(self) -> Any:
         return self.newer[-1] if self.newer else self
 
     def answer(
@@ -152,7 +153,7 @@ class FakeIndex:
         return PlaceHit(name, None, photo.lat, photo.lon, score, photos=(hit,))
 
 
-def _unit(colour: tuple[int, int, int]) -> Descriptor:
+def _unit(colour: tuple[int, int, int]) -> Floats:
     vector = np.asarray(colour, dtype=np.float32)
     return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
 
@@ -186,13 +187,13 @@ def answers() -> list[Answer]:
 
 
 @pytest.fixture
-def newer() -> list[ServedIndex]:
+def newer() -> list[Any]:
     """What the fake index says is newer than itself."""
     return []
 
 
 @pytest.fixture
-def index(tmp_path: Path, network: Network, answers: list[Answer], newer: list[ServedIndex]) -> FakeIndex:
+def index(tmp_path: Path, network: Network, answers: list[Answer], newer: list[Any]) -> FakeIndex:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, colour in COLOURS.items():
@@ -211,7 +212,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Serve an index on a free port, with settings as keywords; gives a client."""
     with contextlib.ExitStack() as stack:
 
-        def start(served: ServedIndex | None, **settings: Any) -> httpx.Client:
+        def start(served: Any, **settings: Any) -> httpx.Client:
             app = create_app(Settings(**{"index": tmp_path / "index", **settings}), served)
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             server = uvicorn.Server(configure(app, app.state.engine.settings))

@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from indexer.errors import IndexMissing, StoreUnavailable
-from service.engine.protocols import ServedIndex
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeIndex, Network, Start
@@ -28,7 +27,7 @@ def snapshot(client: httpx.Client) -> str | None:
 
 
 def test_a_new_snapshot_is_swapped_in(
-    start: Start, index: FakeIndex, newer: list[ServedIndex], wait: Wait, make_photo: MakePhoto
+    start: Start, index: FakeIndex, newer: list[Any], wait: Wait, make_photo: MakePhoto
 ) -> None:
     client = start(index, refresh_seconds=0.02)
     assert snapshot(client) == "01/000001"
@@ -42,7 +41,7 @@ def test_a_request_is_answered_by_the_snapshot_that_it_began_with(
     start: Start,
     index: FakeIndex,
     network: Network,
-    newer: list[ServedIndex],
+    newer: list[Any],
     wait: Wait,
     make_photo: MakePhoto,
 ) -> None:
@@ -63,7 +62,7 @@ def test_a_failed_refresh_keeps_the_old_snapshot(
 ) -> None:
     tries = threading.Semaphore(0)
 
-    def broken() -> ServedIndex:
+    def broken() -> Any:
         tries.release()
         raise OSError("index.faiss is truncated")
 
@@ -85,7 +84,7 @@ def test_an_index_whose_store_is_gone_is_not_ready_until_it_is_back(
 ) -> None:
     gone = threading.Event()
 
-    def latest() -> ServedIndex:
+    def latest() -> Any:
         if gone.is_set():
             raise StoreUnavailable("the Milvus store http://10.0.0.7:19530 (loci) cannot be read: no route")
         return index
@@ -127,7 +126,7 @@ def test_until_the_index_is_open_the_service_says_so(
 ) -> None:
     opened = threading.Event()
 
-    def slow(*_: object, **__: object) -> ServedIndex:
+    def slow(*_: object, **__: object) -> Any:
         opened.wait(10)
         return index
 
@@ -151,7 +150,7 @@ def test_a_missing_index_is_named_and_tried_again(
     missing = threading.Event()
     missing.set()
 
-    def open_index(*_: object, **__: object) -> ServedIndex:
+    def open_index(*_: object, **__: object) -> Any:
         if missing.is_set():
             raise IndexMissing("no index at walls, make one with: loci index PHOTOS --into walls")
         return index
