@@ -134,21 +134,11 @@ class Embedder:
             return np.empty((0, self.model.config.output_dim), np.float32)
         return np.stack(self.outputs(images, "descriptors"))
 
-    def embed_clips(self, clips: Sequence[Sequence[Image]]) -> NDArray[np.float32]:
-        """Return descriptors (B d, unit length) of clips, each of one or more frames in any order.
+    def see(self, clips: Sequence[Sequence[Image]]) -> list[Seen]:
+        """Return descriptors of clips, each of one or more frames in any order, and local features of photos.
 
         A clip's frames are pooled as one (ActionVLAD: Girdhar et al., CVPR 2017). So its descriptor lies in
         the same space as a photo's, and a clip of one frame equals that photo.
-
-        Raises:
-            ModelError: a clip without frames.
-        """
-        if not clips:
-            return self.embed([])
-        return np.stack([seen.descriptor for seen in self.see(clips)])
-
-    def see(self, clips: Sequence[Sequence[Image]]) -> list[Seen]:
-        """Return the descriptors of clips as in `embed_clips`, and local features of photos.
 
         Raises:
             ModelError: a clip without frames.

@@ -27,10 +27,6 @@ class View:
     yaw_deg: float
     """Degrees right of the panorama's middle, in [0, 360)."""
 
-    def heading(self, panorama_heading: float) -> float:
-        """Return the heading of the view, given that of the panorama's middle; degrees in [0, 360)."""
-        return (panorama_heading + self.yaw_deg) % 360.0
-
 
 def is_panorama(image: Image.Image) -> bool:
     """Whether an opened photo is a full equirectangular panorama; see `is_equirectangular`."""

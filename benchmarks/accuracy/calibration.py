@@ -32,7 +32,7 @@ from indexer.options import BuildOptions
 from indexer.photos.metadata import PhotoMetadata
 from indexer.photos.read_metadata import read_metadata
 from indexer.photos.scan import ScannedFile, scan
-from indexer.places.neighbourhood import PlaceRule, Whereabouts, frame_ranks
+from indexer.places.neighbourhood import Neighbourhoods, PlaceRule, frame_ranks
 from indexer.search.localisation import LOCATE_BY, locate
 from indexer.search.searcher import WEIGHED
 from indexer.search.verification import CANDIDATES, Features, cosine, inliers, raised
@@ -79,7 +79,7 @@ class Bench:
         frames = calibration.frames
         ranks = frame_ranks(catalogue.place_photos(), frames) if frames else None
         rule = PlaceRule(calibration.place_radius_m, frames, calibration.named)
-        self.where = Whereabouts.of(self.photos, places, rule, ranks)
+        self.where = Neighbourhoods.of(self.photos, places, rule, ranks)
 
     def ask(self, seen: Seen, gone: Mask) -> tuple[list[int], list[PhotoHit], Evidence]:
         """The best photos that are not left out, as numbers and hits, and the evidence for the first."""

@@ -47,7 +47,7 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
             list(range(max(0, i - length // 2), min(len(frames), i + length // 2 + 1)))
             for i in range(len(frames))
         ]
-        clips = np.concatenate([index.embedder.embed_clips([[frames[j] for j in w]]) for w in windows])
+        clips = np.stack([index.embedder.see([[frames[j] for j in w]])[0].descriptor for w in windows])
         means = np.stack([single[w].mean(0) for w in windows])
         clip_recall, mean_recall = (
             recall((-x @ base.T).argsort(1, kind="stable"), right) for x in (clips, means)

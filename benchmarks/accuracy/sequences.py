@@ -148,7 +148,9 @@ class Task:
         if smooth:
             beliefs = followed.smoothed()
         best = np.array([belief.photos.argmax() for belief in beliefs])
-        sure = np.array([followed.near(b, int(p)) for b, p in zip(beliefs, best, strict=True)])
+        sure = np.array(
+            [b.photos[followed.motion.near(int(p))].sum() for b, p in zip(beliefs, best, strict=True)]
+        )
         return self._found(order, best, sure, sure > 0.5)
 
     def _found(self, order: Sequence[int], best: Any, sure: Floats, known: NDArray[np.bool_]) -> Found:

@@ -12,7 +12,7 @@ from indexer.answers import PhotoHit, PlaceHit, Position
 from indexer.confidence.calibration import Calibration
 from indexer.confidence.evidence import Level, evidence_of, share_out
 from indexer.filters import Filters
-from indexer.places.neighbourhood import PlaceRule, Whereabouts
+from indexer.places.neighbourhood import Neighbourhoods, PlaceRule
 from indexer.search.localisation import with_distances
 from indexer.search.searcher import PHOTOS_A_PLACE, WEIGHED
 from indexer.search.verification import cosine
@@ -89,7 +89,7 @@ class Judge:
         first = places[0].photos[0]
         hits, owners = _ranked(first, places, rivals)
         rule = PlaceRule(calibration.place_radius_m, calibration.frames, calibration.named)
-        near = Whereabouts.of(hits, owners, rule, ranks).near(0)
+        near = Neighbourhoods.of(hits, owners, rule, ranks).near(0)
         evidence = evidence_of(
             np.array([cosine(hit) for hit in hits]), near, level, [hit.inliers for hit in hits]
         )

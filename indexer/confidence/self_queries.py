@@ -19,7 +19,7 @@ from indexer.answers import Photo, PhotoHit
 from indexer.confidence.calibration import Calibration, Case, Outcome, cross_validated_error, fit
 from indexer.confidence.evidence import Level, evidence_of
 from indexer.geo import haversine_m
-from indexer.places.neighbourhood import Mask, PlaceRule, Whereabouts
+from indexer.places.neighbourhood import Mask, Neighbourhoods, PlaceRule
 from indexer.search.localisation import LOCATE_BY, locate
 from indexer.search.searcher import WEIGHED
 from indexer.search.verification import cosine, raised
@@ -57,7 +57,7 @@ class Collection:
     """The store of all descriptors."""
     owner: NDArray[np.int64]
     """The number of the photo of each descriptor, in the order of their ids."""
-    where: Whereabouts
+    where: Neighbourhoods
     """The place of each photo."""
 
     @classmethod
@@ -77,7 +77,7 @@ class Collection:
             photos.get(id) or Photo(id, id, None, None, None, None, None, 0, 0, "removed") for id in number
         ]
         owner = np.array([number[id] for id in owners], np.int64)
-        return cls(store, kept, owner, Whereabouts.of(kept, places, rule, ranks))
+        return cls(store, kept, owner, Neighbourhoods.of(kept, places, rule, ranks))
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from indexer.errors import IndexerError
 from indexer.photos.metadata import PhotoMetadata
 from indexer.photos.metadata_table import MetadataTable
 from indexer.photos.read_metadata import read_metadata
-from indexer.photos.scan import ScannedFile, scan
+from indexer.photos.scan import DATABASE, QUERIES, ScannedFile, scan
 from model.errors import ImageError
 
-DATABASE = ("database", "ref", "reference")
-QUERIES = ("queries", "query")
 _BELOW = ("", "test", "images/test")
 """Subfolders in which a data set may have its parts: published sets separate training and test."""
 

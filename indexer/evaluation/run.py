@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -13,13 +12,13 @@ from indexer.evaluation.queries import Query, find_queries, read_queries
 from indexer.evaluation.results import Evaluation, QueryResult, Rule
 from indexer.evaluation.truth import AlignedBy, Expected, by_distance, by_file, by_frames
 from indexer.index import Index
+from indexer.photos.file_name import panorama_of
 from indexer.photos.metadata_table import read_table
 from indexer.progress import Progress, Silent
 from indexer.search.searcher import Question
 
 RADIUS_M = 25.0
 AT = (1, 5, 10, 20)
-_PANORAMA = re.compile(r"^@(?:[^@]*@){6}([^@]+)@")  # the seventh field of such names
 
 
 def evaluate(
@@ -184,8 +183,9 @@ def _panoramas(index: Index) -> dict[str, str]:
     found = {}
     for photo in index.photos():
         path = PurePosixPath(photo.path)
-        if match := _PANORAMA.match(path.name):
-            found[photo.id] = f"{path.parent}/@{match[1]}"
+        panorama = panorama_of(path.name)
+        if panorama:
+            found[photo.id] = f"{path.parent}/@{panorama}"
     if not found:
         raise IndexerError("no photo of the index has a panorama in its name")
     return found

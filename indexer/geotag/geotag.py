@@ -115,7 +115,7 @@ class Estimate:
     @property
     def heading(self) -> float | None:
         """Heading of the photo, degrees clockwise from north; None if unknown."""
-        return getattr(self.position, "heading", None)
+        return None if self.position is None else self.position.heading
 
 
 @dataclass(frozen=True)

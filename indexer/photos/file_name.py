@@ -24,10 +24,7 @@ def from_name(name: str) -> PhotoMetadata:
     Latitude and longitude are used if given, otherwise converted from UTM with zone and hemisphere. Without
     zone or letter there is no position.
     """
-    base = re.split(r"[/\\]", name)[-1]
-    if not base.startswith("@"):
-        return PhotoMetadata()
-    fields = dict(zip(_FIELDS, base.split("@")[1:-1], strict=False))
+    fields = _fields(name)
     lat, lon = _given_position(fields) or _utm_position(fields) or (None, None)
     heading = _number(fields.get("heading", ""))
     return PhotoMetadata(
@@ -36,6 +33,16 @@ def from_name(name: str) -> PhotoMetadata:
         heading=None if heading is None else heading_or_none(heading),
         taken_at=_time(fields.get("taken_at", "")),
     )
+
+
+def panorama_of(name: str) -> str | None:
+    """Return the panorama that a file's name says it was cut from, or None."""
+    return _fields(name).get("pano") or None
+
+
+def _fields(name: str) -> dict[str, str]:
+    base = re.split(r"[/\\]", name)[-1]
+    return dict(zip(_FIELDS, base.split("@")[1:-1], strict=False)) if base.startswith("@") else {}
 
 
 def _given_position(fields: dict[str, str]) -> tuple[float, float] | None:

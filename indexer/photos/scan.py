@@ -46,6 +46,11 @@ class ScannedFile(NamedTuple):
         return full_path(self.folder, self.relative)
 
 
+DATABASE = ("database", "ref", "reference")
+QUERIES = ("queries", "query")
+"""Folder names of the parts of a data set."""
+
+
 @dataclass(frozen=True)
 class ScanResult:
     """The result of a scan."""

@@ -54,7 +54,7 @@ class PlaceRule:
 
 
 @dataclass(frozen=True)
-class Whereabouts:
+class Neighbourhoods:
     """The locations of n photos."""
 
     rule: PlaceRule
@@ -72,7 +72,7 @@ class Whereabouts:
         places: Mapping[str, str],
         rule: PlaceRule,
         ranks: Mapping[str, int] | None = None,
-    ) -> Whereabouts:
+    ) -> Neighbourhoods:
         """Return it for photos, given the place of each (a photo without one is its own place).
 
         `ranks`: from `frame_ranks`, if frames decide.
@@ -100,7 +100,7 @@ class Whereabouts:
         """Return which photos (of these numbers, if given) show its place or neighbourhood."""
         if among is not None:
             few = np.append(among, photo)
-            part = Whereabouts(self.rule, self.points[few], self.place[few], self.rank[few])
+            part = Neighbourhoods(self.rule, self.points[few], self.place[few], self.rank[few])
             return part.near(len(among))[:-1]
         if self.rule.frames is not None:
             return self._beside(photo, self.rule.frames)

@@ -298,10 +298,6 @@ class SequenceFilter:
                 f"{MOST_REMEMBERED >> 30} GB: smooth fewer frames at a time"
             )
 
-    def near(self, belief: Belief, photo: int) -> float:
-        """Return the probability that the camera is at this photo, or at one of the same place."""
-        return min(float(belief.photos[self.motion.near(photo)].sum()), 1.0)
-
     def smoothed(self) -> list[Belief]:
         """Return the belief of every frame given all frames (forward-backward).
 

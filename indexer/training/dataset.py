@@ -17,14 +17,12 @@ from indexer.errors import IndexerError
 from indexer.geo import chord_m, earth_points, to_local
 from indexer.photos.metadata_table import MetadataTable
 from indexer.photos.read_metadata import read_metadata
-from indexer.photos.scan import ScanResult
+from indexer.photos.scan import DATABASE, QUERIES, ScanResult
 from indexer.places.assign import PlacePhoto, assign_places
 from indexer.storage.files import sha256_of
 from model.errors import ImageError
 from model.training.mining import TrainingSet
 
-DATABASE = ("database", "ref", "reference")
-QUERIES = ("queries", "query")
 HEADING_TOLERANCE = 45.0  # degrees; photos that look further apart show different things
 CELL = 4  # times the negative radius: side of the squares of land that are held out
 

@@ -17,7 +17,7 @@ from indexer.evaluation.metrics import (
 def test_recall_by_hand() -> None:
     ranks = [0, 3, None, 1]
     assert [recall_at_n(ranks, n) for n in (1, 2, 4, 20)] == [0.25, 0.5, 0.75, 0.75]
-    with pytest.raises(ValueError, match="recall of no queries"):
+    with pytest.raises(ValueError, match="recall needs queries"):
         recall_at_n([], 1)
 
 

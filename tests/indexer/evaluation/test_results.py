@@ -165,7 +165,7 @@ def test_several_radii_judge_the_same_answers(opened: Index, tmp_path: Path, pai
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"truth": Path("t.csv"), "frames": 1}, "a truth file and frames both say what is right"),
+        ({"truth": Path("t.csv"), "frames": 1}, "a truth file and frames both define what is right"),
         ({"frames": 1, "heading_tolerance": 30}, "a heading tolerance goes with a radius"),
         ({"frames": 1, "more_radii_m": [10]}, "several radii judge photos by distance"),
     ],

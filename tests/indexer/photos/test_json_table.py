@@ -58,7 +58,7 @@ def test_points(tmp_path: Path) -> None:
         (collection(point([1, 2], path="a.jpg", heading="N")), "feature 1: `heading` is not a number: 'N'"),
         (
             collection(point([1, 2], path="a.jpg", taken_at="noon")),
-            "feature 1: property `taken_at` is no ISO 8601",
+            "feature 1: property `taken_at` is not an ISO 8601",
         ),
         ([3], "entry 1: is not an object"),
         ([{"MAPLatitude": 1, "MAPLongitude": 2}], "entry 1: has no `filename`"),

@@ -10,7 +10,7 @@ import pytest
 from indexer.answers import PhotoHit
 from indexer.geo import from_local, haversine_m
 from indexer.places.assign import PlacePhoto
-from indexer.places.neighbourhood import SPOT_M, PlaceRule, Whereabouts, frame_ranks
+from indexer.places.neighbourhood import SPOT_M, Neighbourhoods, PlaceRule, frame_ranks
 
 
 def photo(id: str, east: float | None = None, north: float = 0.0) -> PhotoHit:
@@ -24,7 +24,7 @@ def numbers(mask: np.ndarray) -> list[int]:
 
 def test_by_position() -> None:
     photos = [photo(str(east), east) for east in (0.0, 0.3, 24.9, 25.1, 49.9, 50.1, 99.9, 100.1)]
-    where = Whereabouts.of(photos, {}, PlaceRule.of("gps", 25.0))
+    where = Neighbourhoods.of(photos, {}, PlaceRule.of("gps", 25.0))
     assert numbers(where.right(0)) == [0, 1, 2]
     assert numbers(where.near(0)) == [0, 1, 2, 3, 4]
     assert numbers(where.around(0)) == [0, 1, 2, 3, 4, 5, 6]
@@ -33,7 +33,7 @@ def test_by_position() -> None:
 
 def test_the_place_radius_scales_what_is_near() -> None:
     photos = [photo(str(east), east) for east in (0.0, 90.0, 190.0, 390.0)]
-    where = Whereabouts.of(photos, {}, PlaceRule.of("auto", 100.0))
+    where = Neighbourhoods.of(photos, {}, PlaceRule.of("auto", 100.0))
     found = [numbers(mask) for mask in (where.right(0), where.near(0), where.around(0))]
     assert found == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
 
@@ -41,7 +41,7 @@ def test_the_place_radius_scales_what_is_near() -> None:
 def test_what_has_no_position_goes_by_its_place() -> None:
     photos = [photo("a", 0), photo("b"), photo("c"), photo("d"), photo("e", 5000)]
     places = {"a": "hall", "b": "hall", "c": "hall", "e": "hall"}
-    where = Whereabouts.of(photos, places, PlaceRule.of("auto", 25.0))
+    where = Neighbourhoods.of(photos, places, PlaceRule.of("auto", 25.0))
     assert numbers(where.right(1)) == [0, 1, 2, 4]
     assert numbers(where.right(0)) == [0]  # it says itself where it is
     assert numbers(where.near(0)) == [0, 1, 2, 4]
@@ -52,7 +52,7 @@ def test_what_has_no_position_goes_by_its_place() -> None:
 def test_folders_say_what_is_right_and_distance_what_is_near() -> None:
     photos = [photo("a", 0), photo("b", 10), photo("c", 10), photo("d", 80), photo("e", 200)]
     places = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "x"}
-    where = Whereabouts.of(photos, places, PlaceRule.of("folder", 25.0))
+    where = Neighbourhoods.of(photos, places, PlaceRule.of("folder", 25.0))
     assert numbers(where.right(0)) == [0, 1, 4]
     assert numbers(where.near(0)) == [0, 1, 2, 4]
     assert numbers(where.around(0)) == [0, 1, 2, 3, 4]
@@ -62,7 +62,7 @@ def test_by_order() -> None:
     photos = [photo(str(i), 0) for i in range(8)]  # of one position, which does not count here
     places = {str(i): f"place {i // 2}" for i in range(8)}
     rule = PlaceRule.of("frames:2", 25.0)
-    where = Whereabouts.of(photos, places, rule, {str(i): i for i in range(8)})
+    where = Neighbourhoods.of(photos, places, rule, {str(i): i for i in range(8)})
     assert numbers(where.right(2)) == [0, 1, 2, 3, 4]
     assert numbers(where.near(2)) == [0, 1, 2, 3, 4]
     assert numbers(where.around(3)) == [0, 1, 2, 3, 4, 5, 6]
@@ -71,7 +71,7 @@ def test_by_order() -> None:
 
 def test_what_has_no_rank_is_near_nothing() -> None:
     photos = [photo(str(i)) for i in range(4)]
-    where = Whereabouts.of(photos, {}, PlaceRule.of("frames:3", 25.0), {"0": 0, "1": 1})
+    where = Neighbourhoods.of(photos, {}, PlaceRule.of("frames:3", 25.0), {"0": 0, "1": 1})
     assert [numbers(where.near(i)) for i in range(4)] == [[0, 1], [0, 1], [2], [3]]
     assert numbers(where.partnered(spots=True)) == [0, 1]
 
@@ -90,7 +90,7 @@ def test_who_has_another_of_its_place(spots: bool) -> None:
     photos += [PhotoHit(f"again {i}", "a.jpg", 0.5, lat=photos[i].lat, lon=photos[i].lon) for i in range(30)]
     photos += [photo(f"unplaced {i}") for i in range(3)]
     places = {"unplaced 0": "hall", "unplaced 1": "hall"}
-    found = Whereabouts.of(photos, places, PlaceRule.of("auto", 25.0)).partnered(spots)
+    found = Neighbourhoods.of(photos, places, PlaceRule.of("auto", 25.0)).partnered(spots)
     naive = {"unplaced 0", "unplaced 1"}
     for one, other in itertools.permutations(photos[:150], 2):
         away = haversine_m(one.lat or 0, one.lon or 0, other.lat or 0, other.lon or 0)

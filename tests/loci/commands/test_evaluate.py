@@ -195,7 +195,11 @@ def test_comparison_notes_name_the_other_index(
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--truth", "t.csv", "--frames", 1), 2, "a truth file and frames both say what is right: give one"),
+        (
+            ("--truth", "t.csv", "--frames", 1),
+            2,
+            "a truth file and frames both define what is right: give one",
+        ),
         (("--frames", 1, "--heading-tolerance", 5), 2, "a heading tolerance goes with a radius, not with a"),
         (("--frames", -1), 2, "frames must be 0 or more, not -1"),
         (("--heading-tolerance", 200), 2, "the heading tolerance must be 0 to 180 degrees, not 200"),

@@ -103,7 +103,9 @@ def test_a_photo_is_seen_with_them_and_a_clip_without() -> None:
     (again,) = embedder.see([[images[0]]])
     assert again.local is not None
     assert again.local["cells"].tolist() == alone.local["cells"].tolist()
-    np.testing.assert_allclose(embedder.embed_clips([[images[0]], images[1:]])[1], clip.descriptor, atol=1e-6)
+    np.testing.assert_allclose(
+        embedder.see([[images[0]], images[1:]])[1].descriptor, clip.descriptor, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kept", [0, 7])
