@@ -12,8 +12,9 @@ from scipy.spatial import cKDTree
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-TIES = 4
-"""Nearest centres that are compared, so that of equals the first one is taken."""
+TIES = 12
+"""Nearest centres that are compared, so that of equals the first one is taken. No more medoids can be equally
+near to a point, since they are farther than that from each other (the kissing number in space)."""
 
 
 def cover(points: FloatArray, reach: float) -> IntArray:
