@@ -51,7 +51,7 @@ def test_sample_follows_its_generator() -> None:
     assert not np.array_equal(one, other)
 
 
-def test_small_map_gives_all_it_has() -> None:
+def test_small_map_gives_all_features() -> None:
     assert sample_local(np.ones((8, 3, 2), np.float32), np.random.default_rng(0)).shape == (6, 8)
 
 

@@ -50,7 +50,7 @@ def right(graphs: Graphs, images: Tensor, stage: str = "descriptors") -> bool:
     return all(torch.equal(a, b) for a, b in zip(found, network(images), strict=True))
 
 
-def test_a_shape_is_recorded_when_it_comes_again_and_replayed_from_then_on() -> None:
+def test_repeated_shape_is_recorded_and_replayed() -> None:
     recorder = Recorder()
     graphs = Graphs(recorder)
     assert all(right(graphs, photos(seed=seed)) for seed in range(5))

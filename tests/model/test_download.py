@@ -106,7 +106,7 @@ def test_download(server: Server, file: Path) -> None:
     assert told[-1] == (len(CONTENT), len(CONTENT))
 
 
-def test_it_goes_on_where_it_broke_off(server: Server, file: Path) -> None:
+def test_download_is_resumed(server: Server, file: Path) -> None:
     broken_off(server, file)
     assert download(server.url, file) == SHA256
     assert server.seen[-1][1] == "bytes=100000-"
@@ -124,7 +124,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_the_start(server: Server,
     assert download(server.url, file) == hashlib.sha256(CONTENT[::-1]).hexdigest()
 
 
-def test_a_part_of_nobody_knows_what_is_not_gone_on_with(server: Server, file: Path) -> None:
+def test_part_without_version_is_not_resumed(server: Server, file: Path) -> None:
     file.parent.mkdir()
     file.with_name("weights.mat.part").write_bytes(b"x" * 1000)
     assert download(server.url, file) == SHA256

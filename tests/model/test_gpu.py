@@ -109,7 +109,7 @@ def test_results_are_waited_for_and_in_order(model: PlaceModel) -> None:
     assert all(same(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def test_a_stream_has_one_batch_under_way_beside_the_one_that_is_waited_for(model: PlaceModel) -> None:
+def test_stream_overlaps_two_batches(model: PlaceModel) -> None:
     images = photos(22)
     wanted = Embedder(model, device="cpu", precision="fp32").see([[image] for image in images])
     with pytest.MonkeyPatch.context() as patch:
@@ -169,7 +169,7 @@ def test_a_gpu_sees_what_the_cpu_sees(model: PlaceModel, precision: str, tmp_pat
 
 
 @needs_gpu
-def test_what_reads_for_a_gpu() -> None:
+def test_reader_for_a_gpu() -> None:
     pytest.importorskip("torchcodec")
     model = PlaceModel.unfitted(ModelConfig(pooling="average", clusters=0)).eval()
     embedder = Embedder(model, device="cuda")

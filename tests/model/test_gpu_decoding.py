@@ -113,7 +113,7 @@ def test_a_file_a_path_and_an_open_file_are_one(gpu: GpuReader, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["png", "cmyk", "rgb", "large", "filled"])
-def test_what_only_the_cpu_reads(gpu: GpuReader, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_formats_that_only_the_cpu_reads(gpu: GpuReader, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "png":
         file = io.BytesIO()
         picture().save(file, "PNG")
@@ -156,7 +156,7 @@ def test_other_refusals_are_the_cpus(gpu: GpuReader, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("nvjpegDecode failed: 8"), torch.OutOfMemoryError("CUDA")])
-def test_what_the_gpu_fails_on_the_cpu_reads(
+def test_cpu_reads_what_the_gpu_cannot(
     gpu: GpuReader, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "_decode", lambda *_, **__: failing(error))
@@ -164,7 +164,7 @@ def test_what_the_gpu_fails_on_the_cpu_reads(
     np.testing.assert_array_equal(gpu(data, 100), read_photo(data, 100))
 
 
-def test_a_gpu_that_sees_other_pixels_is_not_trusted(gpu: GpuReader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_with_other_pixels_is_not_used(gpu: GpuReader, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu.trouble() is None
     decode = gpu._decode
     monkeypatch.setattr(gpu, "_decode", lambda *a, **b: decode(*a, **b).flip(2))
@@ -173,9 +173,7 @@ def test_a_gpu_that_sees_other_pixels_is_not_trusted(gpu: GpuReader, monkeypatch
     assert gpu.trouble() == "no JPEG can be decoded"
 
 
-def test_who_reads_for_which_device(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_reader_for_each_device(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     chosen = reader.__wrapped__  # which is not remembered
     assert chosen(torch.device("cpu")) is read_photo
     cuda = torch.device("cuda")

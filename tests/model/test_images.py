@@ -237,7 +237,7 @@ def test_target_size(size: tuple[int, int], image_size: int, want: tuple[int, in
         ((100, 50), 640, 0, (100, 50)),
     ],
 )
-def test_small_photos_are_enlarged_where_asked(
+def test_small_photos_are_enlarged_on_request(
     size: tuple[int, int], image_size: int, min_size: int, want: tuple[int, int]
 ) -> None:
     assert target_size(*size, image_size, min_size) == want

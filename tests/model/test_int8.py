@@ -109,7 +109,7 @@ def measured(model: PlaceModel, precision: str) -> Embedder:
 
 
 @multiplies
-def test_the_embedder_sees_in_int8_what_it_sees_in_fp32(model: PlaceModel) -> None:
+def test_int8_descriptors_resemble_fp32(model: PlaceModel) -> None:
     plain, fast = Embedder(model, device="cpu", precision="fp32"), measured(model, "auto")
     fast = Embedder(fast.model, device="cpu", precision="int8")
     assert fast.describe() == {"device": "CPU", "precision": "int8", "decoding": "CPU"}

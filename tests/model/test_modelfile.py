@@ -261,7 +261,7 @@ def test_from_unfitted_to_fitted(pooling: NetVLAD, reduction: Reduction, images:
         torch.testing.assert_close(reduced(images), reduced.reduce(clustered.pool(maps)))
 
 
-def test_whoever_may_read_other_files_may_read_a_model(small_model: PlaceModel, tmp_path: Path) -> None:
+def test_model_files_follow_the_umask(small_model: PlaceModel, tmp_path: Path) -> None:
     """A service often runs as another user than who made its index."""
     (tmp_path / "other").touch()
     save_model(small_model, tmp_path / "model.safetensors")

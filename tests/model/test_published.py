@@ -211,9 +211,7 @@ def test_import_and_load(checkpoint: Path, tmp_path: Path) -> None:
     assert load_weights(str(into)).fingerprint == loaded.fingerprint
 
 
-def test_pull_takes_a_file_that_was_put_there_by_hand(
-    matlab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pull_uses_a_file_in_place(matlab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCI_CACHE", str(tmp_path))
     (tmp_path / "Pitts30K_struct.mat").write_bytes(matlab.read_bytes())
     assert pull("pitts30k") == fetched("pitts30k") == tmp_path / "pitts30k.safetensors"

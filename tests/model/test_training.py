@@ -148,7 +148,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_run_that_was_cut_off_anywhere_ends_like_an_unbroken_one(
+def test_interrupted_training_ends_like_an_unbroken_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, accumulate: int
 ) -> None:
     options: dict[str, Any] = {"loss": loss, "accumulate": accumulate, "refresh": 9, "epochs": 2}
@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+def test_nan_loss_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="the loss is not a number in epoch 1: use a lower `lr`"):
         trainer(tmp_path, loss="softmax", optimizer="sgd", lr=1e38, batch=2).run()
 

@@ -42,7 +42,7 @@ def test_it_is_both_poolings_one_after_the_other(extra: int) -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
 
 
-def test_what_was_joined_comes_apart() -> None:
+def test_joined_maps_come_apart() -> None:
     upper, lower = maps(extra=1)
     again = apart(joined(upper, lower))
     assert torch.equal(again[0], upper)
@@ -123,7 +123,7 @@ def model() -> PlaceModel:
     return PlaceModel.unfitted(ModelConfig(local_features=10)).fitted(pooling, layers=TWO_LAYERS, clusters=4)
 
 
-def test_the_network_joins_what_it_computes_anyway(model: PlaceModel, tmp_path: Path) -> None:
+def test_network_joins_both_layers(model: PlaceModel, tmp_path: Path) -> None:
     images = torch.randint(
         0, 256, (2, 3, 70, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

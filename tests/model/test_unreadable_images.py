@@ -119,7 +119,7 @@ def test_what_is_no_photo(data: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["EPS", "ICO", "PPM", "TGA", "PCX", "JPEG2000", "PDF"])
-def test_formats_that_are_not_photos_are_not_even_tried(format: str) -> None:
+def test_other_formats_are_not_decoded(format: str) -> None:
     assert reason(encode(format)) == "not an image that can be read"
 
 
@@ -135,7 +135,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert reason(tmp_path / "none" / "none.jpg") == "no such file"
 
 
-def test_path_that_no_file_can_have() -> None:
+def test_impossible_path_is_an_error() -> None:
     assert "damaged image" in reason("a\0b.jpg")
 
 
@@ -173,7 +173,7 @@ def test_enormous_png_is_refused_by_pillows_limit_too() -> None:
 
 
 @pytest.mark.usefixtures("own_limit")
-def test_own_limit_allows_what_pillows_does_not() -> None:
+def test_own_limit_may_exceed_pillows() -> None:
     with open_photo(png_header(19_000, 20_000)) as image:
         assert image.size == (19_000, 20_000)
     with pytest.raises(TooManyPixels, match=r"^9000×10000 is more than 80 million pixels$"):

@@ -171,7 +171,7 @@ def test_ready(loci: Client, start: Start, tmp_path: Path) -> None:
         assert not nobody.ready()
 
 
-def test_where_nothing_answers_the_error_names_the_address() -> None:
+def test_connection_error_names_the_address() -> None:
     with (
         Client("http://127.0.0.1:9") as client,
         pytest.raises(ClientError, match=r"127\.0\.0\.1:9/") as caught,
@@ -181,7 +181,7 @@ def test_where_nothing_answers_the_error_names_the_address() -> None:
     assert "cannot be reached" in caught.value.detail
 
 
-def test_a_service_that_hangs_is_given_up(network: Any, client: httpx.Client, make_photo: MakePhoto) -> None:
+def test_hanging_service_times_out(network: Any, client: httpx.Client, make_photo: MakePhoto) -> None:
     network.open.clear()
     with (
         Client(str(client.base_url), timeout=0.2) as loci,
@@ -191,7 +191,7 @@ def test_a_service_that_hangs_is_given_up(network: Any, client: httpx.Client, ma
     network.open.set()
 
 
-def test_a_busy_service_is_asked_again_when_it_says(script: Script, naps: list[float]) -> None:
+def test_client_retries_after_the_given_time(script: Script, naps: list[float]) -> None:
     body = {"total": 0, "limit": 1000, "offset": 0, "places": []}
     script.answers = [(503, {"Retry-After": "2"}, PROBLEM), (429, {}, PROBLEM), (200, {}, body)]
     with Client(script.url) as client:
@@ -222,7 +222,7 @@ def test_waiting_has_its_bounds(script: Script, naps: list[float]) -> None:
     assert naps == [10]
 
 
-def test_a_date_to_come_back_at_is_understood(script: Script, naps: list[float]) -> None:
+def test_retry_after_may_be_a_date(script: Script, naps: list[float]) -> None:
     script.answers = [
         (503, {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=8))}, PROBLEM)
     ]
@@ -231,7 +231,7 @@ def test_a_date_to_come_back_at_is_understood(script: Script, naps: list[float])
     assert naps == [pytest.approx(7.5, abs=1)]
 
 
-def test_other_refusals_are_not_asked_again(script: Script, naps: list[float]) -> None:
+def test_other_refusals_are_not_retried(script: Script, naps: list[float]) -> None:
     script.answers = [(500, {}, PROBLEM | {"status": 500})]
     with Client(script.url) as client, pytest.raises(ClientError):
         client.photo("x")
@@ -239,7 +239,7 @@ def test_other_refusals_are_not_asked_again(script: Script, naps: list[float]) -
     assert len(script.asked) == 1
 
 
-def test_a_refusal_that_is_no_problem_json_is_a_sentence_too(script: Script) -> None:
+def test_refusal_without_problem_json_is_a_sentence(script: Script) -> None:
     script.answers = [(502, {}, ["from a proxy"])]
     with (
         Client(script.url) as client,
@@ -289,7 +289,7 @@ def test_filters_go_as_parameters(script: Script) -> None:
     ]
 
 
-def test_verification_is_left_out_where_asked(script: Script) -> None:
+def test_verification_can_be_switched_off(script: Script) -> None:
     script.answers = [(400, {}, PROBLEM)]
     with Client(script.url) as client, pytest.raises(ClientError):
         client.query(b"photo", verify=False)

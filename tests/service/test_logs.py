@@ -80,7 +80,7 @@ def test_people_get_lines(
     assert second.endswith("INFO x: no request")
 
 
-def test_what_is_no_json_is_written_as_text() -> None:
+def test_other_values_are_logged_as_text() -> None:
     record = logging.LogRecord("x", logging.INFO, "", 0, "m", (), None)
     record.key = object
     assert json.loads(JsonFormatter().format(record))["key"] == "<class 'object'>"

@@ -77,14 +77,14 @@ def start(index: Path, before: str = "", **variables: str) -> subprocess.Popen[s
         )
 
 
-def test_a_port_in_use_is_refused_before_the_index_is_looked_at(taken: int, tmp_path: Path) -> None:
+def test_port_in_use_is_refused_before_opening_the_index(taken: int, tmp_path: Path) -> None:
     settings = Settings(index=tmp_path / "no-index", port=taken)
     with pytest.raises(ServiceError, match=rf"^port {taken} on 127\.0\.0\.1 is in use; .*--port$"):
         serve(settings)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
-def test_an_address_that_others_reach_is_refused(tmp_path: Path, host: str) -> None:
+def test_public_address_without_key_is_refused(tmp_path: Path, host: str) -> None:
     with (
         pytest.raises(ServiceError, match=r"no API keys yet; make one .*--insecure"),
         listen(Settings(index=tmp_path, host=host, port=0)),
@@ -92,7 +92,7 @@ def test_an_address_that_others_reach_is_refused(tmp_path: Path, host: str) -> N
         pass
 
 
-def test_an_address_that_others_reach_is_taken_once_there_is_a_key(tmp_path: Path) -> None:
+def test_public_address_is_allowed_with_a_key(tmp_path: Path) -> None:
     KeyFile(tmp_path / "keys.json").create("robot", Role.READ)
     with listen(Settings(index=tmp_path, host="0.0.0.0", port=0)) as listener:
         assert listener.getsockname()[0] == "0.0.0.0"
@@ -109,13 +109,13 @@ def test_a_damaged_keys_file_refuses_to_start(tmp_path: Path, host: str, insecur
         pass
 
 
-def test_an_address_that_others_reach_can_be_insisted_on(tmp_path: Path) -> None:
+def test_public_address_is_allowed_with_insecure(tmp_path: Path) -> None:
     with listen(Settings(index=tmp_path, host="0.0.0.0", port=0, insecure=True)) as listener:
         assert listener.getsockname()[0] == "0.0.0.0"
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
-def test_an_address_that_is_not_ours_is_refused(tmp_path: Path, host: str) -> None:
+def test_foreign_address_is_refused(tmp_path: Path, host: str) -> None:
     with (
         pytest.raises(ServiceError, match="is not an address of this machine"),
         listen(Settings(index=tmp_path, host=host, port=0, insecure=True)),
@@ -164,7 +164,7 @@ def test_shutting_down_finishes_what_was_admitted(real_index: Path, real_photo: 
     assert out.splitlines()[-1] == "ended well"
 
 
-def test_a_wedged_device_ends_the_process_though_its_thread_hangs(real_index: Path, real_photo: Path) -> None:
+def test_hanging_device_ends_the_process(real_index: Path, real_photo: Path) -> None:
     before = SLOW_NETWORK.replace("{seconds}", "1000")
     limits = {"LOCI_STALL_SECONDS": "0.3", "LOCI_WEDGED_SECONDS": "1", "LOCI_SHUTDOWN_SECONDS": "2"}
     with running(real_index, before, **limits) as (process, client), ThreadPoolExecutor(1) as pool:
@@ -199,7 +199,7 @@ Embedder.see = broken
     )
 
 
-def test_every_line_of_the_log_is_an_object_and_a_request_is_one_line(real_index: Path) -> None:
+def test_log_has_one_json_line_for_each_request(real_index: Path) -> None:
     with running(real_index) as (process, client):
         client.get("/v1/places?key=secret", headers={"X-Request-ID": "r-1"})
         with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as rubbish:

@@ -22,7 +22,7 @@ def test_defaults() -> None:
     assert settings.max_pixels == 100_000_000
 
 
-def test_what_is_given_wins_over_variables_and_variables_over_defaults(
+def test_given_values_win_over_variables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOCI_INDEX", "from-variable")
@@ -39,7 +39,7 @@ def test_a_wrong_value_is_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("share", ["0", "1", "-1", "nan"])
-def test_a_share_that_is_none(monkeypatch: pytest.MonkeyPatch, share: str) -> None:
+def test_invalid_share_is_refused(monkeypatch: pytest.MonkeyPatch, share: str) -> None:
     monkeypatch.setenv("LOCI_KNOWN_SHARE", share)
     with pytest.raises(ServiceError, match=r"^setting known_share \(LOCI_KNOWN_SHARE\): Input should be "):
         Settings.load(index=Path("walls"))

@@ -60,7 +60,7 @@ def error_of(model: Model, cases: list[Case], known_share: float) -> float:
     return expected_calibration_error(confidence, right, np.ones(len(cases)))
 
 
-def test_a_share_of_its_own_changes_nothing() -> None:
+def test_share_of_the_fit_changes_nothing() -> None:
     evidence = Evidence(3.0, 0.7)
     z = ((math.log(3.0) - 0.5) / 2.0, (0.7 - 0.6) / 0.5)
     odds = [1.0, math.exp(-1.0 - 0.4 * z[0] - 0.9 * z[1]), math.exp(0.3 - 1.1 * z[0] - 0.7 * z[1])]
@@ -69,7 +69,7 @@ def test_a_share_of_its_own_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.8, 0.99])
-def test_another_share_weighs_what_is_known_against_what_is_not(share: float) -> None:
+def test_known_share_shifts_the_odds(share: float) -> None:
     """Bayes: right and wrong by κ/κ₀, absent by (1 − κ)/(1 − κ₀), then made to sum to 1."""
     evidence = Evidence(4.0, 0.5)
     before = MODEL.probabilities(evidence, MODEL.known_share)
@@ -161,7 +161,7 @@ def test_cases_without_any_spread_can_be_fitted() -> None:
     assert fit(same).probabilities(Evidence(2.0, 1.0), 0.5)["right"] == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_lead_counts_where_there_is_one() -> None:
+def test_lead_counts_if_present() -> None:
     model = fit(draw(2000, 0.5, 6, verified=True))
     few, many = (model.probabilities(Evidence(3.0, 0.6, lead), 0.5)["right"] for lead in (1.0, 3.5))
     assert few < 0.2 < 0.9 < many
@@ -197,7 +197,7 @@ def test_a_manifest_keeps_it_whole() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 1.5, math.nan, math.inf])
-def test_a_share_that_is_none(share: float) -> None:
+def test_invalid_share_is_refused(share: float) -> None:
     with pytest.raises(UsageError, match=r"^the share of known places must lie between 0 and 1, not "):
         check_known_share(share)
 

@@ -23,7 +23,7 @@ def test_evidence_by_hand() -> None:
     assert found.features() == pytest.approx((math.log(4.0), found.agreement, math.log(2)))
 
 
-def test_the_lead_is_over_the_upper_quartile_of_what_was_verified_elsewhere() -> None:
+def test_lead_is_over_the_upper_quartile_elsewhere() -> None:
     near = np.array([True, False, False, False, False, False, True])
     agreeing = [19, 0, 4, 8, 12, None, 50]
     found = evidence_of(np.linspace(0.5, 0.2, 7), near, Level(0.1, 0.1), agreeing)
@@ -86,7 +86,7 @@ def test_the_sample_of_a_store() -> None:
     assert sample_of(store).tolist() == vectors.tolist()
 
 
-def test_what_is_left_is_shared_by_score() -> None:
+def test_remaining_probability_is_shared_by_score() -> None:
     level = Level(0.0, 0.2)
     found = share_out(0.3, [0.5, 0.4, 0.1], level, most=0.6)
     assert found == pytest.approx(
@@ -95,6 +95,6 @@ def test_what_is_left_is_shared_by_score() -> None:
     assert sum(found) == pytest.approx(0.3)
 
 
-def test_no_further_place_is_surer_than_the_first() -> None:
+def test_no_further_place_exceeds_the_first() -> None:
     assert share_out(0.7, [0.5], Level(0.0, 0.2), most=0.1) == [0.1]
     assert share_out(0.7, [], Level(0.0, 0.2), most=0.1) == []

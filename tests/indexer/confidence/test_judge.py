@@ -89,7 +89,7 @@ def test_a_place_of_the_index_is_known_and_another_is_not(street: Handmade) -> N
         assert answer.note is None
 
 
-def test_confidences_of_places_add_up_to_no_more_than_one(street: Handmade) -> None:
+def test_confidences_sum_to_at_most_one(street: Handmade) -> None:
     index = street.open()
     for place in (*range(8), *range(1000, 1008)):
         places = index.answer(shown(place, 5, 1.2), k=60).places
@@ -100,7 +100,7 @@ def test_confidences_of_places_add_up_to_no_more_than_one(street: Handmade) -> N
 
 
 @pytest.mark.parametrize("k", [1, 2, 20])
-def test_how_many_places_are_asked_for_changes_nothing(street: Handmade, k: int) -> None:
+def test_k_does_not_change_confidence(street: Handmade, k: int) -> None:
     index = street.open()
     for place in (3, 1003):
         five, other = index.answer(shown(place, 5), 5), index.answer(shown(place, 5), k)
@@ -122,14 +122,14 @@ def test_the_more_queries_show_a_known_place_the_surer(street: Handmade) -> None
 
 
 @pytest.mark.parametrize("share", [0, 1, -1, float("nan")])
-def test_a_share_that_is_none_is_refused(street: Handmade, share: float) -> None:
+def test_invalid_share_is_refused(street: Handmade, share: float) -> None:
     with pytest.raises(UsageError, match="the share of known places must lie between 0 and 1"):
         opened(street, known_share=share)
     with pytest.raises(UsageError, match="the share of known places must lie between 0 and 1"):
         Index.open(street.folder, known_share=share)
 
 
-def test_a_filter_makes_no_answer_surer(street: Handmade) -> None:
+def test_filters_do_not_raise_confidence(street: Handmade) -> None:
     """Not even one that leaves a single place, which then agrees with nothing but itself."""
     index = street.open()
     for place in (*range(5), *range(1000, 1005)):
@@ -148,7 +148,7 @@ def test_a_filter_makes_no_answer_surer(street: Handmade) -> None:
     assert found == pytest.approx(sure(index, shown(4, 5)), abs=1e-4)
 
 
-def test_where_nothing_passes_nothing_is_said(street: Handmade) -> None:
+def test_no_confidence_if_nothing_passes(street: Handmade) -> None:
     answer = street.open().answer(shown(0, 5), filters=Filters(taken_after="2030-01-01"))
     assert (answer.known, answer.confidence, answer.places) == (None, None, ())
     assert answer.note == "no photo passes the filters"
@@ -175,7 +175,7 @@ def test_a_calibration_of_another_version_is_not_used(street: Handmade, version:
     assert (answer.known, answer.confidence, answer.note) == (None, None, NOT_CALIBRATED)
 
 
-def test_an_answer_that_was_verified_needs_a_model_of_its_own(street: Handmade) -> None:
+def test_verified_answer_needs_its_own_model(street: Handmade) -> None:
     index = street.open()
     descriptor = shown(0, 5)
     places = grouped(index._search.nearest(Question.of(descriptor, verify=True), 50))
@@ -205,9 +205,7 @@ def test_next_run_replaces_calibration_of_another_version(
     catalogue.close()
 
 
-def test_nothing_is_calibrated_where_nothing_changed(
-    street: Handmade, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unchanged_index_is_not_calibrated_again(street: Handmade, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("calibrated again")
 
@@ -232,7 +230,7 @@ def test_a_collection_that_is_nearly_the_same_is_not_calibrated_again(
     assert json.loads(json.dumps(manifest.calibration)) == index.manifest.calibration
 
 
-def test_what_could_not_be_calibrated_is_tried_again(tmp_path: Path, make_handmade: type[Handmade]) -> None:
+def test_failed_calibration_is_tried_again(tmp_path: Path, make_handmade: type[Handmade]) -> None:
     made = make_handmade(tmp_path / "index", DIM)
     made.make([(at(p, v), [shown(p, v)]) for p in range(13) for v in range(3)])
     index = made.open()
@@ -243,9 +241,7 @@ def test_what_could_not_be_calibrated_is_tried_again(tmp_path: Path, make_handma
     assert (calibration["reason"], calibration["photos"]) == (None, 40)
 
 
-def test_frames_beside_each_other_do_not_speak_against_each_other(
-    tmp_path: Path, make_handmade: type[Handmade]
-) -> None:
+def test_neighbouring_frames_do_not_compete(tmp_path: Path, make_handmade: type[Handmade]) -> None:
     """A slow walk: each frame is as like the next place's first as its own place's other."""
     steps = np.cumsum(np.random.default_rng(5).standard_normal((90, DIM)), axis=0)
     rows = (steps / np.linalg.norm(steps, axis=1, keepdims=True)).astype(np.float32)
@@ -273,7 +269,7 @@ def test_photos_added_later_are_judged_too(tmp_path: Path, make_handmade: type[H
     assert len(after.places[0].photos) == 2
 
 
-def test_info_says_what_was_learnt(street: Handmade) -> None:
+def test_info_shows_the_calibration(street: Handmade) -> None:
     calibration = opened(street)._calibration
     assert calibration is not None
     found = calibration.summary()

@@ -78,7 +78,7 @@ def away_m(one: Photo, hit: PhotoHit) -> float:
     return float(haversine_m(one.lat or 0, one.lon or 0, hit.lat or 0, hit.lon or 0))
 
 
-def test_each_is_asked_at_every_level_with_its_place_there_and_gone() -> None:
+def test_each_photo_is_queried_with_place_present_and_absent() -> None:
     of = street(places=20)
     found = asked(of)
     assert len(found) == 60 * (2 + DISTURBANCES)
@@ -109,7 +109,7 @@ def test_scores_are_cosines_of_the_best_others() -> None:
         assert [hit.score for hit in one.hits] == pytest.approx(cosines[order].tolist(), abs=1e-6)
 
 
-def test_no_view_of_a_panorama_finds_another_of_its_own() -> None:
+def test_views_do_not_find_their_own_panorama() -> None:
     rows = looks(50, 4)
     photos = [shot(f"{p:03}", 10.0 * p) for p in range(50)]
     found = asked(collection(photos, rows, owners=[i // 4 for i in range(200)]))
@@ -120,7 +120,7 @@ def test_no_view_of_a_panorama_finds_another_of_its_own() -> None:
         assert len(set(ids)) == len(ids) <= 49
 
 
-def test_what_was_taken_from_the_same_spot_is_left_out() -> None:
+def test_photos_of_the_same_spot_are_left_out() -> None:
     """Four directions of each panorama, which know each other by light alone."""
     photos = [shot(f"{p:03}-{d}", 12.0 * p) for p in range(20) for d in range(4)]
     found = asked(collection(photos, looks(20, 4)))
@@ -128,13 +128,13 @@ def test_what_was_taken_from_the_same_spot_is_left_out() -> None:
     assert all(away_m(one.photo, hit) > 0.5 for one in found for hit in one.hits)
 
 
-def test_where_every_spot_has_one_fix_photos_of_it_are_partners() -> None:
+def test_photos_of_one_spot_pair_up_if_no_other_photo_is_near() -> None:
     photos = [shot(f"{p:03}-{v}", 300.0 * p) for p in range(30) for v in range(3)]
     found = calibrate(collection(photos, looks(30, 3)))
     assert (found.photos, found.queries, found.reason) == (90, 90, None)
 
 
-def test_by_order_the_places_beside_are_gone_too() -> None:
+def test_neighbouring_frames_are_left_out() -> None:
     photos = [shot(f"{i:03}") for i in range(60)]
     places = {photo.id: f"place {i // 2}" for i, photo in enumerate(photos)}
     ranks = {photo.id: i for i, photo in enumerate(photos)}
@@ -159,7 +159,7 @@ def test_it_is_the_same_whenever_it_is_made() -> None:
     assert calibrate(street()) == calibrate(street())
 
 
-def test_no_more_are_asked_than_need_be_whatever_their_order() -> None:
+def test_number_of_queries_is_limited_in_any_order() -> None:
     of = street(places=150, views=3)
     drawn, _, partnered = _draw(of)
     assert (len(drawn), partnered) == (QUERIES, 450)
@@ -169,7 +169,7 @@ def test_no_more_are_asked_than_need_be_whatever_their_order() -> None:
     assert {of.photos[i].id for i in drawn} == {turned.photos[i].id for i in again}
 
 
-def test_what_is_learnt_tells_places_apart() -> None:
+def test_calibration_separates_right_from_wrong() -> None:
     """Photos of another street, of places that the index has and has not, which it was not fitted on."""
     of = street(places=80, spread=0.8)
     calibration = calibrate(of)
@@ -187,7 +187,7 @@ def test_what_is_learnt_tells_places_apart() -> None:
     assert np.mean(sure["absent"]) < 0.25
 
 
-def test_what_is_disturbed_is_found_less_often() -> None:
+def test_disturbed_photos_are_found_less_often() -> None:
     found = [one for one in asked(street(places=80)) if one.outcome != "absent"]
     plain, disturbed = (
         np.mean([one.outcome == "right" for one in found if one.disturbed == kind]) for kind in (False, True)
@@ -196,7 +196,7 @@ def test_what_is_disturbed_is_found_less_often() -> None:
 
 
 @pytest.mark.parametrize(("spread", "least", "most"), [(0.2, 0.25, 0.25), (1.1, 0.0, 0.0)])
-def test_what_is_disturbed_counts_where_all_find_each_other(spread: float, least: float, most: float) -> None:
+def test_disturbed_photos_count_if_all_are_found(spread: float, least: float, most: float) -> None:
     """Half of the weight lies on absent places; of the other half, up to a quarter on what is disturbed."""
     found = asked(street(places=50, spread=spread))
     cases = _cases(found)
@@ -217,7 +217,7 @@ def test_too_few_photos_of_one_place() -> None:
     )
 
 
-def test_every_photo_a_place_of_its_own() -> None:
+def test_photos_without_common_place_are_not_calibrated() -> None:
     found = calibrate(collection([shot(f"{p:03}") for p in range(90)], looks(90, 1), rule="photo"))
     assert found.photos == 0
     assert found.model is None
@@ -251,7 +251,7 @@ def test_photos_that_are_all_alike_are_no_evidence() -> None:
     assert found.ece < 0.1
 
 
-def test_what_was_deleted_meanwhile_is_asked_nothing() -> None:
+def test_deleted_photos_are_not_queried() -> None:
     of = street(places=20)
     known = {photo.id: photo for photo in of.photos if not photo.id.startswith("007")}
     ids = [photo.id for photo in of.photos]
@@ -260,7 +260,7 @@ def test_what_was_deleted_meanwhile_is_asked_nothing() -> None:
     assert asked_about == {id for id in ids if not id.startswith("007")}
 
 
-def test_what_is_verified_is_judged_by_its_own_cases() -> None:
+def test_verified_answers_have_their_own_model() -> None:
     """A verifier that knows: 80 matches for the right photo, hardly any for others."""
     of = street(places=60, spread=1.1)
     by_id = {photo.id: photo for photo in of.photos}
@@ -317,5 +317,5 @@ def test_without_positions_the_radius_stays() -> None:
     assert (found.reason, found.radius_factor, found.named) == (None, 1.0, True)
 
 
-def test_the_least_is_what_the_documents_say() -> None:
+def test_least_number_of_photos_is_documented() -> None:
     assert LEAST == 40

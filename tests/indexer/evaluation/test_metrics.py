@@ -39,19 +39,19 @@ def test_equal_values_are_answered_together() -> None:
     assert curve.recall_at(1.0) == 0
 
 
-def test_no_answers_at_all() -> None:
+def test_evaluation_without_answers() -> None:
     curve = precision_recall([], [], 3)
     assert (curve.area(), curve.recall_at(0.5)) == (0, 0)
 
 
 @pytest.mark.parametrize(("values", "right", "answerable"), [([1.0], [], 1), ([1.0], [True], 0)])
-def test_what_makes_no_curve(values: list[float], right: list[bool], answerable: int) -> None:
+def test_invalid_values_make_no_curve(values: list[float], right: list[bool], answerable: int) -> None:
     with pytest.raises(ValueError, match=f"{len(values)} values, {len(right)} judgements, {answerable} ans"):
         precision_recall(values, right, answerable)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_precision_and_recall_are_what_a_naive_loop_counts(seed: int) -> None:
+def test_precision_and_recall_equal_a_naive_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     values, right = rng.integers(0, 20, 60) / 20, rng.random(60) < 0.6
     curve = precision_recall(values.tolist(), right.tolist(), 50)
@@ -88,7 +88,7 @@ def test_sure_of_nothing_and_always_right_is_the_worst_error() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_calibration_error_is_what_a_naive_loop_sums(seed: int) -> None:
+def test_calibration_error_equals_a_naive_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sure, right = rng.random(200), rng.random(200) < 0.5
     total = 0.0

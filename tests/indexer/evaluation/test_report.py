@@ -116,7 +116,7 @@ def diagonal(_path: Path, _id: str) -> tuple[Floats, Floats]:
 # What is in it
 
 
-def test_a_report_says_what_was_measured(tmp_path: Path, found: Evaluation, opened: Index) -> None:
+def test_report_shows_the_measures(tmp_path: Path, found: Evaluation, opened: Index) -> None:
     page = Parsed(report(tmp_path, found, opened))
     words = " ".join(page.text.split())
     assert "5 queries to 8 photos; right: within 25 m." in words
@@ -131,7 +131,7 @@ def test_a_report_says_what_was_measured(tmp_path: Path, found: Evaluation, open
     ]
 
 
-def test_photos_beside_their_answers(tmp_path: Path, found: Evaluation, opened: Index) -> None:
+def test_report_shows_photos_with_answers(tmp_path: Path, found: Evaluation, opened: Index) -> None:
     page = Parsed(report(tmp_path, found, opened))
     pictures = page.of("img")
     assert len(pictures) == 6 * (1 + 5) + 1  # each query and its five nearest, and a right one further down
@@ -189,7 +189,7 @@ def test_match_lines(tmp_path: Path, found: Evaluation, opened: Index) -> None:
     assert "10 matches" in page
 
 
-def test_too_many_matches_and_none(found: Evaluation, opened: Index) -> None:
+def test_many_and_missing_matches(found: Evaluation, opened: Index) -> None:
     many = np.random.default_rng(0).random((500, 2), np.float32)
     shown = Album(opened, lambda *_: (many, many)).pictures(found.results[0])
     assert shown.best is not None
@@ -221,7 +221,7 @@ def test_confidences_and_a_comparison(tmp_path: Path, found: Evaluation, opened:
 # What is never in it
 
 
-def test_names_are_text_whatever_they_hold(tmp_path: Path, found: Evaluation, opened: Index) -> None:
+def test_names_are_escaped(tmp_path: Path, found: Evaluation, opened: Index) -> None:
     source = report(tmp_path, found, opened)
     page = Parsed(source)
     assert EVIL in page.text
@@ -231,7 +231,7 @@ def test_names_are_text_whatever_they_hold(tmp_path: Path, found: Evaluation, op
     assert {picture["src"] for picture in page.of("img", src="x")} & {"x"} == set()
 
 
-def test_nothing_is_asked_of_elsewhere(tmp_path: Path, found: Evaluation, opened: Index) -> None:
+def test_report_loads_nothing_from_elsewhere(tmp_path: Path, found: Evaluation, opened: Index) -> None:
     source = report(tmp_path, found, opened, matches=diagonal, comparison=compared(found))
     assert not re.findall(r"(?:https?:)?//[a-z]", re.sub(r'src="data:[^"]*"', "", source))
     assert not re.findall(r"url\(|@import|<link", source)
@@ -278,7 +278,7 @@ def test_the_worst_and_a_sample_of_the_others(found: Evaluation) -> None:
 # Figures drawn
 
 
-def test_the_curves_are_where_their_values_are(found: Evaluation) -> None:
+def test_curves_have_the_right_coordinates(found: Evaluation) -> None:
     recall, precision, errors = charts.charts(found, None)
     assert recall.lines[0].dots[0].label == "recall@1: 80.0 %"
     top, bottom = TOP, HEIGHT - BOTTOM

@@ -73,7 +73,7 @@ MADE = (
 )
 
 
-def test_what_is_measured() -> None:
+def test_measures_of_an_evaluation() -> None:
     found = evaluation(*MADE, unjudged=3)
     assert (found.queries, found.foreign, found.unjudged, found.without_answer) == (4, 2, 3, 5)
     assert found.recall == {"1": 0.5, "2": 0.75, "3": 0.75}
@@ -88,7 +88,7 @@ def test_foreign_queries_are_wrong_when_answered() -> None:
     assert curve.recall.tolist() == [0.25, 0.25, 0.25, 0.5, 0.5, 0.5]
 
 
-def test_ranked_by_score_where_one_confidence_is_missing() -> None:
+def test_score_ranks_if_a_confidence_is_missing() -> None:
     found = evaluation(*MADE)
     assert found.ranked_by == "confidence"
     partly = evaluation(replace(MADE[0], confidence=None), *MADE[1:])
@@ -170,12 +170,12 @@ def test_several_radii_judge_the_same_answers(opened: Index, tmp_path: Path, pai
         ({"frames": 1, "more_radii_m": [10]}, "several radii judge photos by distance"),
     ],
 )
-def test_what_cannot_be_asked_together(opened: Index, options: dict[str, Any], message: str) -> None:
+def test_conflicting_options_are_refused(opened: Index, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(opened, Path("asked"), **options)
 
 
-def test_positions_are_measured_beside_a_truth_file(opened: Index, tmp_path: Path, paint: Paint) -> None:
+def test_positions_are_measured_with_a_truth_file(opened: Index, tmp_path: Path, paint: Paint) -> None:
     paint(tmp_path / "asked" / "q.jpg", 1, 9)
     (tmp_path / "truth.csv").write_text("query,positives\nq.jpg,wall1/view0.jpg wall1/view1.jpg\n")
     found = evaluate(opened, tmp_path / "asked", truth=tmp_path / "truth.csv")

@@ -45,7 +45,7 @@ def recall(index: Index, queries: Path, *lines: str, header: str = "query,positi
 # By distance
 
 
-def test_recall_by_distance_is_what_a_naive_count_gives(index: Index, tmp_path: Path, paint: Paint) -> None:
+def test_recall_by_distance_equals_a_naive_count(index: Index, tmp_path: Path, paint: Paint) -> None:
     """Photos of one wall with the position of another: mostly wrong, sometimes late."""
     folder = tmp_path / "queries"
     said = np.random.default_rng(0).integers(0, 4, 12)

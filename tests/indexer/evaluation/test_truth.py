@@ -129,7 +129,7 @@ def test_frames_by_order(traverse: tuple[Index, list[str]]) -> None:
     assert [one.photos for one in found] == [frozenset(photos) for photos in expected]
 
 
-def test_frames_that_cannot_be(traverse: tuple[Index, list[str]]) -> None:
+def test_invalid_frames_are_refused(traverse: tuple[Index, list[str]]) -> None:
     index, _ = traverse
     with pytest.raises(UsageError, match=r"^frames must be 0 or more, not -1$"):
         by_frames(index, [query("0000.jpg")], -1, "name")
@@ -229,6 +229,6 @@ def test_of_a_panorama_cut_into_photos_the_best_counts(empty: World, paint: Pain
     assert [hit.id for hit in best] == [alone[0].id, alone[2].id]
 
 
-def test_no_panoramas_in_the_names(opened: Index) -> None:
+def test_names_without_panoramas_are_refused(opened: Index) -> None:
     with pytest.raises(IndexerError, match=r"^no photo of the index has a panorama"):
         _panoramas(opened)

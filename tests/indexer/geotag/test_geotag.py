@@ -181,7 +181,7 @@ def test_photos_of_the_index_without_a_position_do_not_answer(
     assert estimate.position.lat == pytest.approx(LAT + 2 * STEP, abs=1e-4)
 
 
-def test_an_index_without_positions_can_give_none(empty: World, paint: Paint) -> None:
+def test_index_without_positions_is_refused(empty: World, paint: Paint) -> None:
     for photo in list(empty.photos.rglob("*.jpg")):
         paint(photo, int(photo.parent.name[-1]), 1, gps=False)
     empty.build()
@@ -208,7 +208,7 @@ def test_it_stops_at_a_limit(index: Index, photos: Path, paint: Paint, sure: Cal
 # Which answers are good enough
 
 
-def test_only_where_it_is_sure(index: Index, photos: Path, sure: Callable[..., None]) -> None:
+def test_only_confident_positions_are_written(index: Index, photos: Path, sure: Callable[..., None]) -> None:
     sure(wall0=0.9, wall1=0.8999999, wall2=0.2, wall3=0.99)
     outcomes = run(index, photos)
     assert reasons(outcomes) == {
@@ -233,7 +233,7 @@ def test_only_where_it_is_sure(index: Index, photos: Path, sure: Callable[..., N
     assert whats(run(index, photos, min_confidence=0.8))["wall1/1.jpg"] == "tagged"
 
 
-def test_by_likeness_where_it_cannot_say_how_sure_it_is(index: Index, photos: Path) -> None:
+def test_score_decides_without_calibration(index: Index, photos: Path) -> None:
     scores = {p: o.estimate.score for p, o in run(index, photos, min_score=0).items() if o.estimate}
     assert len(scores) == 4
     bound = sorted(scores.values())[2]
@@ -245,7 +245,9 @@ def test_by_likeness_where_it_cannot_say_how_sure_it_is(index: Index, photos: Pa
     assert outcomes[worst].reason == f"not like enough (score {shown:g} < {bound:g})"
 
 
-def test_both_bounds_hold_where_both_are_given(index: Index, photos: Path, sure: Callable[..., None]) -> None:
+def test_confidence_and_score_bounds_both_apply(
+    index: Index, photos: Path, sure: Callable[..., None]
+) -> None:
     sure(wall0=0.6)
     outcomes = run(index, photos, min_score=0)
     assert [o.what for o in outcomes.values()].count("tagged") == 3
@@ -263,7 +265,7 @@ def test_an_answer_without_a_confidence_among_others_is_left(
     assert "not sure enough (no confidence)" in reasons(outcomes).values()
 
 
-def test_vague_positions_are_left_where_asked(index: Index, photos: Path, sure: Callable[..., None]) -> None:
+def test_positions_with_large_radius_are_left(index: Index, photos: Path, sure: Callable[..., None]) -> None:
     sure()
     found = next(iter(run(index, photos).values())).estimate
     assert found is not None
@@ -294,7 +296,7 @@ def test_a_position_must_be_that_of_the_place_that_is_trusted(
     }
 
 
-def test_a_place_without_a_position_gives_none(index: Index, photos: Path, answers: Answers) -> None:
+def test_place_without_position_gives_no_position(index: Index, photos: Path, answers: Answers) -> None:
     def unlocated(answer: Answer) -> Answer:
         best = answer.places[0]
         hits = tuple(replace(hit, lat=None, lon=None) for hit in best.photos)
@@ -369,7 +371,7 @@ def test_an_archive_that_is_only_read(
     assert set(whats(again).values()) == {"has_position"}
 
 
-def test_replacing_says_what_it_replaces(index: Index, photos: Path, sure: Callable[..., None]) -> None:
+def test_replacing_reports_the_old_position(index: Index, photos: Path, sure: Callable[..., None]) -> None:
     sure()
     by_hand = photos / "wall1" / "1.jpg.xmp"
     by_hand.write_bytes(located())
@@ -426,7 +428,7 @@ def test_a_csv_that_is_there_is_gone_on_with(
 
 
 @pytest.mark.parametrize("target", ["sidecars", "csv"])
-def test_stopped_in_between_it_goes_on(
+def test_stopped_run_is_resumed(
     index: Index, photos: Path, sure: Callable[..., None], tmp_path: Path, target: str
 ) -> None:
     sure()
@@ -478,7 +480,7 @@ def test_what_cannot_be_read_is_named(index: Index, photos: Path, sure: Callable
     assert outcomes["wall3/3.jpg"].what == "tagged"
 
 
-def test_where_nothing_can_be_written_photos_are_left_before_they_are_asked_about(
+def test_photos_with_read_only_targets_are_not_queried(
     index: Index, photos: Path, sure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sure()
@@ -531,7 +533,9 @@ def test_a_sidecar_that_cannot_be_written_leaves_the_photo(
         ({"metadata": Path("nothing.csv")}, "cannot read the metadata file nothing.csv: No such file or dir"),
     ],
 )
-def test_options_that_cannot_be(index: Index, photos: Path, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(
+    index: Index, photos: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError) as raised:
         run(index, photos, **options)
     assert str(raised.value).startswith(message)

@@ -34,14 +34,14 @@ def test_lines_are_added(tmp_path: Path) -> None:
     assert path.read_text() == HEADER + LINE + "c.jpg,52.2034,0.114,12.4,0.93,,,photos/x.jpg\n"
 
 
-def test_a_line_is_there_as_soon_as_it_is_added(tmp_path: Path) -> None:
+def test_line_is_on_disk_when_added(tmp_path: Path) -> None:
     table = PositionsCsv(tmp_path / "p.csv")
     table.add(ROW)
     assert (tmp_path / "p.csv").read_text() == HEADER + LINE
     table.close()
 
 
-def test_it_can_be_begun_anew(tmp_path: Path) -> None:
+def test_file_can_be_started_again(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     add(path, ROW)
     add(path, ("c.jpg", *ROW[1:]), anew=True)
@@ -95,7 +95,7 @@ def test_another_file_is_never_added_to(tmp_path: Path, content: bytes, message:
     assert path.read_bytes() == content
 
 
-def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
+def test_unreadable_and_unwritable_files_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/full")):
         with pytest.raises(UsageError, match=f"^{path} is not a file$"):
             PositionsCsv(path)
@@ -104,7 +104,7 @@ def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
         PositionsCsv(tmp_path / "file" / "p.csv")
 
 
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
+def test_full_disk_is_reported(tmp_path: Path) -> None:
     table = PositionsCsv(tmp_path / "p.csv")
     table.begin()
     table.close()
@@ -114,7 +114,7 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     table._file.close()
 
 
-def test_where_it_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_target_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "p.csv"
     PositionsCsv(path).check_writable()
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may do anything

@@ -52,7 +52,7 @@ def test_new_ones_are_named_in_full_or_by_the_stem(folder: Path) -> None:
 
 @pytest.mark.parametrize("naming", [None, "full", "stem"])
 @pytest.mark.parametrize("name", ["IMG_1.JPG.xmp", "IMG_1.xmp", "IMG_1.XMP", "IMG_1.JPG.XMP"])
-def test_one_that_is_there_is_taken_whatever_its_name(folder: Path, name: str, naming: str | None) -> None:
+def test_existing_sidecar_is_used_in_either_naming(folder: Path, name: str, naming: str | None) -> None:
     there = folder / "b" / name
     there.write_bytes(RATED.to_bytes())
     found = files(folder)
@@ -123,7 +123,7 @@ def test_several_folders_come_under_their_names(folder: Path, tmp_path: Path) ->
     assert names.of(files(folder)["a.jpg"]) == f"{tmp_path.name}/photos/a.jpg"
 
 
-def test_an_estimate_is_added_to_what_is_there(folder: Path) -> None:
+def test_estimate_is_added_to_existing_properties(folder: Path) -> None:
     path = folder / "a.jpg.xmp"
     path.write_bytes(RATED.to_bytes())
     path.chmod(0o640)
@@ -136,7 +136,7 @@ def test_an_estimate_is_added_to_what_is_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_what_stops_it_leaves_the_old_one(
+def test_failed_write_leaves_the_old_sidecar(
     folder: Path, stop: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = folder / "a.jpg.xmp"
@@ -172,7 +172,7 @@ def test_a_link_is_read_and_not_written(folder: Path, tmp_path: Path) -> None:
         check_writable(Sidecar(folder / "a.jpg.xmp", folder / "a.jpg.xmp"))
 
 
-def test_what_cannot_be_read(folder: Path) -> None:
+def test_unreadable_sidecars_are_refused(folder: Path) -> None:
     (folder / "folder.xmp").mkdir()
     os.mkfifo(folder / "fifo.xmp")
     (folder / "nothing.xmp").symlink_to(folder / "nowhere")
@@ -206,7 +206,7 @@ def test_a_folder_that_may_not_be_changed(
     assert looked == [folder, tmp_path]
 
 
-def test_names_that_no_file_can_have(folder: Path) -> None:
+def test_impossible_names_are_refused(folder: Path) -> None:
     long = folder / f"{'x' * 251}.jpg.xmp"
     with pytest.raises(XmpError, match=r"^cannot be written: File name too long$"):
         check_writable(Sidecar(long, None))

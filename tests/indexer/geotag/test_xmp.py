@@ -97,7 +97,7 @@ def test_positions_as_programs_write_them(lat: str, lon: str, position: tuple[fl
     ],
     ids=["nothing", "half", "empty", "zeros", "void", "no namespace", "another namespace"],
 )
-def test_what_is_no_position(data: bytes) -> None:
+def test_missing_or_void_position_is_none(data: bytes) -> None:
     assert Xmp.parse(data).position() is None
 
 
@@ -155,7 +155,7 @@ FETCH = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><x>&a;</x>'
     ],
     ids=["laughs", "fetch", "empty", "cut off", "photo", "encoding", "no xmp", "deep", "large"],
 )
-def test_what_is_no_xmp(data: bytes, message: str) -> None:
+def test_other_content_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(XmpError, match=message):
         Xmp.parse(data)
 
@@ -207,14 +207,14 @@ def test_everything_else_stays() -> None:
     assert Xmp.parse(data).position() == (52.2034, -0.114)
 
 
-def test_what_stands_around_the_packet_stays() -> None:
+def test_instructions_around_the_packet_stay() -> None:
     data = b'<?xpacket begin="" id="x"?>\n' + at("52N", "1E") + b'\n<?xpacket end="w"?>\n   \n'
     text = estimated(Xmp.parse(data)).to_bytes().decode()
     assert text.startswith('<?xpacket begin="" id="x"?>\n<x:xmpmeta')
     assert text.endswith('</x:xmpmeta>\n<?xpacket end="w"?>\n')
 
 
-def test_an_estimate_takes_the_place_of_what_described_the_old_position() -> None:
+def test_estimate_replaces_the_old_position() -> None:
     inside = "<exif:GPSLongitude>1,0E</exif:GPSLongitude><exif:GPSDOP>3/1</exif:GPSDOP>"
     old = 'exif:GPSLatitude="52N" exif:GPSStatus="V" exif:GPSImgDirection="10/1" exif:GPSAltitude="7/1"'
     xmp = Xmp.parse(estimated(Xmp.parse(packet(old, inside))).to_bytes())

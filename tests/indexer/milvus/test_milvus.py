@@ -117,7 +117,7 @@ FILTERS = [
 
 
 @pytest.mark.usefixtures("made")
-def test_a_collection_that_is_not_loaded_is_no_snapshot_to_answer_by(store: str) -> None:
+def test_unloaded_collection_is_unavailable(store: str) -> None:
     """As after a start of the server, which names the collection seconds before it can search it."""
     if store.endswith(".db"):
         pytest.skip("a file is always loaded")
@@ -167,7 +167,7 @@ def test_photos_and_places_are_the_same(made: Any, store: str) -> None:
     assert replica.counts().photos + 43 == replica.counts().descriptors
 
 
-def test_what_comes_and_goes_is_there_at_once(made: Any, store: str, unit: Draw) -> None:
+def test_added_and_removed_photos_show_at_once(made: Any, store: str, unit: Draw) -> None:
     near, replica = made.open(), far(store)
     new = unit(np.random.default_rng(9))
     gone = near.nearest(new, 1)[0].id
@@ -179,7 +179,7 @@ def test_what_comes_and_goes_is_there_at_once(made: Any, store: str, unit: Draw)
     assert found == near.nearest(new, 400)
 
 
-def test_the_next_snapshot_takes_over_and_the_last_goes_on(made: Any, store: str, unit: Draw) -> None:
+def test_next_snapshot_becomes_current_and_last_still_answers(made: Any, store: str, unit: Draw) -> None:
     replica = far(store)
     milvus = Milvus(Address.parse(store))
     for number in range(3):
@@ -198,7 +198,7 @@ def test_the_next_snapshot_takes_over_and_the_last_goes_on(made: Any, store: str
 
 
 @pytest.mark.parametrize("at", ["put", "say", "point"])
-def test_killed_while_it_is_sent_the_last_goes_on_and_the_next_run_sends_it(
+def test_killed_sending_is_resumed_by_the_next_run(
     made: Any, store: str, unit: Draw, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     descriptor = unit(np.random.default_rng(2))
@@ -320,7 +320,7 @@ def test_a_graph_is_searched_for_the_recall_wanted(
     assert (exact.manifest.factory, found(large.open(), exact)) == ("Milvus FLAT", 1.0)
 
 
-def test_a_recall_out_of_reach_is_told(
+def test_unreachable_recall_is_reported(
     large: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("indexer.snapshots.tuning.EFFORTS", (10,))
@@ -337,7 +337,7 @@ def test_a_collection_with_a_graph_is_sent_once(
     assert sent(large, store, 0.9).info()["factory"] == collection
 
 
-def test_a_server_that_makes_no_graph_is_given_up(
+def test_server_without_hnsw_is_given_up(
     large: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("indexer.milvus.client.PATIENCE", 1)
@@ -349,7 +349,7 @@ def test_a_server_that_makes_no_graph_is_given_up(
 
 
 @pytest.mark.usefixtures("made")
-def test_what_a_replica_has_not(store: str) -> None:
+def test_replica_refuses_what_needs_a_folder(store: str) -> None:
     replica = far(store)
     with pytest.raises(NotFound, match=r"is not here$"):
         replica.photo_file(replica.photos()[0].id)
@@ -401,7 +401,7 @@ def test_addresses(text: str, uri: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["milvus:", "milvus://", "milvus://head/a-b", "http://head", "milvus://a b"])
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"a Milvus store is milvus://HOST"):
         BuildOptions(store=text)
 
@@ -426,7 +426,7 @@ def test_without_filters_nothing_is_left_out() -> None:
         Filters(radius_m=5)
 
 
-def test_a_photo_of_which_nothing_is_known_is_kept_as_it_is() -> None:
+def test_photo_without_metadata_survives() -> None:
     from indexer.answers import Photo
     from indexer.milvus.entities import entity, hit_of
 

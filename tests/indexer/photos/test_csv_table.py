@@ -89,11 +89,11 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, text: str, complaint: str)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+def test_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"photos\.csv: is not UTF-8 text"):
         read(tmp_path, "path,lat,lon\nä.jpg,1,2\n", "latin-1")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read the metadata file .*none\.csv: No such file"):
         read_table(tmp_path / "none.csv")

@@ -33,7 +33,7 @@ def photo(gps: dict[int, Any] | None = None, details: dict[int, Any] | None = No
     return Image.open(io.BytesIO(out.getvalue()))
 
 
-def test_no_exif_is_nothing_known() -> None:
+def test_photo_without_exif_has_no_metadata() -> None:
     assert from_exif(Image.new("RGB", (8, 8))) == PhotoMetadata()
 
 
@@ -50,7 +50,7 @@ def test_the_letters_name_the_hemisphere() -> None:
 
 
 @pytest.mark.parametrize("missing", sorted(CAMBRIDGE))
-def test_a_position_with_a_part_missing_is_none(missing: int) -> None:
+def test_incomplete_position_is_none(missing: int) -> None:
     found = from_exif(photo({key: value for key, value in CAMBRIDGE.items() if key != missing}))
     assert (found.lat, found.lon) == (None, None)
 
@@ -67,7 +67,7 @@ def test_a_position_with_a_part_missing_is_none(missing: int) -> None:
         {GPS.GPSLatitude: (0.0, 0.0, 0.0), GPS.GPSLongitude: (0.0, 0.0, 0.0)},
     ],
 )
-def test_a_position_that_is_none(damage: dict[int, Any]) -> None:
+def test_invalid_position_is_none(damage: dict[int, Any]) -> None:
     found = from_exif(photo(CAMBRIDGE | damage))
     assert (found.lat, found.lon) == (None, None)
 
@@ -131,7 +131,7 @@ values = st.one_of(
 
 @given(st.dictionaries(st.sampled_from([1, 2, 3, 4, 9, 17]), values))
 @anywhere
-def test_no_entry_however_odd_is_an_error(gps: dict[int, Any]) -> None:
+def test_odd_entries_raise_nothing(gps: dict[int, Any]) -> None:
     found = from_exif(Damaged(gps))  # type: ignore[arg-type]
     assert (found.lat is None) == (found.lon is None)
     assert found.lat is None or abs(found.lat) <= 90
@@ -139,7 +139,7 @@ def test_no_entry_however_odd_is_an_error(gps: dict[int, Any]) -> None:
 
 @given(st.binary(max_size=400))
 @anywhere
-def test_no_block_however_damaged_is_an_error(block: bytes) -> None:
+def test_damaged_blocks_raise_nothing(block: bytes) -> None:
     image = Image.new("RGB", (8, 8))
     image.info["exif"] = b"Exif\0\0MM\0*\0\0\0\x08" + block
     assert isinstance(from_exif(image), PhotoMetadata)

@@ -25,7 +25,7 @@ def test_merging_keeps_zeros() -> None:
 @pytest.mark.parametrize(
     "position", [(0.0, 0.0), (90.1, 0.0), (0.0, -180.5), (float("nan"), 1.0), (1.0, float("inf"))]
 )
-def test_positions_that_are_none(position: tuple[float, float]) -> None:
+def test_invalid_positions_are_none(position: tuple[float, float]) -> None:
     assert position_or_none(*position) is None
 
 
@@ -61,11 +61,11 @@ def test_times(text: str, iso: str | None) -> None:
     ("offset", "iso"),
     [("-04:00", "-04:00"), ("+05:30\0", "+05:30"), ("Z", "+00:00"), ("", ""), ("   :  ", ""), ("east", "")],
 )
-def test_offsets_are_added_where_they_can_be_read(offset: str, iso: str) -> None:
+def test_readable_offsets_are_added(offset: str, iso: str) -> None:
     assert time_or_none("2024:09:23 16:06:58", offset) == "2024-09-23T16:06:58" + iso
 
 
-def test_an_offset_of_its_own_is_kept() -> None:
+def test_own_offset_is_kept() -> None:
     assert time_or_none("2024-09-23T16:06:58Z", "-04:00") == "2024-09-23T16:06:58+00:00"
 
 

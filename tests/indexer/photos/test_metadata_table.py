@@ -59,7 +59,7 @@ def test_the_indexed_folder_comes_first(tmp_path: Path) -> None:
     assert read_table(path).for_photo(tmp_path / "b", "a.jpg") == HERE
 
 
-def test_what_nobody_asked_for_is_unused(tmp_path: Path) -> None:
+def test_unmatched_rows_are_unused(tmp_path: Path) -> None:
     found = table(tmp_path / "images.csv", "z.jpg", "a.jpg", "m.jpg")
     assert found.for_photo(tmp_path, "a.jpg") == HERE
     assert found.for_photo(tmp_path, "n.jpg") is None

@@ -60,7 +60,7 @@ def test_phone_photos_agree_with_their_table(root: str) -> None:
     assert table.unused() == []
 
 
-def test_an_original_knows_what_its_small_copy_knows() -> None:
+def test_original_and_small_copy_have_equal_metadata() -> None:
     for original in sorted((DATA / "campus-phone/originals").iterdir()):
         assert exif(original) == exif(DATA / "campus-phone/small" / original.name)
 

@@ -54,7 +54,7 @@ def test_hidden_files_and_other_indexes_are_passed_over(tmp_path: Path) -> None:
     assert listed(tmp_path) == ["c.jpg"]
 
 
-def test_a_hidden_folder_that_is_asked_for_is_scanned(tmp_path: Path) -> None:
+def test_hidden_source_folder_is_scanned(tmp_path: Path) -> None:
     touch(tmp_path / ".camera/a.jpg")
     assert listed(tmp_path / ".camera") == ["a.jpg"]
 
@@ -66,7 +66,7 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     assert listed(tmp_path) == ["b/a.jpg"]
 
 
-def test_what_lies_elsewhere_is_listed_once(tmp_path: Path) -> None:
+def test_linked_folder_is_listed_once(tmp_path: Path) -> None:
     touch(tmp_path / "disk/deep/a.jpg")
     touch(tmp_path / "disk/b.jpg")
     photos = tmp_path / "photos"
@@ -85,7 +85,7 @@ def test_a_link_to_nothing_is_a_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
-def test_a_name_that_is_no_text_is_a_problem(tmp_path: Path) -> None:
+def test_undecodable_name_is_a_problem(tmp_path: Path) -> None:
     (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg"))).write_bytes(b"x")
     result = scan([tmp_path])
     assert result.files == []
@@ -130,6 +130,6 @@ def test_relative_sources_are_made_absolute(tmp_path: Path, monkeypatch: pytest.
     assert scan([Path("b/../b")]).roots == [tmp_path / "b"]
 
 
-def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IndexerError, match="nowhere does not exist"):
         scan([tmp_path, tmp_path / "nowhere"])

@@ -55,7 +55,7 @@ def check(photos: list[PlacePhoto], places: list[AssignedPlace]) -> None:
 
 @given(collections(), st.randoms())
 @anywhere
-def test_every_member_lies_within_the_radius_whatever_the_order(
+def test_every_member_lies_within_the_radius_in_any_order(
     photos: list[PlacePhoto], shuffle: random.Random
 ) -> None:
     places = assign_places(photos, "auto", RADIUS)
@@ -201,7 +201,7 @@ def test_modes_are_read() -> None:
 @pytest.mark.parametrize(
     "text", ["", "GPS", "frames", "frames:", "frames:0", "frames:-1", "frames:1.5", "place"]
 )
-def test_modes_that_are_none(text: str) -> None:
+def test_invalid_modes_are_refused(text: str) -> None:
     with pytest.raises(
         UsageError, match="places are auto, gps, folder, photo or frames:N with N from 1, not"
     ):
@@ -209,6 +209,6 @@ def test_modes_that_are_none(text: str) -> None:
 
 
 @pytest.mark.parametrize("radius_m", [0.0, -1.0, float("nan")])
-def test_a_radius_that_is_none(radius_m: float) -> None:
+def test_invalid_radius_is_refused(radius_m: float) -> None:
     with pytest.raises(UsageError, match="place radius must be more than 0 m"):
         assign_places([at("a", 0)], "gps", radius_m)

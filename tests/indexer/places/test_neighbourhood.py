@@ -31,14 +31,14 @@ def test_by_position() -> None:
     assert numbers(where.spot(0)) == [0, 1]
 
 
-def test_the_place_radius_scales_what_is_near() -> None:
+def test_place_radius_scales_the_neighbourhood() -> None:
     photos = [photo(str(east), east) for east in (0.0, 90.0, 190.0, 390.0)]
     where = Neighbourhoods.of(photos, {}, PlaceRule.of("auto", 100.0))
     found = [numbers(mask) for mask in (where.right(0), where.near(0), where.around(0))]
     assert found == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
 
 
-def test_what_has_no_position_goes_by_its_place() -> None:
+def test_photos_without_position_go_by_named_place() -> None:
     photos = [photo("a", 0), photo("b"), photo("c"), photo("d"), photo("e", 5000)]
     places = {"a": "hall", "b": "hall", "c": "hall", "e": "hall"}
     where = Neighbourhoods.of(photos, places, PlaceRule.of("auto", 25.0))
@@ -49,7 +49,7 @@ def test_what_has_no_position_goes_by_its_place() -> None:
     assert numbers(where.spot(1)) == [1]
 
 
-def test_folders_say_what_is_right_and_distance_what_is_near() -> None:
+def test_folders_define_right_and_distance_defines_near() -> None:
     photos = [photo("a", 0), photo("b", 10), photo("c", 10), photo("d", 80), photo("e", 200)]
     places = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "x"}
     where = Neighbourhoods.of(photos, places, PlaceRule.of("folder", 25.0))
@@ -69,7 +69,7 @@ def test_by_order() -> None:
     assert numbers(where.spot(3)) == [3]
 
 
-def test_what_has_no_rank_is_near_nothing() -> None:
+def test_photo_without_rank_is_near_nothing() -> None:
     photos = [photo(str(i)) for i in range(4)]
     where = Neighbourhoods.of(photos, {}, PlaceRule.of("frames:3", 25.0), {"0": 0, "1": 1})
     assert [numbers(where.near(i)) for i in range(4)] == [[0, 1], [0, 1], [2], [3]]

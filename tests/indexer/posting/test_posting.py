@@ -100,7 +100,7 @@ def test_random_changes_against_a_naive_search(thirty: Handmade, unit: Unit) -> 
     assert {photo.id for photo in reader.photos()} == live
 
 
-def test_scores_are_the_same_in_the_snapshot_and_beside_it(thirty: Handmade, unit: Unit) -> None:
+def test_added_photos_score_as_in_a_snapshot(thirty: Handmade, unit: Unit) -> None:
     draw = np.random.default_rng(2)
     index = thirty.open()
     for number in range(20):
@@ -113,7 +113,7 @@ def test_scores_are_the_same_in_the_snapshot_and_beside_it(thirty: Handmade, uni
     assert [newest.nearest(query, 50) for query in queries] == beside
 
 
-def test_a_filter_sees_what_was_added(thirty: Handmade, unit: Unit) -> None:
+def test_filters_see_added_photos(thirty: Handmade, unit: Unit) -> None:
     index = thirty.open()
     query = unit(np.random.default_rng(3))
     near = Filters(lat=5.0, lon=5.0, radius_m=1.0)
@@ -171,7 +171,7 @@ def test_many_threads_add_delete_search_and_publish(thirty: Handmade, unit: Unit
 # What is stored
 
 
-def test_a_photo_is_stored_with_what_it_says(world: World, paint: Paint, tmp_path: Path) -> None:
+def test_photo_is_stored_with_its_metadata(world: World, paint: Paint, tmp_path: Path) -> None:
     photo = paint(tmp_path / "new.jpg", 9)
     index = world.open()
     id, created = post(world, photo, heading=90.0, taken_at="2024:09:23 16:06:58", place="Gate")
@@ -225,7 +225,7 @@ def test_names_are_shown_and_never_shared(world: World, paint: Paint, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["", " ", "..", "a/", "x" * 201, "a\nb"])
-def test_names_that_are_none(paint: Paint, tmp_path: Path, name: str) -> None:
+def test_invalid_names_are_rejected(paint: Paint, tmp_path: Path, name: str) -> None:
     data = paint(tmp_path / "a.jpg", 1).read_bytes()
     with pytest.raises(FieldError, match=r"^name must be 1 to 200 printable characters, not"):
         read_new(data, PhotoMetadata(), name)
@@ -241,13 +241,13 @@ def test_names_that_are_none(paint: Paint, tmp_path: Path, name: str) -> None:
         ({"place": "\x00"}, "place must be 1 to 200 printable characters, not '\\x00'"),
     ],
 )
-def test_metadata_that_cannot_be(values: dict[str, Any], message: str) -> None:
+def test_invalid_metadata_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(FieldError) as caught:
         given_metadata(**values)
     assert str(caught.value) == message
 
 
-def test_what_is_no_photo_is_refused(paint: Paint, tmp_path: Path) -> None:
+def test_other_files_are_refused(paint: Paint, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="not an image"):
         read_new(b"<svg/>", PhotoMetadata())
     with pytest.raises(TooManyPixels):
@@ -350,7 +350,7 @@ def test_without_a_position_the_name_of_the_place_counts(
         assert len(handmade.open().places()) == 1 + places
 
 
-def test_a_photo_that_returns_has_its_own_place_again(handmade: Handmade, unit: Unit) -> None:
+def test_returning_photo_gets_its_place_back(handmade: Handmade, unit: Unit) -> None:
     draw = np.random.default_rng(7)
     handmade.make([(PhotoMetadata(), [unit(draw)])], places="photo")
     index = handmade.open()
@@ -485,7 +485,7 @@ def test_another_writer_is_waited_for_and_then_reported(thirty: Handmade, unit: 
     assert index.posting().add(thirty.new(1), unit(np.random.default_rng(1))[None])[1]
 
 
-def test_what_killed_posts_left_is_swept(thirty: Handmade, unit: Unit) -> None:
+def test_files_of_killed_posts_are_deleted(thirty: Handmade, unit: Unit) -> None:
     index = thirty.open()
     kept = thirty.new(1)
     index.posting().add(kept, unit(np.random.default_rng(1))[None])

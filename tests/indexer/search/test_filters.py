@@ -210,7 +210,7 @@ def test_places_hold_only_passing_photos(
         assert answer.note == "no photo passes the filters"
 
 
-def test_a_place_may_be_asked_for_by_id(collection: Collection, unit: Unit) -> None:
+def test_place_filter_takes_an_id(collection: Collection, unit: Unit) -> None:
     query = unit(np.random.default_rng(1))
     for place in collection.index.places():
         answer = collection.index.answer(query, 5, filters=Filters(place=place.id))
@@ -233,7 +233,7 @@ def test_a_position_alone_leaves_nothing_out_and_tells_distances(collection: Col
     assert len({place.distance_m for place in told.places}) > 2
 
 
-def test_a_few_among_many_are_found_whatever_they_score(handmade: Handmade, unit: Unit) -> None:
+def test_few_passing_photos_are_found_at_any_score(handmade: Handmade, unit: Unit) -> None:
     draw = np.random.default_rng(3)
     query = unit(draw)
     photos = [(PhotoMetadata(place="crowd"), [query]) for _ in range(400)]
@@ -245,7 +245,7 @@ def test_a_few_among_many_are_found_whatever_they_score(handmade: Handmade, unit
     assert hit.score == pytest.approx(-1, abs=1e-3)
 
 
-def test_filters_follow_what_changes(handmade: Handmade, unit: Unit) -> None:
+def test_filters_follow_changes(handmade: Handmade, unit: Unit) -> None:
     """A table given later, a run beside, places renamed: an opened index filters by what is so now."""
     draw = np.random.default_rng(4)
     query = unit(draw)
@@ -334,7 +334,7 @@ def test_damaged_columns_are_made_again(handmade: Handmade, unit: Unit, damage: 
     assert not [problem for problem in check_index(handmade.folder) if COLUMNS in problem]
 
 
-def test_what_is_searched_is_counted(handmade: Handmade, unit: Unit) -> None:
+def test_searched_photos_are_counted(handmade: Handmade, unit: Unit) -> None:
     """Views, photos and places after every change as one question to the catalogue has them."""
     draw = np.random.default_rng(7)
     places = [PhotoMetadata(lat=50.0 + i // 3, lon=1.0) if i % 4 else PhotoMetadata() for i in range(20)]
@@ -371,7 +371,7 @@ def test_what_is_searched_is_counted(handmade: Handmade, unit: Unit) -> None:
     assert counted()[0] > counted()[1] > counted()[2] > 5
 
 
-def test_saved_columns_are_what_answers(handmade: Handmade, unit: Unit) -> None:
+def test_saved_columns_answer_filters(handmade: Handmade, unit: Unit) -> None:
     """Of the catalogue, all three would pass."""
     draw = np.random.default_rng(4)
     handmade.make([(PhotoMetadata(lat=1.0, lon=1.0), [unit(draw)]) for _ in range(3)])
@@ -411,7 +411,7 @@ def test_saved_columns_are_what_answers(handmade: Handmade, unit: Unit) -> None:
         ({"place": ""}, "place", "place must be a place's id or name, not empty"),
     ],
 )
-def test_filters_that_cannot_be(values: dict[str, Any], field: str, message: str) -> None:
+def test_invalid_filters_are_refused(values: dict[str, Any], field: str, message: str) -> None:
     with pytest.raises(FieldError) as caught:
         Filters(**values)
     assert (caught.value.field, str(caught.value)) == (field, message)
@@ -447,5 +447,5 @@ def test_moments(text: str, seconds: float, offset: float | None, lasts: float) 
 
 
 @pytest.mark.parametrize("text", ["", "now", "2024-13-01", "2024-01-01T25:00"])
-def test_what_is_no_moment(text: str) -> None:
+def test_invalid_times_are_refused(text: str) -> None:
     assert read_moment(text) is None

@@ -25,7 +25,7 @@ def off_m(hits: list[PhotoHit], east: float, north: float = 0.0, about: tuple[fl
     return float(haversine_m(found.lat, found.lon, *from_local(east, north, *about)))
 
 
-def test_no_position_among_the_hits() -> None:
+def test_hits_without_position_give_none() -> None:
     assert locate([]) is None
     assert locate([PhotoHit("a", "a.jpg", 0.9)]) is None
 
@@ -117,7 +117,7 @@ def test_places_are_ranked_by_their_best_hit() -> None:
     assert (found[0].confidence, found[0].distance_m) == (None, None)
 
 
-def test_a_photo_without_a_place_is_one_of_its_own() -> None:
+def test_photo_without_place_is_its_own_place() -> None:
     (found,) = group_hits([hit(0.5, 0, id="a")], lambda _: None)
     assert (found.id, found.name) == (place_id("a"), None)
     assert (found.lat, found.lon) == pytest.approx(HERE)
@@ -164,7 +164,7 @@ def test_photos_without_a_heading_speak_against_one() -> None:
     assert heading_of(looking(0.9, 10), looking(0.4, None), looking(0.4, None)) == pytest.approx(10)
 
 
-def test_photos_elsewhere_say_nothing_of_the_heading() -> None:
+def test_photos_elsewhere_do_not_change_the_heading() -> None:
     elsewhere = [looking(0.5, 180, east=3000.0 * i) for i in range(1, 4)]
     assert heading_of(looking(0.51, 90), looking(0.505, 90), *elsewhere) == pytest.approx(90)
 

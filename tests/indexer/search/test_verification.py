@@ -60,7 +60,7 @@ def pair(agreeing: int, others: int, seed: int = 0) -> tuple[Features, Features]
     return Features(places, codes, EXTENT), Features(there[order], noisy[order].astype(np.float32), EXTENT)
 
 
-def test_what_agrees_is_counted_and_what_does_not_is_left_out() -> None:
+def test_only_agreeing_features_are_counted() -> None:
     query, photo = pair(60, 60)
     assert 60 <= inliers(query, photo) <= 66
     found = matches(query, photo)
@@ -81,7 +81,7 @@ def test_features_must_be_each_others_nearest() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_too_few_matches_are_none(count: int) -> None:
+def test_too_few_matches_count_as_zero(count: int) -> None:
     query, photo = pair(count, 0)
     assert inliers(query, photo) == 0
     assert matches(query, photo).query.shape == (0, 2)
@@ -135,7 +135,7 @@ def test_an_indexs_own_photos_are_verified_and_each_pair_only_once(
     assert len(asked) == CANDIDATES - 1
 
 
-def test_an_answer_is_verified_unless_told_not_to_be(world: World) -> None:
+def test_answers_are_verified_by_default(world: World) -> None:
     world.build()
     index = world.open()
     seen = index.see(world.photo(1))
@@ -156,7 +156,7 @@ def test_an_answer_is_verified_unless_told_not_to_be(world: World) -> None:
     assert index.nearest(seen, 3, verify=False) == index.nearest(seen.descriptor, 3)
 
 
-def test_matches_are_where_both_show_the_same(world: World) -> None:
+def test_matches_are_at_common_points(world: World) -> None:
     world.build()
     index = world.open()
     photo = index.nearest(index.embed([world.photo(2)])[0], 1)[0]
@@ -167,7 +167,7 @@ def test_matches_are_where_both_show_the_same(world: World) -> None:
     assert same.mean() > 0.8  # of two corners that look alike, rounding may take the other
 
 
-def test_an_answer_lists_matches_of_the_photos_verified_when_asked(world: World) -> None:
+def test_matches_are_listed_on_request(world: World) -> None:
     world.build()
     index = world.open()
     seen = index.see(world.photo(1))
@@ -191,7 +191,7 @@ def test_an_answer_lists_matches_of_the_photos_verified_when_asked(world: World)
     assert {photo.matches for place in unverified.places for photo in place.photos} == {None}
 
 
-def test_of_a_panorama_no_matches_are_listed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_matches_are_listed_for_panoramas(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """They would be positions in one of its views, not in the photo."""
     world.build()
     index = world.open()
@@ -220,7 +220,7 @@ def test_many_matches_are_thinned_evenly() -> None:
     assert max(np.diff(thinned)) <= 0.02 + 1e-9
 
 
-def test_an_index_may_keep_no_local_features(world: World) -> None:
+def test_index_without_local_features_is_not_verified(world: World) -> None:
     world.build(local_features=0, refit=True)
     index = world.open()
     answer = index.query(world.photo(1))
@@ -260,7 +260,7 @@ def ids(index: Index) -> list[str]:
     return [photo.id for photo in index.photos()]
 
 
-def test_a_question_asked_twice_is_verified_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_question_is_verified_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.build()
     index = world.open()
     question = Question.of(index.see(world.photo(1)), verify=True)

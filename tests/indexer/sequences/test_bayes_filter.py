@@ -81,7 +81,7 @@ def test_it_is_the_filter_of_a_hidden_markov_model(model: Motion) -> None:
 
 
 @pytest.mark.parametrize("model", [OrderedMotion([3]), OrderedMotion([2, 1]), metric_map(3)])
-def test_smoothing_is_what_adding_up_all_ways_gives(model: Motion) -> None:
+def test_smoothing_equals_the_sum_over_all_paths(model: Motion) -> None:
     seen = frames(3, 4)
     followed = SequenceFilter(model, 2.0, remember=True)
     filtered = [followed.update(scores, step) for scores, step in seen]
@@ -137,7 +137,7 @@ def test_a_stretch_off_the_map_is_found_and_left() -> None:
     assert best[25:] == list(range(65, 70))
 
 
-def test_a_camera_that_was_carried_elsewhere_is_found_again() -> None:
+def test_carried_camera_is_found_again() -> None:
     generator = np.random.default_rng(1)
     way = [*range(10, 30), *range(80, 90)]
     followed = SequenceFilter(OrderedMotion([100]), 3.5)
@@ -185,7 +185,7 @@ def test_looking_twice_at_the_same_makes_nothing_surer() -> None:
     assert moving[-1] > 0.9
 
 
-def test_the_first_frame_has_no_lookalike_to_keep() -> None:
+def test_first_frame_has_no_chance_level() -> None:
     scores = showing(50, 100, np.random.default_rng(4), 3.0)
     first, off = likelihoods(scores, 3.5, fresh=1.0)
     later, off_later = likelihoods(scores, 3.5)
@@ -196,7 +196,7 @@ def test_the_first_frame_has_no_lookalike_to_keep() -> None:
     np.testing.assert_allclose(belief.off, (expected / expected.sum())[-1])
 
 
-def test_a_cut_forgets_where_the_camera_was() -> None:
+def test_cut_forgets_the_position() -> None:
     generator = np.random.default_rng(5)
     followed = SequenceFilter(OrderedMotion([100]), 3.5)
     for photo in range(10, 20):
@@ -289,7 +289,7 @@ def drive(photos: int, seed: int = 0, near: float = 0.7, dim: int = 256) -> NDAr
     return np.asarray(matrix / np.linalg.norm(matrix, axis=1, keepdims=True), np.float32)
 
 
-def test_what_is_learnt_of_a_traverse() -> None:
+def test_likeness_of_a_traverse() -> None:
     rows = drive(400)
     likeness = learn(lambda photos: rows[photos], OrderedMotion([400]))
     cosines = rows.astype(float) @ rows.T
@@ -306,7 +306,7 @@ def test_what_is_learnt_of_a_traverse() -> None:
     assert likeness.others[1] == pytest.approx(np.nanstd(cosines), abs=1e-5)
 
 
-def test_contrast_is_the_median_of_what_neighbours_stand_out_by() -> None:
+def test_contrast_is_a_median_over_neighbours() -> None:
     rows = drive(60, near=0.35)
     cosines = rows.astype(float) @ rows.T
     np.fill_diagonal(cosines, np.nan)
@@ -343,7 +343,7 @@ def test_neighbours_on_a_metric_map_are_the_most_alike_about() -> None:
     assert likeness.step(-1.0) == Step(novelty=1.0)
 
 
-def test_photos_in_no_order_are_no_map_of_traverses() -> None:
+def test_unordered_photos_are_refused_as_traverses() -> None:
     rows = np.random.default_rng(0).standard_normal((100, 64)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     for lengths in ([100], [1] * 100):

@@ -179,7 +179,7 @@ def spot_of(answer: Answer) -> int:
     return int(np.argmin([abs(lat - place.lat) + abs(lon - place.lon) for lat, lon in spots]))
 
 
-def test_photos_in_no_order_are_followed_by_metres(town: tuple[Index, Rows]) -> None:
+def test_unordered_photos_are_followed_by_metres(town: tuple[Index, Rows]) -> None:
     index, rows = town
     way = [0, 1, 2, 3, 11, 19, 27, 26, 25, 24]
     frames = seen_again(rows, way, 0.12)
@@ -274,7 +274,7 @@ def test_views_of_panoramas_are_one_photo(handmade: Handmade) -> None:
     assert len({hit.id for place in found[-1].answer.places for hit in place.photos}) == 5
 
 
-def test_what_was_removed_meanwhile_is_not_answered(world: World, paint: Paint) -> None:
+def test_removed_photos_are_not_answered(world: World, paint: Paint) -> None:
     for view in range(2, 8):
         for wall in range(4):
             paint(world.photos / f"wall{wall}" / f"view{view}.jpg", wall, view)
@@ -300,7 +300,7 @@ def many(world: World, paint: Paint) -> World:
     return world
 
 
-def test_a_sequence_goes_on_after_a_frame_that_cannot_be_read(many: World, tmp_path: Path) -> None:
+def test_sequence_continues_after_an_unreadable_frame(many: World, tmp_path: Path) -> None:
     index = many.open()
     broken = tmp_path / "broken.jpg"
     broken.write_text("no photo")
@@ -333,7 +333,7 @@ def test_the_way_past_an_unreadable_frame_is_kept(many: World, tmp_path: Path) -
     assert step._skipped is None
 
 
-def test_query_sequence_is_what_following_gives(many: World) -> None:
+def test_query_sequence_equals_following(many: World) -> None:
     index = many.open()
     frames = [many.photo(2, view) for view in range(8)]
     found = index.query_sequence([*frames[:2], frames[2].read_bytes(), *frames[3:]], k=2)
@@ -351,7 +351,7 @@ def test_query_sequence_is_what_following_gives(many: World) -> None:
         index.follow(k=0)
 
 
-def test_frames_are_verified_unless_not_asked_for(many: World) -> None:
+def test_frames_are_verified_by_default(many: World) -> None:
     index = many.open()
     frame = many.photo(2, 3)
     seen = index.see(frame)

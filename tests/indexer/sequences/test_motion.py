@@ -100,7 +100,7 @@ def test_metres_between_photos(step: Step, free: float, blur: float, by: tuple[f
     assert astray == pytest.approx(belief[0, 7])
 
 
-def test_a_way_to_where_no_photo_is_leaves_the_map() -> None:
+def test_step_to_no_photo_leaves_the_map() -> None:
     lat, lon = offset_places(np.array([[0.0, 0.0], [20.0, 0.0]]))
     metric = MetricMotion(lat, lon)
     belief = np.array([[0.5, 0.25]])
@@ -147,7 +147,7 @@ def test_backward_is_the_expectation_that_forward_spreads(model: Motion, step: S
     assert (belief * move.backward(value, 0.3, 0.7)).sum() == pytest.approx(spread, abs=1e-12)
 
 
-def test_what_is_near() -> None:
+def test_near_photos_of_both_motions() -> None:
     ordered = OrderedMotion([3, 10])
     assert [ordered.near(photo).tolist() for photo in (0, 2, 3, 7, 12)] == [
         [0, 1, 2],
@@ -184,7 +184,7 @@ def test_metres_across_the_antimeridian(lon: float) -> None:
         ({"novelty": -0.1}, "a step's cut and novelty must be 0 to 1, got 0 and -0.1"),
     ],
 )
-def test_steps_that_cannot_be(values: dict[str, Any], sentence: str) -> None:
+def test_invalid_steps_are_refused(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         Step(**values)
 

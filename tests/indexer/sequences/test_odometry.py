@@ -53,7 +53,7 @@ def test_metres_with_a_heading(tmp_path: Path) -> None:
         ("frame,dx,dy\nb.jpg,1,\n", "line 2: dx and dy go together, and one is empty"),
     ],
 )
-def test_what_an_odometry_file_must_not_say(tmp_path: Path, text: str, sentence: str) -> None:
+def test_invalid_odometry_values_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UsageError) as raised:
         read_odometry(path, FRAMES)
@@ -69,7 +69,7 @@ def test_a_name_that_two_frames_have(tmp_path: Path) -> None:
         read_odometry(path, [Path("one/a.jpg"), Path("two/a.jpg")])
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_invalid_odometry_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read the odometry file .*none\.csv: No such file"):
         read_odometry(tmp_path / "none.csv", FRAMES)
     path = tmp_path / "photo.jpg"
@@ -95,7 +95,7 @@ def test_ways_by_time(tmp_path: Path) -> None:
     assert steps_by_time(frames[:1], 2.0) == [None]
 
 
-def test_speeds_and_times_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_speeds_and_times_are_refused(tmp_path: Path) -> None:
     frames = [frame(tmp_path / f"{n}.jpg", None) for n in range(2)]
     with pytest.raises(
         UsageError,

@@ -124,7 +124,7 @@ def test_positions_across_the_antimeridian() -> None:
     radius=st.floats(10, 60),
     held_out=st.floats(0.05, 0.6),
 )
-def test_no_photo_is_trained_on_that_is_near_to_a_held_out_one(
+def test_photos_near_held_out_ones_are_not_trained_on(
     seed: int, corners: int, radius: float, held_out: float
 ) -> None:
     photos = at(street(seed, corners))
@@ -175,7 +175,7 @@ def test_a_square_that_is_too_large_is_not_held_out() -> None:
         assert rows(data.held_queries) == [36, 37, 38, 39]
 
 
-def test_photos_of_unknown_position_are_neither_trained_on_nor_asked_for() -> None:
+def test_photos_without_position_are_left_out() -> None:
     """Nobody knows that they show another place, so that they are no negatives either."""
     spots: list[Spot | None] = [*street(corners=10), None, None]
     data = training_set(at(spots), Supervision())
@@ -184,7 +184,7 @@ def test_photos_of_unknown_position_are_neither_trained_on_nor_asked_for() -> No
     assert len(data.held_database) == 30
 
 
-def test_by_place_where_no_photo_has_a_position() -> None:
+def test_places_decide_without_positions() -> None:
     photos = [photo(n, place=f"room {n // 3}") for n in range(30)] + [photo(30), photo(31)]
     data = training_set(photos, Supervision())
     for row in range(30):
@@ -314,7 +314,7 @@ def test_refusals(photos: list[TrainingPhoto], how: Supervision, sentence: str) 
         training_set(photos, how)
 
 
-def test_a_way_to_make_places_that_is_none() -> None:
+def test_invalid_places_option_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^places are auto, gps, folder, photo or frames:N .*'hall'$"):
         training_set([photo(n) for n in range(8)], Supervision(places="hall"))
 
@@ -337,7 +337,7 @@ def test_find_photos(tmp_path: Path, paint: Paint) -> None:
     assert (again[0].id == found[0].id, again[1].id == found[1].id) == (True, False)
 
 
-def test_a_copy_has_the_same_ids_and_no_two_photos_have_one(tmp_path: Path, paint: Paint) -> None:
+def test_copied_collection_has_the_same_unique_ids(tmp_path: Path, paint: Paint) -> None:
     """Ids decide what is drawn of a photo: a collection unpacked elsewhere trains to the same model."""
     for folder in ("one", "two"):
         paint(tmp_path / folder / "a.jpg", 1)

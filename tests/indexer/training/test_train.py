@@ -139,7 +139,7 @@ def history(into: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (beside(into) / "log.jsonl").read_text().splitlines()]
 
 
-def test_what_a_run_says_and_leaves(photos: Path, into: Path) -> None:
+def test_output_and_files_of_a_run(photos: Path, into: Path) -> None:
     heard = Heard()
     report = run(photos, into, options(train={"epochs": 4}), heard)
     trained = load_model(into)
@@ -176,14 +176,14 @@ def test_what_a_run_says_and_leaves(photos: Path, into: Path) -> None:
 
 
 @pytest.mark.usefixtures("better_and_better")
-def test_what_learns_is_the_head(photos: Path, into: Path) -> None:
+def test_only_the_head_is_trained_by_default(photos: Path, into: Path) -> None:
     report = run(photos, into, options(train={"epochs": 1}))
     assert (report.recall_before, report.recall_after) == ([0.01] * 3, [0.02] * 3)
     assert report.best_epoch == 1
     assert changed(beside(into) / "initial.safetensors", into) == {"pooling.weight", "pooling.centres"}
 
 
-def test_a_model_says_where_it_comes_from(photos: Path, into: Path) -> None:
+def test_model_has_provenance(photos: Path, into: Path) -> None:
     report = run(photos, into, options(train={"epochs": 1, "seed": 7}))
     config = load_model(into).config
     assert (config.weights, config.pooling, config.clusters, config.image_size) == (
@@ -446,7 +446,7 @@ def test_the_connection_reaches_the_network(
     assert built == [(connection, 3)]
 
 
-def test_weights_that_are_brought_keep_what_they_are(photos: Path, into: Path, tmp_path: Path) -> None:
+def test_given_weights_keep_their_settings(photos: Path, into: Path, tmp_path: Path) -> None:
     run(photos, into, options(train={"epochs": 1}))
     brought = BuildOptions(weights=str(into), image_size=32)
     told = options(train={"epochs": 1}, fit=brought)
@@ -470,7 +470,7 @@ def test_weights_that_are_brought_keep_what_they_are(photos: Path, into: Path, t
     assert not beside(tmp_path / "third").exists()
 
 
-def test_what_is_refused_leaves_nothing_behind(photos: Path, into: Path, tmp_path: Path) -> None:
+def test_refused_run_leaves_nothing(photos: Path, into: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(IndexerError, match="no photos"):
         run(tmp_path / "empty", into, options())
@@ -485,7 +485,7 @@ def test_what_is_refused_leaves_nothing_behind(photos: Path, into: Path, tmp_pat
     assert not beside(into).exists()
 
 
-def test_a_target_that_cannot_be(photos: Path, tmp_path: Path) -> None:
+def test_invalid_target_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"^`into` must be a model file, but {tmp_path} is a folder$"):
         run(photos, tmp_path, options())
     (tmp_path / "notes.txt").write_text("mine")
@@ -543,6 +543,6 @@ def test_a_full_disk(photos: Path, into: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"train": TrainOptions(margin=float("nan"))}, "`margin` must be above 0 and at most 1000, got nan"),
     ],
 )
-def test_options_that_cannot_be(told: dict[str, Any], sentence: str) -> None:
+def test_invalid_options_are_refused(told: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
         TrainingOptions(**told)

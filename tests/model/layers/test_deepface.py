@@ -71,7 +71,7 @@ def test_images_of_any_size(shared: DeepFace, size: tuple[int, int]) -> None:
     assert y.shape == (2, 4096, 1, 1)
 
 
-def test_resampling_is_what_an_image_of_the_right_size_is_spared(shared: DeepFace) -> None:
+def test_image_of_the_right_size_is_not_resampled(shared: DeepFace) -> None:
     images = torch.randn(1, 3, 304, 304, generator=generator())
     small = nn.functional.interpolate(images, (152, 152), mode="bilinear", antialias=True)
     with torch.inference_mode():

@@ -74,7 +74,7 @@ def test_the_shipped_directions_are_orthonormal() -> None:
     torch.testing.assert_close(projection.T @ projection, torch.eye(DIM), atol=2e-3, rtol=0)
 
 
-def test_the_network_finds_them_on_its_way_and_its_maps_stay_as_they_are() -> None:
+def test_local_features_do_not_change_the_maps() -> None:
     model = PlaceModel.unfitted(CONFIG).eval()
     images = torch.randint(0, 256, (2, 3, 48, 64), generator=torch.Generator().manual_seed(3))
     images = images.to(torch.uint8)
@@ -93,7 +93,7 @@ def test_the_network_finds_them_on_its_way_and_its_maps_stay_as_they_are() -> No
     ]
 
 
-def test_a_photo_is_seen_with_them_and_a_clip_without() -> None:
+def test_only_single_photos_have_local_features() -> None:
     embedder = Embedder(PlaceModel.unfitted(CONFIG), device="cpu", precision="fp32")
     images = [np.random.default_rng(i).integers(0, 256, (32, 48, 3)).astype(np.uint8) for i in range(3)]
     alone, clip, another = embedder.see([[images[0]], images[1:], [images[2]]])
@@ -109,7 +109,7 @@ def test_a_photo_is_seen_with_them_and_a_clip_without() -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 7])
-def test_a_model_file_has_as_many_as_it_says(kept: int) -> None:
+def test_model_file_sets_the_number_of_features(kept: int) -> None:
     config = ModelConfig(pooling="average", clusters=0, local_features=kept)
     model = PlaceModel.unfitted(config)
     assert (model.local.count if model.local else 0) == kept

@@ -105,7 +105,7 @@ async def submit(dispatcher: Dispatcher, network: Any, values: Sequence[int]) ->
     return tasks
 
 
-def test_an_idle_network_starts_at_once_and_a_busy_one_takes_what_queued_up(make: Make, network: Any) -> None:
+def test_busy_network_batches_queued_images(make: Make, network: Any) -> None:
     sizes: list[int] = []
     dispatcher = make(max_batch=4, on_batch=sizes.append)
 
@@ -172,7 +172,7 @@ def test_a_cancelled_caller_leaves_its_place_and_its_batch_alone(make: Make, net
     assert network.batches == [[0], [1, 3, 4]]
 
 
-def test_a_caller_cancelled_while_the_network_works_takes_nobody_down(make: Make, network: Any) -> None:
+def test_cancelled_caller_does_not_disturb_others(make: Make, network: Any) -> None:
     dispatcher = make()
 
     async def run() -> None:
@@ -221,7 +221,7 @@ def test_a_batch_has_one_model(make: Make, network: Any) -> None:
     assert newer.batches == [[2, 3]]
 
 
-def test_when_the_thread_dies_everybody_is_told(make: Make, network: Any) -> None:
+def test_callers_are_told_when_the_thread_dies(make: Make, network: Any) -> None:
     deaths: list[Exception] = []
     dispatcher = make(max_batch=1, on_death=deaths.append)
     network.fatal = SystemExit("the device is gone")
@@ -255,7 +255,7 @@ def test_a_network_that_takes_too_long_is_trouble(make: Make, network: Any) -> N
     asyncio.run(run())
 
 
-def test_an_idle_network_is_no_trouble_however_soon_it_would_be_stalled(make: Make, network: Any) -> None:
+def test_idle_network_is_not_stalled(make: Make, network: Any) -> None:
     dispatcher = make(stall_seconds=0.2, wedged_seconds=0.2)
     network.open.set()
     for _ in range(40):
@@ -308,7 +308,7 @@ def test_callers_of_a_batch_without_memory_are_told_and_the_next_ones_answered(
     assert dispatcher.trouble() is None
 
 
-def test_a_device_without_memory_is_not_ready_then_given_up(make: Make, network: Any) -> None:
+def test_device_without_memory_is_given_up_after_a_while(make: Make, network: Any) -> None:
     deaths: list[Exception] = []
     dispatcher = make(on_death=deaths.append)
     network.fail_above = 0
@@ -328,7 +328,7 @@ def test_a_device_without_memory_is_not_ready_then_given_up(make: Make, network:
     assert [str(death) for death in deaths] == ["the device is out of memory and did not recover"]
 
 
-def test_a_broken_device_is_given_up_at_once_and_everybody_is_told(make: Make, network: Any) -> None:
+def test_broken_device_is_given_up_at_once(make: Make, network: Any) -> None:
     deaths: list[Exception] = []
     dispatcher = make(max_batch=1, on_death=deaths.append)
 
@@ -350,7 +350,7 @@ def test_a_broken_device_is_given_up_at_once_and_everybody_is_told(make: Make, n
     assert "\n" not in str(deaths[0])
 
 
-def test_a_stalled_network_takes_nobody_in_and_goes_on_when_it_is_back(
+def test_stalled_network_refuses_until_it_recovers(
     make: Make, network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.engine.dispatcher.BEAT_SECONDS", 0.02)
@@ -371,7 +371,7 @@ def test_a_stalled_network_takes_nobody_in_and_goes_on_when_it_is_back(
     assert dispatcher.trouble() is None
 
 
-def test_a_wedged_network_is_given_up_and_everybody_is_told(make: Make, network: Any) -> None:
+def test_hanging_network_is_given_up(make: Make, network: Any) -> None:
     deaths: list[Exception] = []
     dispatcher = make(wedged_seconds=0.05, on_death=deaths.append)
 

@@ -74,7 +74,7 @@ def test_a_failed_refresh_keeps_the_old_snapshot(
     assert client.post("/v1/query", files={"image": make_photo()}).status_code == 200
 
 
-def test_an_index_whose_store_is_gone_is_not_ready_until_it_is_back(
+def test_index_without_store_is_not_ready(
     start: Start,
     index: FakeIndex,
     monkeypatch: pytest.MonkeyPatch,
@@ -105,7 +105,7 @@ def test_an_index_whose_store_is_gone_is_not_ready_until_it_is_back(
     assert client.post("/v1/query", files={"image": make_photo()}).status_code == 200
 
 
-def test_a_store_that_goes_while_it_is_asked(
+def test_store_lost_during_a_query(
     start: Start, index: FakeIndex, problem: Problem, make_photo: MakePhoto
 ) -> None:
     index.answer_error = StoreUnavailable("the Milvus store http://10.0.0.7:19530 (loci) cannot be searched")
@@ -116,7 +116,7 @@ def test_a_store_that_goes_while_it_is_asked(
     assert response.headers["Retry-After"] == "5"
 
 
-def test_until_the_index_is_open_the_service_says_so(
+def test_service_is_not_ready_until_the_index_opens(
     start: Start,
     index: FakeIndex,
     monkeypatch: pytest.MonkeyPatch,

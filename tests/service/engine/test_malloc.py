@@ -6,7 +6,7 @@ import sys
 from service.engine.malloc import Trimmer
 
 
-def test_it_is_given_back_after_growth_and_not_otherwise() -> None:
+def test_memory_is_trimmed_after_growth() -> None:
     megabytes = [500.0]
     trimmed: list[float] = []
 

@@ -94,7 +94,7 @@ def test_places_are_counted(client: httpx.Client, opened: Index) -> None:
     assert f"loci_index_photos {float(opened.info()['photos'])}" in client.get("/metrics").text
 
 
-def test_what_is_not_there_is_404(client: httpx.Client, problem: Problem) -> None:
+def test_unknown_ids_are_404(client: httpx.Client, problem: Problem) -> None:
     for path in ("/v1/photos/nothing", "/v1/photos/nothing/image", "/v1/places/nothing"):
         problem(client.get(path), 404)
 

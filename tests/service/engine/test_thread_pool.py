@@ -15,7 +15,7 @@ class Upload(bytearray):
     """Something large, of which one can see when it is let go of."""
 
 
-def test_a_cancelled_call_is_not_begun_and_lets_go_of_its_photo_at_once() -> None:
+def test_cancelled_call_releases_its_photo() -> None:
     workers = Workers(threads=1, waiting=2)
     free, begun = threading.Event(), threading.Event()
     done: list[str] = []
@@ -51,7 +51,7 @@ def test_a_cancelled_call_is_not_begun_and_lets_go_of_its_photo_at_once() -> Non
     assert done == []
 
 
-def test_there_is_room_for_so_many() -> None:
+def test_room_has_a_limit() -> None:
     workers = Workers(threads=1, waiting=1)
     free = threading.Event()
 

@@ -76,7 +76,7 @@ def test_a_photo_is_described(client: httpx.Client) -> None:
         "/v1/photos/..%2f..%2fetc%2fpasswd/image",
     ],
 )
-def test_what_is_not_there_is_404(client: httpx.Client, problem: Problem, path: str) -> None:
+def test_unknown_ids_are_404(client: httpx.Client, problem: Problem, path: str) -> None:
     problem(client.get(path), 404)
 
 

@@ -442,7 +442,7 @@ def test_a_refused_field_is_named_and_focused(visit: Visit, red: FilePayload) ->
     assert page.locator("[name=radius_m]").get_attribute("aria-invalid") == "true"
 
 
-def test_what_is_no_photo_is_refused_in_the_services_words(visit: Visit) -> None:
+def test_client_error_has_the_services_sentence(visit: Visit) -> None:
     watched = visit()
     watched.allow(400, 415)
     page = watched.open()
@@ -453,7 +453,7 @@ def test_what_is_no_photo_is_refused_in_the_services_words(visit: Visit) -> None
     expect(page.get_by_role("alert")).to_contain_text("Not an image type")
 
 
-def test_what_is_too_large_is_not_sent(start: Start, index: FakeIndex, visit: Visit) -> None:
+def test_page_does_not_send_large_photos(start: Start, index: FakeIndex, visit: Visit) -> None:
     watched = visit(start(index, max_upload_mb=0.001))
     page = watched.open()
     page.set_input_files("#find-files", {"name": "x.jpg", "mimeType": "image/jpeg", "buffer": bytes(2_000)})
@@ -473,7 +473,7 @@ def test_an_overloaded_service_can_be_asked_again(visit: Visit, red: FilePayload
     assert page.get_by_role("alert").count() == 0
 
 
-def test_a_service_that_is_gone_is_said_to_be(visit: Visit, red: FilePayload) -> None:
+def test_unreachable_service_is_not_ready(visit: Visit, red: FilePayload) -> None:
     watched = visit()
     page = watched.open()
     page.route("**/v1/query**", lambda route: route.abort())
@@ -485,9 +485,7 @@ def test_a_service_that_is_gone_is_said_to_be(visit: Visit, red: FilePayload) ->
     watched.wrong.clear()
 
 
-def test_until_an_index_is_loaded_the_page_says_why_and_then_goes_on(
-    start: Start, visit: Visit, tmp_path: Path, real_index: Path
-) -> None:
+def test_page_waits_for_the_index(start: Start, visit: Visit, tmp_path: Path, real_index: Path) -> None:
     folder = tmp_path / "later"
     service = start(None, index=folder, refresh_seconds=0.1, device="cpu")
     watched = visit(service)
@@ -537,7 +535,7 @@ def test_places_are_browsed(visit: Visit) -> None:
     expect(page.locator("#filter-form [name=place]")).to_have_value("green")
 
 
-def test_an_address_that_is_damaged_shows_the_page_all_the_same(visit: Visit) -> None:
+def test_page_opens_with_a_damaged_address(visit: Visit) -> None:
     page = visit().open("/#places/%E0%A4%A")
     expect(page.locator("#place-total")).to_have_text("3 places")
 
@@ -787,7 +785,7 @@ def test_names_are_shown_as_text(
     expect(page.locator("#place-rows .row-name")).to_have_text(name)
 
 
-def test_tiles_come_from_the_one_origin_that_is_set(
+def test_tiles_come_from_the_configured_origin(
     start: Start, index: FakeIndex, visit: Visit, make_photo: MakePhoto
 ) -> None:
     tiles = "https://tiles.example/{z}/{x}/{y}.png"
@@ -855,7 +853,7 @@ def test_an_unchanged_file_is_not_sent_twice(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "assets.py", "../settings.py", "%2e%2e/settings.py", ""])
-def test_only_the_pages_own_files_are_given(
+def test_only_page_files_are_served(
     client: httpx.Client, problem: Callable[..., dict[str, Any]], name: str
 ) -> None:
     problem(client.get(f"/page/{name}"), 404)

@@ -44,7 +44,7 @@ def test_multipart_query_finds_the_place(client: httpx.Client, make_photo: MakeP
 @pytest.mark.parametrize(
     ("params", "wanted"), [({}, True), ({"verify": "true"}, True), ({"verify": "false"}, False)]
 )
-def test_a_query_is_verified_unless_told_not_to_be(
+def test_queries_are_verified_by_default(
     client: httpx.Client, index: FakeIndex, make_photo: MakePhoto, params: dict[str, str], wanted: bool
 ) -> None:
     response = client.post("/v1/query", params=params, files={"image": make_photo()})
@@ -139,7 +139,7 @@ def test_not_an_image_type_is_415(client: httpx.Client, problem: Problem) -> Non
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image that can be read"),
     ],
 )
-def test_what_is_no_image_is_400(client: httpx.Client, problem: Problem, sent: bytes, reason: str) -> None:
+def test_other_files_are_400(client: httpx.Client, problem: Problem, sent: bytes, reason: str) -> None:
     response = client.post("/v1/query", files={"image": ("photo.jpg", sent, "image/jpeg")})
     body = problem(response, 400, "image")
     assert body["title"] == "Image cannot be decoded"
@@ -208,7 +208,7 @@ def test_another_model_is_409(
     assert "beef" in problem(response, 409)["detail"]
 
 
-def test_an_unforeseen_failure_is_500_and_tells_nothing(
+def test_unexpected_error_is_500_without_details(
     client: httpx.Client, network: Network, make_photo: MakePhoto, problem: Problem
 ) -> None:
     network.error = RuntimeError("secret")

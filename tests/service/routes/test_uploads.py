@@ -45,7 +45,7 @@ def test_reading_stops_at_the_limit_whatever_was_announced(
     assert sum(taken) <= 11_000
 
 
-def test_what_announces_too_much_is_not_read_at_all() -> None:
+def test_body_announced_too_large_is_not_read() -> None:
     taken: list[int] = []
     announced = request(endless(b"", taken), "image/jpeg", content_length="10001")
     with pytest.raises(TooLarge):

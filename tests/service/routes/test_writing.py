@@ -128,13 +128,13 @@ def test_a_photo_comes_and_goes(client: httpx.Client) -> None:
     assert client.post("/v1/photos", files={"image": photo}).status_code == 201
 
 
-def test_a_wrong_method_is_told_all_the_right_ones(client: httpx.Client, problem: Problem) -> None:
+def test_wrong_method_lists_the_allowed_ones(client: httpx.Client, problem: Problem) -> None:
     response = client.put("/v1/photos/red")
     problem(response, 405)
     assert response.headers["allow"] == "GET, DELETE"
 
 
-def test_what_is_not_said_is_taken_from_the_exif(client: httpx.Client) -> None:
+def test_missing_metadata_comes_from_exif(client: httpx.Client) -> None:
     body = client.post("/v1/photos", files={"image": texture(1, gps=(10.0, 20.0))}).json()
     assert (body["lat"], body["lon"], body["heading"], body["place"]) == (10.0, 20.0, None, None)
     said = client.post(
@@ -169,7 +169,7 @@ def test_what_is_not_said_is_taken_from_the_exif(client: httpx.Client) -> None:
         ({}, {"place": b"\xff"}, "place", "place is not UTF-8 text"),
     ],
 )
-def test_what_is_said_wrongly_is_422(
+def test_invalid_metadata_is_422(
     client: httpx.Client,
     problem: Problem,
     folder: Path,
@@ -183,7 +183,7 @@ def test_what_is_said_wrongly_is_422(
     assert not (folder / "photos").exists()
 
 
-def test_what_is_no_photo_is_refused_and_not_stored(
+def test_other_files_are_refused_and_not_stored(
     client: httpx.Client, problem: Problem, folder: Path, make_photo: MakePhoto
 ) -> None:
     whole = texture(5)
@@ -230,7 +230,7 @@ def test_an_index_that_takes_no_photos_says_so(
 @pytest.mark.parametrize(
     ("error", "status"), [(IndexBusy("database is locked"), 503), (IndexerError("read-only"), 501)]
 )
-def test_an_index_that_cannot_be_written_now_or_at_all(
+def test_busy_or_read_only_index_refuses_posts(
     client: httpx.Client, problem: Problem, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
     def fail(_: object) -> None:
@@ -317,7 +317,7 @@ def test_filters_narrow_the_answer(client: httpx.Client) -> None:
     ],
 )
 @pytest.mark.parametrize("route", ["/v1/query", "/v1/query/clip"])
-def test_filters_that_cannot_be_are_422(
+def test_invalid_filters_are_422(
     start: Start,
     index: FakeIndex,
     problem: Problem,

@@ -73,7 +73,7 @@ def test_a_pace_grows_with_what_has_come() -> None:
     assert Pace(10, 1000).seconds(5000) == 15
 
 
-def test_what_is_refused_for_want_of_room_is_not_read(
+def test_body_refused_for_room_is_not_read(
     start: Start, index: FakeIndex, network: Network, make_photo: MakePhoto, problem: Problem, wait: Wait
 ) -> None:
     client = start(index, max_uploads=1)
@@ -113,7 +113,7 @@ def test_the_bytes_that_are_held_are_bounded(
         assert client.post("/v1/query", files={"image": make_photo()}).status_code == 200
 
 
-def test_an_expected_100_is_not_given_to_what_is_refused(start: Start, index: FakeIndex) -> None:
+def test_refused_request_gets_no_100_continue(start: Start, index: FakeIndex) -> None:
     client = start(index, max_upload_mb=1)
     with connected(client) as connection:
         connection.sendall(head(2_000_000, "Expect: 100-continue"))
@@ -146,7 +146,7 @@ def test_a_slow_upload_is_cut_off(start: Start, index: FakeIndex, drip: bytes) -
     assert 'route="/v1/query",status="408"} 1.0' in client.get("/metrics").text
 
 
-def test_an_upload_that_keeps_its_pace_may_take_longer_than_the_grace(
+def test_steady_upload_may_exceed_the_grace_time(
     start: Start, index: FakeIndex, make_photo: MakePhoto
 ) -> None:
     client = start(index, upload_grace_seconds=0.2, min_upload_rate=1)
@@ -160,7 +160,7 @@ def test_an_upload_that_keeps_its_pace_may_take_longer_than_the_grace(
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_caller_who_leaves_takes_his_undecoded_photo_along(
+def test_undecoded_photo_of_a_gone_caller_is_dropped(
     start: Start, index: FakeIndex, network: Network, make_photo: MakePhoto, wait: Wait
 ) -> None:
     client = start(index, decode_threads=1)
@@ -235,7 +235,7 @@ def settings(tmp_path: Any) -> Settings:
     return Settings(index=tmp_path, upload_grace_seconds=0.05)
 
 
-def test_an_app_that_waits_for_the_end_is_told(settings: Settings) -> None:
+def test_app_is_notified_of_a_disconnect(settings: Settings) -> None:
     seen: list[str] = []
 
     async def app(_scope: Scope, receive: Receive, _send: Send) -> None:

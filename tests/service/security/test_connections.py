@@ -73,7 +73,7 @@ def test_a_connection_that_asks_nothing_is_closed(start: Start, index: FakeIndex
         assert connection.recv(1) == b""
 
 
-def test_a_kept_connection_may_not_be_slow_either(start: Start, index: FakeIndex) -> None:
+def test_kept_connection_may_not_be_slow(start: Start, index: FakeIndex) -> None:
     client = start(index, head_seconds=0.3, keep_alive_seconds=5)
     with connected(client) as connection:
         for _ in range(2):
@@ -125,7 +125,7 @@ def test_a_head_of_very_many_fields_is_refused_before_it_is_parsed(client: httpx
         b"GET / HTTP/1.1\r\nHost: x\x00\r\n\r\n",
     ],
 )
-def test_what_is_no_http_gets_a_clean_error(client: httpx.Client, sent: bytes) -> None:
+def test_non_http_gets_a_clean_error(client: httpx.Client, sent: bytes) -> None:
     with connected(client) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR) if sent.startswith(b"\x16") else None
@@ -189,7 +189,7 @@ def test_an_upgrade_is_answered_as_any_request(client: httpx.Client) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_one_connection_too_many_is_told_so(start: Start, index: FakeIndex, wait: Wait) -> None:
+def test_one_connection_too_many_gets_503(start: Start, index: FakeIndex, wait: Wait) -> None:
     client = start(index, max_connections=3, head_seconds=5)
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(connected(client)) for _ in range(3)]
@@ -239,7 +239,7 @@ def test_a_client_that_does_not_take_its_answer_is_cut_off(
     assert received < 30_000_000
 
 
-def test_a_half_closed_connection_counts_as_left(
+def test_half_closed_connection_counts_as_closed(
     start: Start, index: FakeIndex, network: Network, make_photo: MakePhoto, wait: Wait
 ) -> None:
     client = start(index)

@@ -95,7 +95,7 @@ def test_once_there_is_a_read_key_reading_needs_a_key(
         "Bearer x, Bearer {key}",
     ],
 )
-def test_a_header_that_holds_no_known_key_opens_nothing(
+def test_unknown_key_opens_nothing(
     start: Start, index: FakeIndex, file: KeyFile, problem: Problem, header: str
 ) -> None:
     key = file.create("robot", Role.READ)
@@ -152,7 +152,7 @@ def test_the_description_says_what_needs_a_key(tmp_path: Path) -> None:
     assert {"401", "403"} <= set(description["paths"]["/v1/written"]["post"]["responses"])
 
 
-def test_elsewhere_than_on_loopback_reading_needs_a_key(
+def test_reading_needs_a_key_on_public_addresses(
     start: Start, index: FakeIndex, file: KeyFile, problem: Problem
 ) -> None:
     key = file.create("editor", Role.WRITE)
@@ -235,7 +235,7 @@ def test_hosts_can_be_named(start: Start, index: FakeIndex, problem: Problem) ->
     problem(client.get("/v1/places", headers={"Host": "example.org"}), 421)
 
 
-def test_where_reading_needs_a_key_every_host_will_do_unless_some_are_named(
+def test_any_host_is_allowed_if_reading_needs_a_key(
     start: Start, index: FakeIndex, file: KeyFile, problem: Problem
 ) -> None:
     headers = bearer(file.create("robot", Role.READ)) | {"Host": "loci.example.org"}
@@ -243,7 +243,7 @@ def test_where_reading_needs_a_key_every_host_will_do_unless_some_are_named(
     problem(start(index, allowed_hosts=("example.org",)).get("/v1/places", headers=headers), 421)
 
 
-def test_pages_of_other_sites_are_told_nothing(
+def test_pages_of_other_sites_are_refused(
     client: httpx.Client, make_photo: MakePhoto, problem: Problem
 ) -> None:
     foreign = {"Origin": "https://evil.example.org", "Sec-Fetch-Site": "cross-site"}
@@ -303,7 +303,7 @@ def test_every_answer_says_what_a_browser_may_do_with_it(client: httpx.Client, p
     assert "server" not in headers
 
 
-def test_the_documentation_alone_has_a_looser_policy_and_no_script_in_its_text(client: httpx.Client) -> None:
+def test_only_the_documentation_has_a_looser_policy(client: httpx.Client) -> None:
     page = client.get("/docs")
     policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
     assert policy["script-src"] == "'self'"
@@ -312,7 +312,7 @@ def test_the_documentation_alone_has_a_looser_policy_and_no_script_in_its_text(c
     assert "unsafe" not in client.get("/docs/start.js").headers["content-security-policy"]
 
 
-def test_a_caller_that_asks_too_often_is_told_when_to_return(
+def test_rate_limit_sends_retry_after(
     start: Start, index: FakeIndex, file: KeyFile, problem: Problem
 ) -> None:
     key = file.create("editor", Role.WRITE)
@@ -329,7 +329,7 @@ def test_a_caller_that_asks_too_often_is_told_when_to_return(
     assert 'loci_refused_total{problem="too-many-requests"} 3.0' in metrics
 
 
-def test_a_trusted_proxy_says_for_whom_it_asks(start: Start, index: FakeIndex, problem: Problem) -> None:
+def test_trusted_proxy_sets_the_client_address(start: Start, index: FakeIndex, problem: Problem) -> None:
     client = start(index, rate_limit=0.001, rate_burst=1, trusted_proxies=("127.0.0.1",))
     for address in ("192.0.2.1", "192.0.2.2"):
         headers = {"X-Forwarded-For": address}
@@ -368,7 +368,7 @@ def test_metrics_can_be_off(start: Start, index: FakeIndex, problem: Problem) ->
     assert "/metrics" not in client.get("/openapi.json").json()["paths"]
 
 
-def test_metrics_count_answers_by_what_is_known(
+def test_metrics_count_known_and_unknown_answers(
     start: Start, index: FakeIndex, make_photo: MakePhoto
 ) -> None:
     client = start(index)

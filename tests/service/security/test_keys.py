@@ -165,7 +165,7 @@ def test_every_entry_is_compared_in_constant_time(path: Path, monkeypatch: pytes
         assert compared == [key.sha256 for key in KeyFile(path).read()]
 
 
-def test_a_file_that_vanishes_or_breaks_is_trouble_until_it_is_whole(path: Path) -> None:
+def test_damaged_or_missing_keys_are_trouble_until_restored(path: Path) -> None:
     key = KeyFile(path).create("robot", Role.READ)
     ring = KeyRing(path)
     assert ring.trouble() is None

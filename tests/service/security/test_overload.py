@@ -64,7 +64,7 @@ def test_more_than_the_queue_holds_is_503_with_retry_after(
     assert refused.headers["retry-after"] == "1"
 
 
-def test_a_caller_who_leaves_costs_nobody_else_anything(
+def test_leaving_caller_does_not_disturb_others(
     client: httpx.Client, network: Network, make_photo: MakePhoto
 ) -> None:
     network.open.clear()

@@ -28,7 +28,7 @@ def test_a_burst_then_a_rate(clock: Clock) -> None:
     assert [limit.take("a") for _ in range(4)] == [0, 0, 0, 0.5], "no more than the burst is saved up"
 
 
-def test_each_caller_has_a_bucket_of_its_own(clock: Clock) -> None:
+def test_each_caller_has_its_own_bucket(clock: Clock) -> None:
     limit = RateLimit(1.0, 1, clock=clock)
     assert [limit.take("a"), limit.take("b"), limit.take("a")] == [0, 0, 1]
 
@@ -39,7 +39,7 @@ def test_no_limit(clock: Clock) -> None:
     assert len(limit) == 0
 
 
-def test_memory_is_bounded_and_whoever_asked_last_is_remembered(clock: Clock) -> None:
+def test_rate_limiter_remembers_recent_callers(clock: Clock) -> None:
     limit = RateLimit(1.0, 1, callers=10, clock=clock)
     limit.take("a")
     for number in range(1000):
