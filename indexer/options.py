@@ -22,6 +22,8 @@ from model.modelfile import ModelConfig
 IMAGENET = "imagenet"
 """Weights whose clusters are still to be fitted."""
 DEFAULT_GHOSTS = 8
+PLACE_RADIUS_M = 25.0
+"""Default radius of a place; also the distance within which a photo is right."""
 RECALL = 0.99
 FOLDER = "faiss"
 """The value of `store` for an index that is in its folder only."""
@@ -99,7 +101,7 @@ class PlaceOptions:
     """Rule that groups photos into places; may change from run to run."""
 
     places: str = "auto"
-    place_radius_m: float = 25.0
+    place_radius_m: float = PLACE_RADIUS_M
 
     def describe(self) -> str:
         """Return a text that changes with the options."""

@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 
 from indexer.confidence.evidence import Evidence
 from indexer.errors import UsageError
+from indexer.options import PLACE_RADIUS_M
 
 VERSION = 1
 KNOWN_FROM = 0.5
@@ -104,7 +105,7 @@ class Calibration:
     """Number of neighbouring frames that count as the same place; None if position or place decides."""
     named: bool = False
     """Whether folders define places."""
-    place_radius_m: float = 25.0
+    place_radius_m: float = PLACE_RADIUS_M
     version: int = field(default=VERSION)
 
     def to_json(self) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from indexer.evaluation.comparison import Comparison, compare
 from indexer.evaluation.per_query import write_csv
 from indexer.evaluation.results import Evaluation, QueryResult, Rule
-from indexer.evaluation.run import AT, RADIUS_M, evaluate
+from indexer.evaluation.run import AT, evaluate
 from indexer.evaluation.truth import AlignedBy, Expected
 
 __all__ = [
     "AT",
-    "RADIUS_M",
     "AlignedBy",
     "Comparison",
     "Evaluation",

@@ -12,12 +12,12 @@ from indexer.evaluation.queries import Query, find_queries, read_queries
 from indexer.evaluation.results import Evaluation, QueryResult, Rule
 from indexer.evaluation.truth import AlignedBy, Expected, by_distance, by_file, by_frames
 from indexer.index import Index
+from indexer.options import PLACE_RADIUS_M
 from indexer.photos.file_name import panorama_of
 from indexer.photos.metadata_table import read_table
 from indexer.progress import Progress, Silent
 from indexer.search.searcher import Question
 
-RADIUS_M = 25.0
 AT = (1, 5, 10, 20)
 
 
@@ -29,7 +29,7 @@ def evaluate(
     frames: int | None = None,
     aligned_by: AlignedBy = "name",
     metadata: Path | None = None,
-    radius_m: float = RADIUS_M,
+    radius_m: float = PLACE_RADIUS_M,
     more_radii_m: Sequence[float] = (),
     heading_tolerance: float | None = None,
     one_per_panorama: bool = False,

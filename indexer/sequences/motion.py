@@ -13,6 +13,7 @@ from scipy.spatial import KDTree
 
 from indexer.errors import UsageError
 from indexer.geo import EARTH_RADIUS_M, chord_m, earth_points, haversine_m
+from indexer.options import PLACE_RADIUS_M
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -24,7 +25,7 @@ TURN = 0.05
 """Probability that a camera turns round along a traverse between two frames."""
 NEAR_FRAMES = 2
 """Photos before and after one that show the same place, in a traverse."""
-NEAR_M = 25.0
+NEAR_M = PLACE_RADIUS_M
 """Distance of photos that show the same place, in metres."""
 UNKNOWN_STEP_M = 25.0
 """Motion in metres if nothing is known."""

@@ -15,6 +15,7 @@ from scipy.spatial import KDTree
 
 from indexer.errors import IndexerError
 from indexer.geo import chord_m, earth_points, to_local
+from indexer.options import PLACE_RADIUS_M
 from indexer.photos.metadata_table import MetadataTable
 from indexer.photos.read_metadata import read_metadata
 from indexer.photos.scan import DATABASE, QUERIES, ScanResult
@@ -51,7 +52,7 @@ class Supervision:
     """What counts as the same place, and how much is held out."""
 
     positive_radius_m: float | None = None  # None: the negative radius
-    negative_radius_m: float = 25.0
+    negative_radius_m: float = PLACE_RADIUS_M
     held_out: float = 0.2
     places: str = "auto"
     seed: int = 0

@@ -205,10 +205,10 @@ def test_comparison_notes_name_the_other_index(
         (("--heading-tolerance", 200), 2, "the heading tolerance must be 0 to 180 degrees, not 200"),
         (("--report", "no/such/report.html"), 1, "cannot write no/such/report.html: there is no such folder"),
         (("--per-query", "/"), 1, "cannot write /: it is a folder"),
-        (("--one-per-panorama",), 1, "no photo of the index names a panorama"),
+        (("--one-per-panorama",), 1, "no photo of the index has a panorama"),
     ],
 )
-def test_invalid_plans_are_refused(
+def test_invalid_options_are_refused(
     loci: Loci, index: Path, queries: Path, options: tuple[object, ...], code: int, message: str
 ) -> None:
     result = loci("evaluate", queries, "--index", index, *options)
