@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.errors import ModelError
+from model.files import atomic_write
 from model.images import DEFAULT_IMAGE_SIZE
 from model.layers import deepface
 from model.layers.backbone import CHANNELS, VGG16, imagenet_backbone, vgg16_conv5
@@ -239,20 +239,14 @@ def save_model(model: PlaceModel, path: Path) -> str:
         "config": json.dumps(dataclasses.asdict(model.config)),
         "fingerprint": fingerprint,
     }
-    partial = path.with_suffix(".partial")
-    partial.touch()
-    mode = (
-        partial.stat().st_mode & 0o777
-    )  # by the umask; safetensors makes files that only the owner can read
     try:
-        save_file(_state(model), partial, metadata=header)
+        with atomic_write(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode & 0o777  # by the umask; safetensors' files are for the owner only
+            save_file(_state(model), partial, metadata=header)
+            partial.chmod(mode)
     except SafetensorError as error:  # its error for a full disk
-        partial.unlink(missing_ok=True)
         raise ModelError(f"cannot write {path}: {error}") from error
-    partial.chmod(mode)
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)
     return fingerprint
 
 

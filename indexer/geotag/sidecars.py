@@ -7,14 +7,13 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from indexer.errors import UsageError, XmpError
 from indexer.geotag.xmp import MAX_BYTES, Xmp
 from indexer.photos.scan import ScannedFile
-from indexer.storage.files import sync_folder
+from model.files import PARTIAL, atomic_write
 
 NAMINGS = ("full", "stem")
 """`full`: `IMG_1.jpg.xmp`, as darktable and digiKam; `stem`: `IMG_1.xmp`, as Lightroom for raw photos."""
@@ -149,26 +148,13 @@ def write_estimate(
     xmp = read_sidecar(sidecar.base) if sidecar.base else Xmp.empty()
     xmp.put_estimate(lat, lon, radius_m, heading, remarks)
     sidecar.target.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(sidecar.target) as partial:
+    # a short name: that of the target may have the greatest length
+    short = sidecar.target.with_name(f".loci-{os.getpid()}{PARTIAL}")
+    with atomic_write(sidecar.target, partial=short) as partial:
         with partial.open("xb") as file:  # never through an existing link
             file.write(xmp.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
         if sidecar.target.exists():
             shutil.copymode(sidecar.target, partial)
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that replaces it at the end, and is deleted on failure."""
-    partial = target.with_name(f".loci-{os.getpid()}.partial")  # short: names may have the greatest length
-    partial.unlink(missing_ok=True)
-    try:
-        yield partial
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(target.parent)
 
 
 def _ending(folder: Path, depth: int) -> str:

@@ -1,12 +1,9 @@
-"""Atomic writing of files; reading of arrays; digests."""
+"""Files of an index: atomic texts and arrays, mapped arrays, digests."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
+from model.files import PARTIAL, atomic_write, sync_folder
 
-PARTIAL = ".partial"
-"""Ending of the names of files that are not complete yet."""
+__all__ = ["PARTIAL", "atomic_write", "map_array", "replace_text", "save_array", "sha256_of", "sync_folder"]
+
 NPY_HEADERS = threading.Lock()
 """Lock for reading headers of .npy files. NumPy parses them with `ast`, which on Python 3.11 may fail if two
 threads do so at the same time ("AST constructor recursion depth mismatch", CPython issue 106905)."""
-
-
-@contextmanager
-def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
-    """Yield a temporary path to write to; then sync the file and rename it to `path`.
-
-    If an exception is raised, the temporary file is deleted and `path` stays as it was.
-
-    Args:
-        mode: permissions of the file; None: the usual ones.
-    """
-    partial = path.with_name(f"{path.name}{PARTIAL}")
-    try:
-        if mode is not None:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -71,20 +46,6 @@ def map_array(path: Path, what: str) -> np.memmap[Any, np.dtype[Any]]:
             return np.lib.format.open_memmap(path, "r")
     except (OSError, ValueError) as error:
         raise IndexerError(f"{what} {path} cannot be read: {error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Write renames in a folder to disk; does nothing if folders cannot be synced."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse; the rename itself stays atomic
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from indexer.charts.chart import Chart, Dot, Line, Scale, Tick, linear, path, svg
+from model.files import atomic_write
 
 RANKS = (1, 5, 10)
 
 
 def write_record(folder: Path, history: Sequence[dict[str, Any]]) -> None:
     """Write `log.txt`, `log.jsonl` and `curve.svg` of all epochs so far, each replaced as a whole."""
-    _replace(folder / "log.txt", lambda path: path.write_text(log_text(history), encoding="utf-8"))
     lines = "".join(json.dumps(record) + "\n" for record in history)
-    _replace(folder / "log.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
-    _replace(folder / "curve.svg", lambda file: file.write_text(training_curve(history), encoding="utf-8"))
+    texts = {"log.txt": log_text(history), "log.jsonl": lines, "curve.svg": training_curve(history)}
+    for name, text in texts.items():
+        with atomic_write(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def log_text(history: Sequence[dict[str, Any]]) -> str:
@@ -66,9 +68,3 @@ def training_curve(history: Sequence[dict[str, Any]]) -> str:
         ticks = [Tick(y(top * part / 4), f"{top * part / 4:.3g}") for part in range(5)]
         charts.append(chart("loss", "Training", "loss", ticks, [line("loss", y, losses, 5)]))
     return svg("Training curve", charts)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    partial.replace(path)

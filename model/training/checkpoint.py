@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.errors import ModelError
+from model.files import atomic_write
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -21,15 +21,11 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     Raises:
         ModelError: it cannot be written, for example on a full disk.
     """
-    partial = path.with_suffix(".partial")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(whole, partial, metadata={"state": json.dumps(state)})
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            save_file(whole, partial, metadata={"state": json.dumps(state)})
     except (SafetensorError, OSError) as error:
-        partial.unlink(missing_ok=True)
         raise ModelError(f"cannot write {path}: {error}") from error
 
 

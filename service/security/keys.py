@@ -8,12 +8,11 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import re
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from indexer.storage.files import sync_folder
+from model.files import atomic_write
 from service.errors import KeysUnreadable, ServiceError
 
 logger = logging.getLogger(__name__)
@@ -132,17 +131,9 @@ class KeyFile:
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         text = json.dumps({"format": FORMAT, "keys": [asdict(key) for key in keys]}, indent=2) + "\n"
-        partial = self.path.with_name(f"{self.path.name}.partial")
         try:
-            with suppress(FileNotFoundError):
-                partial.unlink()  # left by a killed run, perhaps with another mode
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-            sync_folder(self.path.parent)
+            with atomic_write(self.path, MODE) as partial:
+                partial.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ServiceError(f"cannot write {self.path}: {error.strerror}") from error
 
