@@ -58,6 +58,12 @@ def wrap_lon(lon: ArrayLike) -> FloatArray:
     return np.asarray((np.asarray(lon, np.float64) + 180.0) % 360.0 - 180.0, np.float64)
 
 
+def angle_between(one: ArrayLike, other: ArrayLike) -> FloatArray:
+    """Return the degrees between directions, 0 to 180; the two broadcast."""
+    difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+    return np.asarray(np.abs((difference + 180.0) % 360.0 - 180.0))
+
+
 def to_local(lat: ArrayLike, lon: ArrayLike, lat0: float, lon0: float) -> FloatArray:
     """Return metres east and north of (lat0, lon0), (n, 2), also across the antimeridian.
 

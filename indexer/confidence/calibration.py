@@ -61,7 +61,7 @@ class Model:
     middle: tuple[float, ...]
     scale: tuple[float, ...]
     intercepts: tuple[float, float]
-    """Of wrong and absent."""
+    """The two of wrong and absent."""
     slopes: tuple[tuple[float, ...], tuple[float, ...]]
     known_share: float
     """κ₀."""

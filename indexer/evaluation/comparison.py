@@ -19,7 +19,7 @@ class Comparison:
     this: Evaluation
     other: Evaluation
     path: Path
-    """Of the other index."""
+    """Evaluation of the other index."""
     pairs: tuple[tuple[QueryResult, QueryResult], ...]
     """This index's result and the other's, for each such query."""
 

@@ -10,12 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from indexer.answers import PhotoHit
 from indexer.errors import IndexerError, NotFound, UsageError
 from indexer.evaluation.queries import Query
-from indexer.geo import FloatArray, haversine_m
+from indexer.geo import angle_between, haversine_m
 from indexer.index import Index
 from indexer.storage.layout import generation_of
 from indexer.storage.path_finder import PathFinder
@@ -40,16 +39,10 @@ class Expected:
             return False
         if self.heading is None:
             return True
-        return hit.heading is not None and bool(turn(hit.heading, self.heading) <= self.tolerance)
+        return hit.heading is not None and bool(angle_between(hit.heading, self.heading) <= self.tolerance)
 
 
 UNKNOWN = Expected(None)
-
-
-def turn(one: ArrayLike, other: ArrayLike) -> FloatArray:
-    """Degrees between directions, 0 to 180; the two broadcast."""
-    between = np.asarray(one, np.float64) - np.asarray(other, np.float64)
-    return np.asarray(np.abs((between + 180.0) % 360.0 - 180.0))
 
 
 def by_distance(
@@ -102,7 +95,9 @@ class _Views:
         right = haversine_m(where.lat, where.lon, self._lat, self._lon) <= radius_m
         if tolerance is None or where.heading is None:
             return Expected(frozenset(self._ids[i] for i in np.flatnonzero(right)))
-        right &= turn(self._heading, where.heading) <= tolerance  # NaN without a heading: never within
+        right &= (
+            angle_between(self._heading, where.heading) <= tolerance
+        )  # NaN without a heading: never within
         return Expected(frozenset(self._ids[i] for i in np.flatnonzero(right)), where.heading, tolerance)
 
 

@@ -208,8 +208,8 @@ class Milvus:
                 done, since = ready, time.monotonic()
             if time.monotonic() - since > PATIENCE:
                 raise StoreUnavailable(
-                    f"the Milvus store {self.address.uri} ({self.address.name}) has made a graph of "
-                    f"{ready:,} of {count:,} descriptors, and of no more for {PATIENCE} s: run again"
+                    f"the Milvus store {self.address.uri} ({self.address.name}) has built HNSW for "
+                    f"{ready:,} of {count:,} descriptors and made no progress for {PATIENCE} s: run again"
                 )
             time.sleep(1)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.filters import Filters, Moment, read_moment
-from indexer.geo import band_degrees, haversine_m
+from indexer.geo import angle_between, band_degrees, haversine_m
 from indexer.snapshots.store import held
 from indexer.storage.catalogue import Catalogue
 from indexer.storage.files import NPY_HEADERS
@@ -70,8 +70,7 @@ class Columns:
         if filters.place is not None:
             passing &= np.isin(self.place, np.asarray(places, np.int32))
         if filters.heading is not None:
-            turn = np.abs((self.heading - filters.heading + 180.0) % 360.0 - 180.0)
-            passing &= turn <= filters.heading_tolerance
+            passing &= angle_between(self.heading, filters.heading) <= filters.heading_tolerance
         if filters.after is not None:
             passing &= self._seconds(filters.after) >= filters.after.seconds
         if filters.before is not None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from indexer.errors import IndexerError
-from indexer.geo import chord_m, earth_points, to_local
+from indexer.geo import angle_between, chord_m, earth_points, to_local
 from indexer.options import PLACE_RADIUS_M
 from indexer.photos.metadata_table import MetadataTable
 from indexer.photos.read_metadata import read_metadata
@@ -227,7 +227,7 @@ def _same_way(photos: Sequence[TrainingPhoto], found: Sequence[Rows]) -> list[Ro
 def _alike(a: TrainingPhoto, b: TrainingPhoto) -> bool:
     if a.heading is None or b.heading is None:
         return True
-    return abs((a.heading - b.heading + 180) % 360 - 180) <= HEADING_TOLERANCE
+    return bool(angle_between(a.heading, b.heading) <= HEADING_TOLERANCE)
 
 
 def _by_place(places: Sequence[int]) -> list[Rows]:

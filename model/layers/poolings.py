@@ -1,10 +1,10 @@
-"""Pooling layers: the local descriptors of a conv map, or of a clip's maps → one descriptor.
+"""Pooling layers: from the local descriptors of a conv map, or of a clip's maps, to one descriptor.
 
 Letters: B batch, T frames, D channels, H W map, N = H·W local descriptors, K clusters, G ghosts.
 
-Every layer is a sum over local descriptors followed by normalisations. Frames of a clip are therefore pooled
-as ActionVLAD does (Girdhar et al., CVPR 2017): their sums are added and normalised once, so that a clip's
-descriptor lives in the same space as a photo's, and a clip of one frame is a photo.
+Every layer is a sum over local descriptors followed by normalisations. So frames of a clip are pooled as in
+ActionVLAD (Girdhar et al., CVPR 2017): their sums are added and normalised once. A clip's descriptor lies in
+the same space as a photo's, and a clip of one frame equals that photo.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ POOLINGS = ("netvlad", "vlad", "ghostvlad", "average", "gem")
 CLUSTERED = ("netvlad", "vlad", "ghostvlad")
 NORMALISATIONS = ("intra", "ssr", "none")
 ONE_LAYER, TWO_LAYERS = LAYERS = ("conv5_3", "conv4_3+conv5_3")
-"""What is pooled."""
+"""Names of the layers that are pooled."""
 EPSILON = 1e-12
 
 
 class Pooling(nn.Module):
-    """What all poolings share. Input: B D H W. Output: B C, fp32, unit length.
+    """Base of all poolings. Input: B D H W. Output: B C, fp32, unit length.
 
     Raises:
         ModelError: maps of another shape than B×D×H×W.
@@ -37,26 +37,26 @@ class Pooling(nn.Module):
         self.channels = channels
 
     def accumulate(self, maps: Tensor) -> Tensor:
-        """Sums over the local descriptors of each map, B D H W → B S; a clip's are its frames' added up."""
+        """Return sums over the local descriptors of each map, B D H W → B S."""
         raise NotImplementedError
 
     def finish(self, sums: Tensor) -> Tensor:
-        """The descriptor of each row of sums, B S → B C, unit length."""
+        """Return the descriptor of each row of sums, B S → B C, unit length."""
         raise NotImplementedError
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.finish(self.accumulate(maps))
 
     def pool_clip(self, frames: Sequence[Tensor]) -> Tensor:
-        """One descriptor a clip: T maps of B D H W, where H and W may differ between frames → B C."""
+        """Return one descriptor for a clip: T maps of B D H W, with any H and W → B C."""
         if not frames:
             raise ModelError("a clip needs at least one frame, got none")
         return self.finish(torch.stack([self.accumulate(maps) for maps in frames]).sum(0))
 
     def whole_and_halves(self, maps: Tensor) -> Tensor:
-        """The descriptors of maps, of their left halves and of their right ones, B D H W → B 3 C.
+        """Return the descriptors of maps, of their left halves and of their right ones, B D H W → B 3 C.
 
-        A middle column of an odd number belongs to neither half; a single column is both.
+        The middle column of an odd number belongs to neither half; a single column is both.
         """
         width = maps.shape[3]
         half = width // 2
@@ -73,7 +73,7 @@ class Pooling(nn.Module):
         return maps[..., start:stop]
 
     def _local(self, maps: Tensor, like: Tensor | None = None) -> Tensor:
-        """The local descriptors of each map in at least fp32, B D N."""
+        """Return the local descriptors of each map in at least fp32, B D N."""
         dtype = like.dtype if like is not None else torch.promote_types(maps.dtype, torch.float32)
         return self._shaped(maps).flatten(2).to(dtype)  # B D N
 
@@ -114,7 +114,7 @@ class NetVLAD(Pooling):
 
     @classmethod
     def from_centres(cls, centres: Tensor, alpha: float, *, version: int = 1, ghosts: int = 0) -> NetVLAD:
-        """The layer initialised from k-means centres and the assignment sharpness α.
+        """Initialise the layer from k-means centres and the assignment sharpness α.
 
         Args:
             centres: (K + G) D; the last G are the ghosts'.
@@ -130,12 +130,12 @@ class NetVLAD(Pooling):
         return layer
 
     def assign(self, maps: Tensor) -> Tensor:
-        """Soft assignments of each local descriptor, B K N; with ghosts they add up to less than 1."""
+        """Return soft assignments of each local descriptor, B K N; with ghosts they add up to less than 1."""
         x = self._local(maps, self.centres)  # B D N
         return self._assign(x, _inverse_length(x))
 
     def accumulate(self, maps: Tensor) -> Tensor:
-        """Residuals V_k before any normalisation, B K·D."""
+        """Return residuals V_k before any normalisation, B K·D."""
         x = self._local(maps, self.centres)  # B D N
         scale = _inverse_length(x)  # B 1 N
         a = self._assign(x, scale)  # B K N
@@ -174,14 +174,14 @@ class VLAD(Pooling):
 
     @classmethod
     def from_centres(cls, centres: Tensor, *, normalisation: str = "intra") -> VLAD:
-        """The layer with k-means centres, K D."""
+        """Initialise the layer with k-means centres, K D."""
         layer = cls(*centres.shape, normalisation=normalisation)
         with torch.no_grad():
             layer.centres.copy_(centres)
         return layer
 
     def accumulate(self, maps: Tensor) -> Tensor:
-        """Residuals V_k before any normalisation, B K·D."""
+        """Return residuals V_k before any normalisation, B K·D."""
         x = self._local(maps, self.centres)  # B D N
         scale = _inverse_length(x)  # B 1 N
         with torch.no_grad():  # argmin ‖x − c‖² = argmax 2c·x − ‖c‖²
@@ -199,10 +199,10 @@ class VLAD(Pooling):
 
 
 class TwoLayers(Pooling):
-    """Two poolings, of conv5_3 and of conv4_3, whose descriptors are one after the other.
+    """Two poolings, of conv5_3 and of conv4_3, whose descriptors are concatenated.
 
-    conv4_3 has four times the cells and less of what they mean: it tells apart what looks alike, where
-    conv5_3 finds again what has changed. Input: `joined` maps. Output: B (K₅ + K₄)·D, unit length.
+    conv4_3 has four times the cells and less meaning: it separates places that look alike, and conv5_3
+    recognises places that have changed. Input: `joined` maps. Output: B (K₅ + K₄)·D, unit length.
     """
 
     def __init__(self, upper: NetVLAD | VLAD, lower: NetVLAD | VLAD) -> None:
@@ -224,9 +224,9 @@ class TwoLayers(Pooling):
 
 
 def joined(upper: Tensor, lower: Tensor) -> Tensor:
-    """Maps of conv5_3 (B 512 H W) and conv4_3 (B 512 2H 2W, or a row more) as one, B 2560 H W, fp32.
+    """Join maps of conv5_3 (B 512 H W) and conv4_3 (B 512 2H 2W, or a row more) as one, B 2560 H W, fp32.
 
-    One lies behind the other as they are in memory: `apart` moves nothing.
+    One follows the other in memory: `apart` moves nothing.
     """
     height, width = upper.shape[2:]
     lower = lower[:, :, : 2 * height, : 2 * width].reshape(len(lower), -1, height, width)
@@ -234,7 +234,7 @@ def joined(upper: Tensor, lower: Tensor) -> Tensor:
 
 
 def apart(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """What `joined` joined."""
+    """Split what `joined` has joined."""
     channels = maps.shape[1] // 5
     height, width = maps.shape[2:]
     return maps[:, :channels], maps[:, channels:].reshape(len(maps), channels, 2 * height, 2 * width)
@@ -283,7 +283,7 @@ def build_pooling(
     ghosts: int = 0,
     normalisation: str = "intra",
 ) -> Pooling:
-    """A pooling by its name, its clusters still to be fitted.
+    """Return a pooling by name, its clusters still to be fitted.
 
     Raises:
         ModelError: an unknown name, or a setting that the layer refuses.
@@ -309,7 +309,7 @@ def _inverse_length(x: Tensor) -> Tensor:
 
 
 def _intra(sums: Tensor, clusters: int) -> Tensor:
-    """Each cluster's D numbers to unit length, B K·D → B K·D."""
+    """Scale each cluster's D numbers to unit length, B K·D → B K·D."""
     residuals = sums.view(len(sums), clusters, -1)  # B K D
     normalised: Tensor = F.normalize(residuals, dim=2, eps=EPSILON)
     return normalised.flatten(1)

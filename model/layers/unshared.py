@@ -1,9 +1,9 @@
-"""Unshared convolution: the product behind a locally connected layer, in blocks that stay in the cache.
+"""Unshared convolution, the product of a locally connected layer, in blocks that fit the cache.
 
-The weights, P O J, are far larger than anything else, and each is used once for each image: whatever is fast
-reads them once, in order. What a position sees, its patch, is copied out of the map for a few rows of the
-output at a time, into one buffer; all of them together (`F.unfold`) would be a tensor B/O times as large as
-the weights. Neither forward nor backward makes one.
+The weights, P O J, are far larger than anything else, and each is used once for each image: fast code reads
+them once, in order. The patch of a position is copied out of the map for a few rows of the output at a time,
+into one buffer; all patches together (`F.unfold`) would be a tensor B/O times as large as the weights.
+Neither forward nor backward makes one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from torch.autograd.function import once_differentiable
 BLOCK = 1 << 23
 """Bytes of patches at a time; at least a row of the output. Measured on DeepFace's L4 and L5."""
 FEW = 12
-"""In smaller batches a patch's numbers lie side by side, in others those of all images. Measured likewise."""
+"""In smaller batches the numbers of a patch are adjacent, in others those of all images. Measured likewise.
+"""
 
 
 def unshared_convolution(x: Tensor, weight: Tensor, kernel: tuple[int, int], stride: int) -> Tensor:
-    """A convolution without padding whose kernel is another one at each position.
+    """A convolution without padding that has its own kernel at each position.
 
-    Runs in the precision of the weights, under autocast too: to cast them would read and write them all.
+    Runs in the precision of the weights, also under autocast: a cast would read and write all of them.
 
     Args:
         x: B C H W.
@@ -67,19 +68,19 @@ def _to_weight(g: Tensor, weight: Tensor, x: Tensor, kernel: tuple[int, int], st
 
 
 def _to_input(g: Tensor, weight: Tensor, shape: torch.Size, kernel: tuple[int, int], stride: int) -> Tensor:
-    """Each position's g·W added where its patch was taken, B C H W."""
+    """Add each position's g·W where its patch was taken, B C H W."""
     B, C, H, W = shape
     of_x = g.new_zeros(C, H, W, B)
     for at, seen, patches in _blocks(_windows(of_x, kernel, stride)):
         torch.bmm(g[at], weight[at], out=_by_position(patches))
-        for i in range(kernel[0]):  # patches overlap, but not where they are the same part of the kernel
+        for i in range(kernel[0]):  # patches overlap, but not at the same part of the kernel
             for j in range(kernel[1]):
                 seen[..., i, j] += patches[..., i, j]
     return of_x.permute(3, 0, 1, 2).contiguous()
 
 
 def _windows(x: Tensor, kernel: tuple[int, int], stride: int) -> Tensor:
-    """What each output sees, as a view: contiguous C H W B → Hout Wout B C kh kw."""
+    """Return the patch of each output as a view: contiguous C H W B → Hout Wout B C kh kw."""
     C, H, W, B = x.shape
     c, h, w, b = x.stride()
     height, width = ((size - k) // stride + 1 for size, k in zip((H, W), kernel, strict=True))
@@ -87,7 +88,7 @@ def _windows(x: Tensor, kernel: tuple[int, int], stride: int) -> Tensor:
 
 
 def _blocks(windows: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """A few rows at a time: which positions, their windows, and a buffer of the same shape, one for all."""
+    """Yield a few rows at a time: positions, their windows, and one shared buffer of the same shape."""
     height, width, B = windows.shape[:3]
     row = windows[0].numel() * windows.element_size()
     rows = max(1, min(height, BLOCK // max(1, row)))
@@ -101,5 +102,5 @@ def _blocks(windows: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
 
 
 def _by_position(patches: Tensor) -> Tensor:
-    """Rows Wout B C kh kw → positions B J, a view."""
+    """Return rows Wout B C kh kw as positions B J, a view."""
     return patches.flatten(0, 1).flatten(2)

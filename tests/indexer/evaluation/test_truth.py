@@ -13,7 +13,8 @@ from indexer.answers import PhotoHit
 from indexer.errors import IndexerError, UsageError
 from indexer.evaluation.queries import Query, find_queries, queries_of
 from indexer.evaluation.run import _nearest, _panoramas, evaluate
-from indexer.evaluation.truth import UNKNOWN, _own_by_name, by_distance, by_frames, turn
+from indexer.evaluation.truth import UNKNOWN, _own_by_name, by_distance, by_frames
+from indexer.geo import angle_between
 from indexer.index import Index
 from indexer.photos.metadata import PhotoMetadata
 from indexer.photos.read_metadata import read_metadata
@@ -51,7 +52,7 @@ def vectors(unit: Unit) -> Callable[[int], list[Floats]]:
 
 
 def test_turns() -> None:
-    assert turn([10, 350, 0, 90], [350, 10, 180, 450]).tolist() == [20, 20, 180, 0]
+    assert angle_between([10, 350, 0, 90], [350, 10, 180, 450]).tolist() == [20, 20, 180, 0]
 
 
 def test_right_photos_look_the_same_way(handmade: Handmade, vectors: Callable[[int], list[Floats]]) -> None:
